@@ -1,0 +1,54 @@
+"""Spiking networks by name: `build("vgg5", timestep=8, num_classes=10)`. Needs torch alone.
+
+Every network maps images [N, C, H, W] (the same image at each timestep) or frames [N, T, C, H, W] to outputs
+[T, N, classes]; membranes live inside one forward call.
+"""
+
+from functools import partial
+
+from archs import resnet, vgg
+from archs.fc import fc
+from archs.neuron import LIF
+
+ARCHS = (*resnet.PLANS, *vgg.PLANS, "fc")
+SMALLEST_IMAGE = 8
+
+
+def build(
+    arch,
+    *,
+    timestep,
+    num_classes,
+    in_channels=3,
+    image_size=32,
+    width=1.0,
+    layernum=2,
+    norm="step",
+    **neuron,
+):
+    """Make a spiking network.
+
+    Args:
+        arch: one of ARCHS. `resnet19` with the defaults is the model of the AAAI 2023 release.
+        timestep: T, number of timesteps of a forward call.
+        image_size: height and width of the (square) input, at least 8.
+        width: factor on the number of channels.
+        layernum: linear layers of `fc`, the read-out included; other networks ignore it.
+        norm: "step" (BatchNorm statistics per timestep) or "folded" (time counts as batch).
+        neuron: arguments of `archs.neuron.LIF`: tau=2.0, threshold=1.0, reset, surrogate, surrogate_alpha, ...
+
+    Raises ValueError for an unknown name or a size out of range.
+    """
+    if arch not in ARCHS:
+        raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
+    if timestep < 1 or num_classes < 1 or in_channels < 1 or width <= 0 or layernum < 2:
+        raise ValueError("timestep, num_classes and in_channels must be at least 1, layernum at least 2, width above 0")
+    if image_size < SMALLEST_IMAGE:
+        raise ValueError(f"image_size must be at least {SMALLEST_IMAGE}, not {image_size}")
+    shape = dict(timestep=timestep, num_classes=num_classes, in_channels=in_channels, width=width, norm=norm)
+    shape["make_lif"] = partial(LIF, **neuron)
+    if arch in resnet.PLANS:
+        return resnet.ResNet(arch, **shape)
+    if arch in vgg.PLANS:
+        return vgg.vgg(arch, image_size=image_size, **shape)
+    return fc(image_size=image_size, layernum=layernum, **shape)

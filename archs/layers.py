@@ -1,0 +1,81 @@
+"""Layers that take every timestep at once, [T, N, ...], and the way in for images and frames."""
+
+import torch
+from torch import nn
+
+from archs.neuron import LIF
+
+NORMS = ("step", "folded")
+
+
+def time_first(x, timestep):
+    """Input of a network -> time first: image [N, C, H, W] -> [1, N, C, H, W], frames [N, T, C, H, W] -> [T, N, C, H, W].
+
+    An image keeps one step: what stands before the first LIF sees the same input T times, so it runs once.
+    Raises ValueError for another number of dimensions, or frames of another T than the network's.
+    """
+    if x.dim() == 4:
+        return x.unsqueeze(0)
+    if x.dim() != 5:
+        raise ValueError(f"input must be images [N, C, H, W] or frames [N, T, C, H, W], not {list(x.shape)}")
+    if x.shape[1] != timestep:
+        raise ValueError(f"the network runs {timestep} timesteps, the frames have {x.shape[1]}")
+    return x.transpose(0, 1)
+
+
+def repeat_static(x, timestep):
+    """[1, N, ...] -> [T, N, ...] without a copy; [T, N, ...] stays as it is."""
+    return x.expand(timestep, *x.shape[1:])
+
+
+class Conv2d(nn.Conv2d):
+    """2-d convolution of all timesteps at once: [T, N, C, H, W] -> [T, N, C', H', W']."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # (T, N, C', H', W')
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """2-d average pooling of all timesteps at once: [T, N, C, H, W] -> [T, N, C, H', W']."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # (T, N, C, H', W')
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation of [T, N, C, ...] over samples and positions.
+
+    norm="step": each timestep is normalised with its own batch statistics, and the running statistics are updated T
+    times, as if the layer stood inside a loop over t. norm="folded": time counts as batch, one update (the statistics
+    of threshold-dependent BN, Zheng et al. 2021). In eval mode both are the same affine map.
+    """
+
+    def __init__(self, channels, norm="step"):
+        super().__init__(channels)
+        if norm not in NORMS:
+            raise ValueError(f"unknown norm {norm!r}: choose from {', '.join(NORMS)}")
+        self.norm = norm
+
+    def _check_input_dim(self, x):
+        """Any number of position dimensions, none of them included."""
+
+    def forward(self, x):
+        if not self.training or self.norm == "folded":
+            return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return torch.stack([super(BatchNorm, self).forward(x_t) for x_t in x])
+
+
+class SpikingSequential(nn.Sequential):
+    """Layers in order: images [N, C, H, W] or frames [N, T, C, H, W] -> outputs [T, N, classes]."""
+
+    def __init__(self, layers, timestep):
+        super().__init__(layers)
+        self.timestep = timestep
+
+    def forward(self, x):
+        x = time_first(x, self.timestep)
+        for layer in self:
+            if isinstance(layer, LIF):
+                x = repeat_static(x, self.timestep)
+            x = layer(x)
+        return x
