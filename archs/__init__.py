@@ -31,7 +31,7 @@ def build(
     Args:
         arch: one of ARCHS. `resnet19` with the defaults is the model of the AAAI 2023 release.
         timestep: T, number of timesteps of a forward call.
-        image_size: height and width of the (square) input, at least 8.
+        image_size: height and width of the input, or both in one number; at least 8.
         width: factor on the number of channels.
         layernum: linear layers of `fc`, the read-out included; other networks ignore it.
         norm: "step" (BatchNorm statistics per timestep) or "folded" (time counts as batch).
@@ -43,7 +43,8 @@ def build(
         raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
     if timestep < 1 or num_classes < 1 or in_channels < 1 or width <= 0 or layernum < 2:
         raise ValueError("timestep, num_classes and in_channels must be at least 1, layernum at least 2, width above 0")
-    if image_size < SMALLEST_IMAGE:
+    image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if min(image_size) < SMALLEST_IMAGE:
         raise ValueError(f"image_size must be at least {SMALLEST_IMAGE}, not {image_size}")
     shape = dict(timestep=timestep, num_classes=num_classes, in_channels=in_channels, width=width, norm=norm)
     shape["make_lif"] = partial(LIF, **neuron)

@@ -14,5 +14,5 @@ def fc(*, timestep, num_classes, in_channels, image_size, width, layernum, norm,
     """`layernum` linear layers, the read-out included; the hidden ones have 256 * width neurons."""
     layers = OrderedDict(flatten=nn.Flatten(2))  # (T, N, C * H * W)
     hidden = [max(1, round(HIDDEN * width))] * (layernum - 1)
-    add_linear(layers, in_channels * image_size**2, hidden, num_classes, norm, make_lif)
+    add_linear(layers, in_channels * image_size[0] * image_size[1], hidden, num_classes, norm, make_lif)
     return SpikingSequential(layers, timestep)

@@ -19,12 +19,12 @@ PLANS = {
 def vgg(arch, *, timestep, num_classes, in_channels, image_size, width, norm, make_lif):
     """The VGG of that name with channels times `width`; a pooling that would find less than 2x2 positions is left out."""
     channels, hidden = PLANS[arch]
-    layers, size, convs = OrderedDict(), image_size, 0
+    layers, (rows, cols), convs = OrderedDict(), image_size, 0
     for entry in channels:
         if entry == "P":
-            if size >= 2:
+            if min(rows, cols) >= 2:
                 layers[f"pool{convs}"] = AvgPool2d(2)
-                size //= 2
+                rows, cols = rows // 2, cols // 2
             continue
         convs, out_channels = convs + 1, max(1, round(entry * width))
         layers[f"conv{convs}"] = Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
@@ -32,7 +32,8 @@ def vgg(arch, *, timestep, num_classes, in_channels, image_size, width, norm, ma
         layers[f"lif{convs}"] = make_lif()
         in_channels = out_channels
     layers["flatten"] = nn.Flatten(2)  # (T, N, C * H * W)
-    add_linear(layers, in_channels * size * size, [max(1, round(h * width)) for h in hidden], num_classes, norm, make_lif)
+    hidden = [max(1, round(features * width)) for features in hidden]
+    add_linear(layers, in_channels * rows * cols, hidden, num_classes, norm, make_lif)
     return SpikingSequential(layers, timestep)
 
 

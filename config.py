@@ -1,0 +1,289 @@
+"""Every flag of the scripts, in one parser: grouped, checked, with a recipe per data set.
+
+`parse("train_snn")` returns the settings of a run. Where a value is not given on the command line it comes from, in
+this order: the run that `--resume` goes on with (or the checkpoint that `--checkpoints` measures), the recipe of the
+data set, the recipe of the AAAI 2023 release. Bad input ends the process with one line on stderr and exit status 2.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import archs
+from archs.layers import NORMS
+from archs.neuron import RESETS, SURROGATES
+from data import DATASETS
+from utils import ARGS_FILE, BadInput, load_checkpoint
+
+# Over the release's recipe, which is the parser's defaults. Any flag on the command line overrides both.
+RECIPES = {
+    "digits": dict(
+        arch="vgg5", width=0.25, timestep=8, epochs=30, batch_size=64, learning_rate=0.1, save_epochs=["every:10"],
+        fisher_epochs=["0", "1", "2", "3", "5", "8", "12", "20", "30"],
+    ),
+    "fashion_mnist": dict(
+        arch="vgg5", width=0.5, timestep=8, epochs=20, learning_rate=0.1, save_epochs=["every:10"],
+        fisher_epochs=["0", "1", "2", "5", "10", "20"],
+    ),
+}  # fmt: skip
+# A flag that only one setting of another flag reads: given without it, it would do nothing, so it is refused.
+ONLY_WITH = {
+    "layernum": ("arch", {"fc"}),
+    "data_file": ("dataset", {"npz"}),
+    "fake_shape": ("dataset", {"fake"}),
+    "data_dir": ("dataset", {"cifar10", "cifar100", "svhn", "mnist", "fashion_mnist"}),
+    "momentum": ("optimizer", {"sgd"}),
+    "lr_step": ("scheduler", {"step"}),
+    "lr_gamma": ("scheduler", {"step"}),
+}
+# What may differ between a run and its resumption: where things are, not what is computed.
+PLACES = {"resume", "dry_run", "device", "data_dir", "out_dir", "exp_name"}
+# What a checkpoint knows of the model and the data it was trained on; --checkpoints takes these from it.
+MODEL_FLAGS = {
+    "dataset", "data_file", "fake_shape", "datanum", "label_corrupt_prob", "encode", "arch", "width", "layernum",
+    "timestep", "norm", "tau", "threshold", "reset", "surrogate", "surrogate_alpha", "undecayed_input",
+    "undetached_reset", "seed",
+}  # fmt: skip
+# With --checkpoints nothing is trained: these would do nothing, so they are refused.
+TRAINING_FLAGS = {
+    "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "scheduler", "lr_step", "lr_gamma",
+    "warmup_epochs", "label_smoothing", "no_augment", "init", "resume", "save_epochs", "fisher_epochs",
+}  # fmt: skip
+
+
+def number(kind, low, high=None, open_low=False):
+    """An argparse type: an int or float in [low, high], without `low` itself if `open_low`."""
+
+    def convert(text):
+        value = kind(text)
+        if not (value > low if open_low else value >= low) or (high is not None and value > high):
+            bound = f"{'above' if open_low else 'at least'} {low}" + (
+                f" and at most {high}" if high is not None else ""
+            )
+            raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
+        return value
+
+    convert.__name__ = kind.__name__  # argparse names it in «invalid int value»
+    return convert
+
+
+def epoch_list(text):
+    """An argparse type: one entry of a list of epochs, a number or every:k."""
+    if not re.fullmatch(r"\d+|every:[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither an epoch nor every:k")
+    return text
+
+
+def expand_epochs(entries, last):
+    """["0", "every:10"] -> sorted epochs up to `last`. every:k ends with the last epoch, which also stands for any
+    number past it (an entry of a recipe made for a longer run)."""
+    epochs = set()
+    for entry in entries:
+        if entry.startswith("every:"):
+            epochs.update(range(int(entry[6:]), last, int(entry[6:])), [last])
+        else:
+            epochs.add(min(int(entry), last))
+    return sorted(epochs)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, and flags that may be spelled with hyphens."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in args]
+        return super().parse_known_args(args, namespace)
+
+
+def make_parser(script, description=None):
+    parser = Parser(
+        prog=f"{script}.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="Defaults are the recipe of the release; digits and fashion_mnist have recipes of their own (config.py).",
+    )
+
+    def group(title):
+        add = parser.add_argument_group(title).add_argument
+
+        def flag(name, *names, help, **kw):
+            shown = kw.get("default") is not None and kw.get("action") is None
+            value = " ".join(map(str, kw["default"])) if isinstance(kw.get("default"), list) else kw.get("default")
+            add(name, *names, help=help + (f" (default {value})" if shown else ""), **kw)
+
+        return flag
+
+    flag = group("data")
+    flag("--dataset", choices=DATASETS, default="cifar10", help="data set; digits and fake need no file")
+    flag("--data_dir", default="data", help="where torchvision's data sets are, or are downloaded to")
+    flag("--data_file", metavar="X.NPZ", help="file of --dataset npz: arrays x_train, y_train, x_test, y_test")
+    flag(
+        "--fake_shape",
+        nargs="+",
+        type=number(int, 1),
+        default=[3, 32, 32],
+        metavar="D",
+        help="shape of an input of --dataset fake: C H W, or T C H W for frames",
+    )
+    flag("--datanum", type=number(int, 2), metavar="N", help="train on N samples only; without it, all")
+    flag(
+        "--label_corrupt_prob",
+        type=number(float, 0, 1),
+        default=0.0,
+        metavar="P",
+        help="replace this share of the training labels by random ones",
+    )
+    flag(
+        "--encode",
+        choices=["d", "p"],
+        default="d",
+        help="d: the image itself at every timestep; p: Poisson, a spike with the pixel's value as probability",
+    )
+    flag("--no_augment", action="store_true", help="train without random crops and flips")
+
+    flag = group("model")
+    flag("--arch", choices=archs.ARCHS, default="resnet19", help="network")
+    flag("--width", type=number(float, 0, open_low=True), default=1.0, help="factor on the number of channels")
+    flag("--layernum", type=number(int, 2), default=2, help="linear layers of --arch fc, the read-out included")
+    flag("--timestep", type=number(int, 1), default=10, metavar="T", help="timesteps of one input")
+    flag(
+        "--norm", choices=NORMS, default="step", help="BatchNorm statistics per timestep, or over all timesteps at once"
+    )
+    flag("--tau", type=number(float, 1, open_low=True), default=2.0, help="membrane time constant, in timesteps")
+    flag("--threshold", type=number(float, 0, open_low=True), default=1.0, help="firing threshold")
+    flag("--reset", choices=RESETS, default="hard", help="after a spike: membrane to 0, or lowered by the threshold")
+    flag("--surrogate", choices=SURROGATES, default="atan", help="derivative that stands in for the step's")
+    flag(
+        "--surrogate_alpha",
+        type=number(float, 0, open_low=True),
+        metavar="A",
+        help="slope of the surrogate; without it, the one at which its peak is 1 (atan: 2)",
+    )
+    flag("--undecayed_input", action="store_true", help="the input is not divided by tau: h = v (1 - 1/tau) + x")
+    flag("--undetached_reset", action="store_true", help="let the gradient flow through the reset too")
+    flag("--init", metavar="CKPT", help="start from these weights: a checkpoint of this project or of the release")
+
+    flag = group("training")
+    flag("--epochs", type=number(int, 1), default=300, help="passes over the training set")
+    flag("--batch_size", type=number(int, 2), default=128, help="samples a step")
+    flag("--optimizer", choices=["sgd", "adam", "adamw"], default="sgd", help="optimizer")
+    flag("--learning_rate", "--lr", type=number(float, 0, open_low=True), default=0.3, help="peak learning rate")
+    flag("--momentum", type=number(float, 0, 1), default=0.9, help="momentum of sgd")
+    flag("--weight_decay", type=number(float, 0), default=5e-4, help="weight decay")
+    flag("--scheduler", choices=["cosine", "step", "none"], default="cosine", help="learning rate by epoch: cosine to 0, "
+         "times --lr_gamma every --lr_step epochs, or constant")  # fmt: skip
+    flag("--lr_step", type=number(int, 1), default=100, help="epochs between drops of --scheduler step")
+    flag("--lr_gamma", type=number(float, 0, 1), default=0.1, help="factor of each drop of --scheduler step")
+    flag("--warmup_epochs", type=number(int, 0), default=0, help="epochs of linear warm-up")
+    flag("--label_smoothing", type=number(float, 0, 1), default=0.0, help="label smoothing of the training loss")
+    flag("--seed", type=number(int, 0), default=0, help="seed of weights, order, augmentation, corruption, encoding")
+
+    if script == "train_snn_fisherinfo":
+        flag = group("Fisher information")
+        flag(
+            "--fisher_epochs",
+            nargs="+",
+            type=epoch_list,
+            default=["20", "120", "300"],
+            metavar="E",
+            help="measure after these epochs (0: before training), or every:k; recipe epochs past --epochs are left out",
+        )
+        flag(
+            "--fisher_samples", type=number(int, 2), default=512, metavar="N", help="samples measured, always the same"
+        )
+        flag(
+            "--fisher_split", choices=["train", "test"], default="train", help="where they are taken from, unaugmented"
+        )
+        flag(
+            "--checkpoints",
+            nargs="+",
+            metavar="CKPT",
+            help="measure these saved models instead of training one; their own flags are taken from them",
+        )
+
+    flag = group("run")
+    flag("--out_dir", default="runs", help="where run folders are")
+    flag("--exp_name", help="name of the run folder; without it, made of data set, arch, T and seed")
+    flag("--resume", action="store_true", help="go on with that run from its checkpoint_latest.pt, with its flags")
+    flag(
+        "--save_epochs",
+        nargs="+",
+        type=epoch_list,
+        default=["every:20"],
+        metavar="E",
+        help="keep a checkpoint_EEEE.pt of these epochs, or every:k",
+    )
+    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    flag("--dry_run", action="store_true", help="two steps of everything, in a temporary folder that is deleted")
+    return parser
+
+
+def parse(script, argv=None, description=None):
+    """Settings of a run of `script` from the command line (or the list `argv`), checked. Exits with status 2 if bad."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = make_parser(script, description)
+    unset = object()
+    probe = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
+    given = {name for name, value in vars(parser.parse_args(argv, probe)).items() if value is not unset}
+    args = parser.parse_args(argv)
+    parser.set_defaults(**RECIPES.get(args.dataset, {}))
+    args = parser.parse_args(argv)
+    try:
+        stored, source = stored_args(args)
+        for name in sorted(given & (stored.keys() - PLACES)):
+            if getattr(args, name) != stored[name]:
+                raise BadInput(f"--{name} {getattr(args, name)} differs from {stored[name]}, fixed by {source}")
+        parser.set_defaults(**RECIPES.get(stored.get("dataset"), {}))
+        parser.set_defaults(**{k: v for k, v in stored.items() if k in vars(args).keys() - PLACES})
+        args = parser.parse_args(argv)
+        check(args, given)
+    except BadInput as error:
+        parser.error(str(error))
+    return args
+
+
+def run_name(args):
+    """Name of the run folder."""
+    return args.exp_name or f"{args.dataset}_{args.arch}_T{args.timestep}_seed{args.seed}"
+
+
+def stored_args(args):
+    """Flags that an earlier run fixes, by name, and what fixes them: the resumed folder's or the first checkpoint's."""
+    if getattr(args, "checkpoints", None):
+        saved = load_checkpoint(args.checkpoints[0]).get("args", {})
+        return {k: v for k, v in saved.items() if k in MODEL_FLAGS}, args.checkpoints[0]
+    if args.resume:
+        path = Path(args.out_dir) / run_name(args) / ARGS_FILE
+        if path.exists():
+            try:
+                return json.loads(path.read_text())["args"], path
+            except (ValueError, KeyError) as error:
+                raise BadInput(f"{path} is damaged ({error}): remove the folder, or restore the file") from error
+    return {}, None
+
+
+def check(args, given):
+    """Raise BadInput for flags that do not fit together."""
+    for name in sorted(given & ONLY_WITH.keys()):
+        other, values = ONLY_WITH[name]
+        if getattr(args, other) not in values:
+            raise BadInput(f"--{name} has an effect only with --{other} {' or '.join(sorted(values))}")
+    if getattr(args, "checkpoints", None) and given & TRAINING_FLAGS:
+        raise BadInput(f"--{min(given & TRAINING_FLAGS)} has no effect with --checkpoints, which trains nothing")
+    if args.dataset == "npz" and not args.data_file:
+        raise BadInput("--dataset npz needs --data_file x.npz")
+    if len(args.fake_shape) not in (3, 4):
+        raise BadInput("--fake_shape takes C H W, or T C H W")
+    if args.warmup_epochs >= args.epochs:
+        raise BadInput(f"--warmup_epochs {args.warmup_epochs} leaves nothing of --epochs {args.epochs}")
+    if args.dry_run and args.resume:
+        raise BadInput("--dry_run keeps nothing, so there is nothing to --resume")
+    for name in sorted(given & {"save_epochs", "fisher_epochs"}):
+        past = [e for e in getattr(args, name) if e.isdigit() and int(e) > args.epochs]
+        if past:
+            raise BadInput(f"--{name} {past[0]} is past --epochs {args.epochs}")

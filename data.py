@@ -1,0 +1,264 @@
+"""Data sets as tensors on the device; batches are cut, augmented and encoded there, all images at once.
+
+A set is two `ImageSet`s, made by `load`. Values are in [0, 1] where they are stored as uint8; a batch is standardised
+channel by channel with the training set's mean and standard deviation.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from archs import SMALLEST_IMAGE
+from utils import BadInput, seed_all
+
+# name -> (padding of the random crop, random horizontal flip)
+AUGMENT = {
+    "cifar10": (4, True), "cifar100": (4, True), "svhn": (4, False), "fashion_mnist": (2, True), "mnist": (2, False),
+    "digits": (1, False), "npz": (0, False), "fake": (0, False),
+}  # fmt: skip
+TORCHVISION = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "svhn": "SVHN",
+    "fashion_mnist": "FashionMNIST",
+    "mnist": "MNIST",
+}
+DATASETS = tuple(AUGMENT)
+# The release's constants; any other set is measured.
+MEAN_STD = {"cifar10": ((0.4913, 0.4821, 0.4465), (0.2023, 0.1994, 0.2010))}
+FAKE_SIZE, FAKE_CLASSES = (256, 128), 10
+
+
+@dataclass
+class ImageSet:
+    """Samples and how a batch is made of them.
+
+    images [N, C, H, W], or frames [N, T, C, H, W], uint8 or float32; labels [N] int64; mean and std [C].
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    num_classes: int
+    mean: torch.Tensor
+    std: torch.Tensor
+    pad: int = 0
+    flip: bool = False
+    poisson_steps: int = 0
+
+    def __len__(self):
+        return len(self.labels)
+
+    def subset(self, index):
+        """The set of the samples of that index, in its order."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def to(self, device):
+        """The set on that device."""
+        moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}
+        return replace(self, **moved)
+
+    def batch(self, index, augment=False):
+        """Inputs [B, C, H, W] or [B, T, C, H, W], standardised float32, and labels [B], of the samples `index` [B].
+
+        What is random (crops, flips, Poisson spikes) is drawn from torch's global generator of the device. Poisson
+        spikes are 0 or 1 with the pixel's value as probability, and are not standardised.
+        """
+        x = self.images[index]
+        if augment and (self.pad or self.flip):
+            x = crop_and_flip(x, self.pad, self.flip)
+        x = x / 255 if x.dtype == torch.uint8 else x
+        if self.poisson_steps:
+            p = x.unsqueeze(1).expand(-1, self.poisson_steps, -1, -1, -1)  # (B, T, C, H, W)
+            return torch.bernoulli(p), self.labels[index]
+        return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1), self.labels[index]
+
+    def batches(self, size):
+        """All samples in order, (inputs, labels) of `size` samples, the last batch smaller if need be."""
+        for index in torch.arange(len(self), device=self.labels.device).split(size):
+            yield self.batch(index)
+
+
+def crop_and_flip(x, pad, flip):
+    """Shift each image of [B, ..., H, W] by up to `pad` pixels, zeros coming in, and mirror half of them if `flip`.
+
+    The frames of one sample move together.
+    """
+    size, (height, width) = len(x), x.shape[-2:]
+    rows = torch.arange(height, device=x.device) + torch.randint(0, 2 * pad + 1, (size, 1), device=x.device)
+    cols = torch.arange(width, device=x.device) + torch.randint(0, 2 * pad + 1, (size, 1), device=x.device)
+    if flip:
+        cols = torch.where(torch.rand(size, 1, device=x.device) < 0.5, cols.flip(1), cols)
+    padded = F.pad(x.flatten(1, -3), (pad,) * 4)  # (B, channels, H + 2 pad, W + 2 pad)
+    sample = torch.arange(size, device=x.device).view(-1, 1, 1)
+    moved = padded.transpose(0, 1)[:, sample, rows.unsqueeze(2), cols.unsqueeze(1)]  # (channels, B, H, W)
+    return moved.transpose(0, 1).reshape(x.shape)
+
+
+def load(args, device):
+    """The training and the test set that `args` names, on `device`, and the corruption of the training labels.
+
+    Returns (train, test, corrupted): `corrupted` is None, or {"index" [n] into the whole training set, "labels" [n] as
+    trained, "clean" [n]}. Raises BadInput if a set is missing or damaged, or does not fit the flags.
+    """
+    x_train, y_train, x_test, y_test = READERS.get(args.dataset, read_torchvision)(args)
+    num_classes = int(max(y_train.max(), y_test.max())) + 1
+    if args.dataset in MEAN_STD:
+        mean, std = map(torch.tensor, MEAN_STD[args.dataset])
+    else:
+        mean, std = channel_statistics(x_train)
+    pad, flip = (0, False) if args.no_augment else AUGMENT[args.dataset]
+    train = ImageSet(x_train, y_train, num_classes, mean, std, pad, flip)
+    if len(train) < 2:
+        raise BadInput(f"{args.dataset} has {len(train)} training sample: at least 2 are needed")
+    if min(x_train.shape[-2:]) < SMALLEST_IMAGE:
+        raise BadInput(f"inputs of {list(x_train.shape[-2:])} pixels are too small: at least {SMALLEST_IMAGE} a side")
+    if x_train.dim() == 5 and x_train.shape[1] != args.timestep:
+        raise BadInput(
+            f"the frames of {args.dataset} have {x_train.shape[1]} timesteps: pass --timestep {x_train.shape[1]}"
+        )
+    if args.encode == "p":
+        if x_train.dim() == 5:
+            raise BadInput("--encode p makes spikes of images; frames are in time already")
+        if min(x_train.min(), x_test.min()) < 0 or (
+            x_train.is_floating_point() and max(x_train.max(), x_test.max()) > 1
+        ):
+            raise BadInput("--encode p needs values in [0, 1], as probabilities")
+        train.poisson_steps = args.timestep
+    test = replace(train, images=x_test, labels=y_test)
+    corrupted = None
+    if args.datanum:
+        if args.datanum > len(train):
+            raise BadInput(f"--datanum {args.datanum} is above the {len(train)} training samples of {args.dataset}")
+        seed_all(args.seed, "subset")
+        index = torch.randperm(len(train))[: args.datanum]
+        train = train.subset(index)
+    else:
+        index = torch.arange(len(train))
+    if args.label_corrupt_prob:
+        seed_all(args.seed, "corrupt")
+        chosen = torch.randperm(len(train))[: round(args.label_corrupt_prob * len(train))]
+        labels = train.labels.clone()
+        labels[chosen] = torch.randint(num_classes, (len(chosen),))
+        corrupted = {"index": index[chosen], "labels": labels[chosen], "clean": train.labels[chosen]}
+        train = replace(train, labels=labels)
+    if args.dry_run:
+        train, test = train.subset(slice(2 * args.batch_size)), test.subset(slice(2 * args.batch_size))
+    return train.to(device), test.to(device), corrupted
+
+
+def channel_statistics(images):
+    """Mean and standard deviation [C] over samples, timesteps and positions; a constant channel has 1."""
+    mean, square, chunks = 0, 0, images.split(1000)
+    for chunk in chunks:
+        flat = chunk.transpose(0, -3).flatten(1).double() / (255 if images.dtype == torch.uint8 else 1)
+        mean, square = mean + flat.sum(1), square + flat.square().sum(1)
+    count = images.numel() / images.shape[-3]
+    mean, square = mean / count, square / count
+    std = (square - mean**2).clamp(min=0).sqrt()
+    return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
+
+
+# ---------------------------------------------------------------- readers: x_train, y_train, x_test, y_test
+
+
+def read_digits(args):
+    """scikit-learn's 1797 handwritten digits, [N, 1, 8, 8] in [0, 1]; every fifth of a fixed order is held out."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    labels = torch.tensor(digits.target)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
+    test, train = order[::5], order[torch.arange(len(order)) % 5 != 0]
+    return images[train], labels[train], images[test], labels[test]
+
+
+def read_fake(args):
+    """Seeded noise around one random pattern a class, of any shape, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    patterns = rng.uniform(0, 1, (FAKE_CLASSES, *args.fake_shape))
+    arrays = []
+    for size in FAKE_SIZE:
+        labels = np.arange(size) % FAKE_CLASSES
+        noise = rng.uniform(0, 1, (size, *args.fake_shape))
+        arrays += [torch.from_numpy((255 * (patterns[labels] + noise) / 2).astype(np.uint8)), torch.from_numpy(labels)]
+    return tuple(arrays)
+
+
+def read_npz(args):
+    """x_train, y_train, x_test, y_test of an .npz file: images or frames, uint8 or float, and integer labels."""
+    try:
+        with np.load(args.data_file, allow_pickle=False) as file:
+            arrays = [file[name] for name in ("x_train", "y_train", "x_test", "y_test")]
+    except FileNotFoundError as error:
+        raise BadInput(f"there is no {args.data_file}") from error
+    except KeyError as error:
+        raise BadInput(f"{args.data_file} lacks an array: {error.args[0]}") from error
+    except Exception as error:  # zipfile, zlib and numpy each have their own
+        raise BadInput(f"{args.data_file} is damaged, or no .npz file ({type(error).__name__})") from error
+    for x, y, split in ((*arrays[:2], "train"), (*arrays[2:], "test")):
+        if x.ndim not in (4, 5) or not (x.dtype == np.uint8 or np.issubdtype(x.dtype, np.floating)):
+            raise BadInput(f"x_{split} of {args.data_file} must be uint8 or float, [N, C, H, W] or [N, T, C, H, W]")
+        if y.shape != x.shape[:1] or len(y) == 0 or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+            raise BadInput(f"y_{split} of {args.data_file} must be one label 0, 1, ... for each of x_{split}")
+        if not np.isfinite(x).all():
+            raise BadInput(f"x_{split} of {args.data_file} holds values that are not finite")
+    if arrays[0].shape[1:] != arrays[2].shape[1:] or arrays[0].dtype != arrays[2].dtype:
+        raise BadInput(f"x_train and x_test of {args.data_file} must have samples of one shape and type")
+    x_train, y_train, x_test, y_test = map(torch.from_numpy, arrays)
+    if x_train.dtype != torch.uint8:
+        x_train, x_test = x_train.float(), x_test.float()
+    return x_train, y_train.long(), x_test, y_test.long()
+
+
+def read_torchvision(args):
+    """A data set of torchvision, from --data_dir or downloaded to it."""
+    source, arrays = getattr(import_torchvision(), TORCHVISION[args.dataset]), []
+    for train in (True, False):
+        split = {"split": "train" if train else "test"} if args.dataset == "svhn" else {"train": train}
+        try:
+            try:
+                part = source(args.data_dir, download=False, **split)
+            except RuntimeError:  # torchvision's word for missing, or of the wrong checksum
+                print(f"{args.dataset} is not in {args.data_dir} yet: downloading", file=sys.stderr)
+                part = source(args.data_dir, download=True, **split)
+        except Exception as error:  # URLError, OSError, UnpicklingError, ValueError, ... of a foreign reader
+            raise BadInput(
+                f"{args.dataset} in {Path(args.data_dir).resolve()} is missing or damaged and was not downloaded "
+                f"({error}): put torchvision's files for {TORCHVISION[args.dataset]} there by hand, "
+                f"or use --dataset digits, which needs none"
+            ) from error
+        images = torch.as_tensor(part.data)
+        if images.dim() == 3:
+            images = images.unsqueeze(1)  # (N, 1, H, W)
+        elif images.shape[-1] == 3:
+            images = images.permute(0, 3, 1, 2).contiguous()  # (N, 3, H, W)
+        labels = torch.as_tensor(part.labels if args.dataset == "svhn" else part.targets)
+        arrays += [images, labels.long()]
+    return tuple(arrays)
+
+
+def import_torchvision():
+    """torchvision.datasets, also beside a torch build that torchvision's compiled operators were not built for."""
+    try:
+        from torchvision import datasets
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        # PyPI's torchvision is built for CUDA and does not load its operators next to a CPU torch. Nothing here calls
+        # them: declare the two that its import looks for, and import again.
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import_torchvision.library = library  # the declarations live as long as this object
+        from torchvision import datasets
+    return datasets
+
+
+READERS = {"digits": read_digits, "npz": read_npz, "fake": read_fake}

@@ -1,0 +1,272 @@
+"""Train a spiking LIF network by surrogate-gradient backpropagation through time, and validate it.
+
+The recipe of the release (ResNet19, CIFAR-10, T = 10, 300 epochs) on a GPU:
+
+    python train_snn.py
+
+A small VGG on the 8x8 digits, T = 8, on two CPU cores in under half a minute; test accuracy 0.98 to 0.99:
+
+    python train_snn.py --dataset digits
+
+Stop it with Ctrl-C, go on with `--resume`; the result is the same as if it had not been stopped. The run folder,
+runs/<name>, holds args.json, log.jsonl (a line an epoch), checkpoints and figures/training.png.
+"""
+
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import archs
+import config
+import data
+import plots
+from fisher import prefix_losses, prefix_outputs
+from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, Stopped, StopSignals
+from utils import load_checkpoint, load_weights, pick_device, run_script, seed_all
+
+SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and timestep
+CHECK_EVERY = 50  # steps between looks at the loss: a look waits for the device
+
+
+def epoch_start():
+    """Progress within an epoch before its first step: steps and images done, their summed loss and correct samples."""
+    return {"step": 0, "images": 0, "loss": torch.zeros(()), "correct": torch.zeros((), dtype=torch.int64)}
+
+
+def setup(args):
+    """Model and data of a run: (model, training set, test set, corruption of the training labels)."""
+    device = pick_device(args.device)
+    train_set, test_set, corrupted = data.load(args, device)
+    seed_all(args.seed, "model")  # drawn on the CPU: the same weights for every device
+    model = archs.build(
+        args.arch,
+        timestep=args.timestep,
+        num_classes=train_set.num_classes,
+        in_channels=train_set.images.shape[-3],
+        image_size=train_set.images.shape[-2:],
+        width=args.width,
+        layernum=args.layernum,
+        norm=args.norm,
+        tau=args.tau,
+        threshold=args.threshold,
+        reset=args.reset,
+        surrogate=args.surrogate,
+        surrogate_alpha=args.surrogate_alpha,
+        decay_input=not args.undecayed_input,
+        detach_reset=not args.undetached_reset,
+    ).to(device)
+    if args.init:
+        load_weights(model, load_checkpoint(args.init), args.init, args)
+    return model, train_set, test_set, corrupted
+
+
+@contextmanager
+def run_folder(args):
+    """The Run of `args`; that of a dry run is temporary."""
+    if args.dry_run:
+        with TemporaryDirectory() as folder:
+            yield Run(Path(folder) / "dry_run", args)
+    else:
+        yield Run(Path(args.out_dir) / config.run_name(args), args, args.resume)
+
+
+def make_optimizer(args, model):
+    """The optimizer and its learning rate by epoch (linear warm-up, then --scheduler)."""
+    common = dict(lr=args.learning_rate, weight_decay=args.weight_decay)
+    if args.optimizer == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), momentum=args.momentum, **common)
+    else:
+        optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer](model.parameters(), **common)
+    after = {
+        "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs - args.warmup_epochs),
+        "step": lambda: torch.optim.lr_scheduler.StepLR(optimizer, args.lr_step, args.lr_gamma),
+        "none": lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+    }[args.scheduler]()
+    if not args.warmup_epochs:
+        return optimizer, after
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (args.warmup_epochs + 1), total_iters=args.warmup_epochs)
+    return optimizer, torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, after], [args.warmup_epochs])
+
+
+@torch.no_grad()
+def evaluate(model, dataset, args, stop):
+    """Loss (nats) and accuracy of every prefix t = 1..T, and spikes per neuron and timestep of each LIF layer."""
+    model.eval()
+    rates, hooks = {}, []
+
+    def count_spikes(name):
+        def hook(module, inputs, spikes):
+            rates[name] = rates.get(name, 0) + spikes.mean() * spikes.shape[1]
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, archs.LIF):
+            hooks.append(module.register_forward_hook(count_spikes(name)))
+    loss = correct = 0
+    seed_all(args.seed, "evaluate")
+    try:
+        for x, y in dataset.batches(args.batch_size):
+            outputs = model(x)  # (T, N, classes)
+            loss = loss + prefix_losses(outputs, y).sum(1)
+            correct = correct + (prefix_outputs(outputs).argmax(2) == y).sum(1)
+            stop.check()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        "prefix_loss": (loss / len(dataset)).tolist(),
+        "prefix_accuracy": (correct / len(dataset)).tolist(),
+        "spike_rate": {name: (rate / len(dataset)).item() for name, rate in rates.items()},
+    }
+
+
+def train_epoch(args, at, model, optimizer, train_set, stop):
+    """Train the epoch after `at`, from its step on, and keep `at` up to date. Returns the images a second, or None.
+
+    Raises BadInput if a loss or gradient is not finite, Stopped (between two steps) after a signal.
+    """
+    model.train()
+    epoch, device = at["epoch"] + 1, train_set.labels.device
+    seed_all(args.seed, "order", epoch)
+    batches = torch.randperm(len(train_set), device=device).split(args.batch_size)
+    if len(batches[-1]) == 1:
+        batches = batches[:-1]  # BatchNorm has no statistics of one sample
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    loss_sum, correct = at["loss"].to(device), at["correct"].to(device)
+    first_bad = torch.tensor(len(batches), device=device)
+    seen, start = at["images"], time.perf_counter()
+    for step in tqdm(range(at["step"], len(batches)), f"epoch {epoch}", disable=None, leave=False):
+        seed_all(args.seed, "step", epoch, step)
+        x, y = train_set.batch(batches[step], augment=True)
+        outputs = model(x)  # (T, N, classes)
+        loss = F.cross_entropy(outputs.mean(0), y, label_smoothing=args.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        first_bad = torch.where(torch.isfinite(loss + norm), first_bad, first_bad.clamp(max=step))
+        optimizer.step()
+        loss_sum += loss.detach() * len(y)
+        correct += (outputs.detach().mean(0).argmax(1) == y).sum()
+        at["step"], at["images"] = step + 1, at["images"] + len(y)
+        if stop.requested or at["step"] % CHECK_EVERY == 0 or at["step"] == len(batches):
+            if first_bad < len(batches):
+                raise BadInput(
+                    f"the loss or a gradient is not finite at epoch {epoch}, step {first_bad + 1}: try a lower "
+                    f"--learning_rate; the checkpoints on disk are from before"
+                )
+            at["loss"], at["correct"] = loss_sum.cpu(), correct.cpu()
+            stop.check()
+    seen = at["images"] - seen
+    return seen / (time.perf_counter() - start) if seen else None
+
+
+def fit(args, run, model, train_set, test_set, after_epoch):
+    """Train `model` in place and write the run folder; go on with it if `args.resume` and there is a checkpoint.
+
+    after_epoch(line, stop) is called with each new line of log.jsonl, epoch 0 (before training) included, and again with
+    the last one when a run is resumed. At that moment the epoch's checkpoint is on disk. It may call stop.check() and
+    draw random numbers: neither changes the training.
+
+    Raises BadInput if a loss or gradient is not finite, and Stopped after a signal, when everything is saved.
+    """
+    optimizer, scheduler = make_optimizer(args, model)
+    # Finished epochs, the best test accuracy so far, and the progress within the next epoch.
+    at = {"epoch": 0, "best": -1.0} | epoch_start()
+    if args.resume and run.path(LATEST).exists():
+        checkpoint = load_checkpoint(run.path(LATEST))
+        load_weights(model, checkpoint, run.path(LATEST), args)
+        if "progress" not in checkpoint:
+            raise BadInput(f"{run.path(LATEST)} has weights alone: start a new run from it with --init")
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        scheduler.load_state_dict(checkpoint["scheduler"])
+        at = checkpoint["progress"]
+    run.keep_lines(LOG_FILE, lambda line: line["epoch"] <= at["epoch"])
+    keep_at = config.expand_epochs(args.save_epochs, args.epochs)
+    warned = set()
+
+    def weights():
+        return {"state_dict": model.state_dict(), "args": vars(args), "epoch": at["epoch"]}
+
+    def save_latest():
+        state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "progress": at}
+        run.save(LATEST, weights() | state)
+
+    def log(line, found):
+        line |= {"test_loss": found["prefix_loss"][-1], "test_accuracy": found["prefix_accuracy"][-1]} | found
+        run.append(LOG_FILE, line)
+        for name, rate in found["spike_rate"].items():
+            if line["epoch"] and not SILENT < rate < SATURATED and name not in warned:
+                warned.add(name)
+                word = "silent" if rate <= SILENT else "saturated"
+                tqdm.write(
+                    f"warning: {name} is {word} after epoch {line['epoch']}, {rate:.4f} spikes a step", sys.stderr
+                )
+        return line
+
+    with StopSignals() as stop:
+        lines = run.lines(LOG_FILE)
+        if not lines:
+            before = dict.fromkeys(("lr", "train_loss", "train_accuracy", "images_per_second"))
+            lines = [log({"epoch": 0} | before, evaluate(model, test_set, args, stop))]
+        line = lines[-1]
+        if at["step"] == 0:
+            after_epoch(line, stop)
+        for epoch in tqdm(range(at["epoch"] + 1, args.epochs + 1), "epochs", disable=None, leave=False):
+            try:
+                stop.check()
+                rate = train_epoch(args, at, model, optimizer, train_set, stop)
+                found = evaluate(model, test_set, args, stop)
+            except Stopped:
+                save_latest()
+                raise
+            line = {"epoch": epoch, "lr": scheduler.get_last_lr()[0], "images_per_second": rate}
+            line |= {
+                "train_loss": at["loss"].item() / at["images"],
+                "train_accuracy": at["correct"].item() / at["images"],
+            }
+            # The line before the checkpoint: a resumed run drops lines that are past its checkpoint.
+            line = log(line, found)
+            scheduler.step()
+            improved = line["test_accuracy"] > at["best"]
+            at = {"epoch": epoch, "best": max(at["best"], line["test_accuracy"])} | epoch_start()
+            if improved:
+                run.save(BEST, weights())
+            if epoch in keep_at:
+                run.save(f"checkpoint_{epoch:04d}.pt", weights())
+            save_latest()
+            after_epoch(line, stop)
+    return line
+
+
+def print_line(line, stop):
+    """One line an epoch on standard output."""
+    if line["epoch"] == 0:
+        tqdm.write("epoch        lr  train loss  accuracy  test loss  accuracy  images/s")
+        return
+    tqdm.write(
+        f"{line['epoch']:5d}  {line['lr']:8.5f}  {line['train_loss']:10.4f}  {line['train_accuracy']:8.4f}  "
+        f"{line['test_loss']:9.4f}  {line['test_accuracy']:8.4f}  {line['images_per_second'] or float('nan'):8.0f}"
+    )
+
+
+def main(argv=None):
+    args = config.parse("train_snn", argv, __doc__)
+    model, train_set, test_set, corrupted = setup(args)
+    with run_folder(args) as run:
+        if corrupted:
+            run.save(LABELS_FILE, corrupted)
+        line = fit(args, run, model, train_set, test_set, print_line)
+        figure = plots.training(run.folder)
+        print(f"test accuracy {line['test_accuracy']:.4f} after {line['epoch']} epochs")
+        print(f"run folder {run.folder}\nfigure     {figure}")
+
+
+if __name__ == "__main__":
+    run_script(main, "train_snn.py")

@@ -1,0 +1,196 @@
+"""The run folder and what surrounds a run: errors, files that are never half-written, checkpoints, seeds, device, signals."""
+
+import json
+import os
+import pickle
+import platform
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ARGS_FILE, LOG_FILE, FISHER_FILE, LABELS_FILE = "args.json", "log.jsonl", "fisher.jsonl", "train_labels.pt"
+LATEST, BEST = "checkpoint_latest.pt", "checkpoint_best.pt"
+
+
+class BadInput(Exception):
+    """What the user gave cannot be used. The message says what is wrong and what to do, in one line."""
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM: the work so far is saved. `signal` is its number."""
+
+    def __init__(self, number):
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+def run_script(main, name):
+    """Call main() as a script: bad input and unusable files end it with one line on stderr and exit status 2, a signal
+    with 128 plus its number."""
+    try:
+        main()
+    except (BadInput, OSError) as error:
+        print(f"{name}: error: {error}".replace("\n", " "), file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stop:
+        print(f"{name}: stopped by {stop}; the run is saved, the same command with --resume goes on", file=sys.stderr)
+        sys.exit(128 + stop.signal)
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_atomically(path, write):
+    """Call write(file) on a temporary file beside `path` and put it in the place of `path` when it is whole on disk."""
+    path = Path(path)
+    part = path.with_name(f".part-{path.name}")
+    with open(part, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+class Run:
+    """A run folder. JSON lines are appended whole; other files are replaced atomically.
+
+    Raises BadInput if the folder cannot be made or written, or holds a run and `resume` is False.
+    """
+
+    def __init__(self, folder, args, resume=False):
+        self.folder = Path(folder)
+        try:
+            (self.folder / "figures").mkdir(parents=True, exist_ok=True)
+            if self.path(ARGS_FILE).exists() and not resume:
+                raise BadInput(
+                    f"{self.folder} holds a run already: --resume goes on with it, --exp_name NAME makes another"
+                )
+            for torn in self.folder.glob(".part-*"):  # of a killed process
+                torn.unlink()
+            record = {"args": vars(args), "command": sys.argv, **environment(args.device)}
+            write_atomically(self.path(ARGS_FILE), lambda f: f.write(json.dumps(record, indent=1).encode()))
+        except OSError as error:
+            raise BadInput(f"the output folder {self.folder} cannot be written: {error}") from error
+
+    def path(self, name):
+        return self.folder / name
+
+    def append(self, name, record):
+        """Append one JSON line in a single write."""
+        line = (json.dumps(record) + "\n").encode()
+        with open(self.path(name), "ab", buffering=0) as file:
+            file.write(line)
+            os.fsync(file.fileno())
+
+    def lines(self, name):
+        """Records of a JSON-lines file, without a torn last line; none if there is no file."""
+        return read_lines(self.path(name))
+
+    def keep_lines(self, name, keep):
+        """Rewrite a JSON-lines file with the records for which keep(record) is true."""
+        if self.path(name).exists():
+            kept = [json.dumps(record) + "\n" for record in self.lines(name) if keep(record)]
+            write_atomically(self.path(name), lambda f: f.write("".join(kept).encode()))
+
+    def save(self, name, content):
+        write_atomically(self.path(name), lambda f: torch.save(content, f))
+
+
+def read_lines(path):
+    """Records of a JSON-lines file, without a torn last line; none if there is no file."""
+    if not Path(path).exists():
+        return []
+    return [json.loads(line) for line in Path(path).read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def environment(device):
+    """Versions, device and git revision, for args.json."""
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    return {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "device": torch.cuda.get_device_name(device)
+        if "cuda" in device
+        else f"{device}, {torch.get_num_threads()} threads",
+        "git": git.stdout.strip() or None,
+    }
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def load_checkpoint(path):
+    """A checkpoint of this project or of the release: a dict with "state_dict", on the CPU. Raises BadInput."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        content["state_dict"].items()
+    except FileNotFoundError as error:
+        raise BadInput(f"there is no checkpoint {path}") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path} is damaged, or no checkpoint of this project or of the release") from error
+    return content
+
+
+def load_weights(model, checkpoint, path, args):
+    """Load the weights of a checkpoint that was made with the arch and T of `args`. Raises BadInput otherwise."""
+    saved = checkpoint.get("args", {})
+    for name in ("arch", "timestep"):
+        if saved.get(name, getattr(args, name)) != getattr(args, name):
+            raise BadInput(f"{path} was trained with --{name} {saved[name]}, not {getattr(args, name)}")
+    try:
+        model.load_state_dict({k.removeprefix("module."): v for k, v in checkpoint["state_dict"].items()})
+    except RuntimeError as error:
+        raise BadInput(f"{path} does not fit --arch {args.arch}: {str(error).splitlines()[1].strip()}") from error
+
+
+# ---------------------------------------------------------------- seeds, device, signals
+
+
+def seed_all(seed, purpose, *when):
+    """Seed torch's generators from the run's seed, a purpose and a moment (epoch, step).
+
+    Whatever is drawn at a moment depends on that moment alone. So a run that is resumed, measured or evaluated in
+    between draws the same numbers as one that is not, and no generator's state has to be saved.
+    """
+    purposes = ("model", "order", "step", "evaluate", "corrupt", "subset")
+    key = [seed, purposes.index(purpose), *when, 0, 0][:4]  # of one length: SeedSequence ignores zeros at the end
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def pick_device(name):
+    """A torch device by name; "auto" is the GPU if there is one. Raises BadInput if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"--device {name} is not there ({reason}); --device cpu always is") from error
+
+
+class StopSignals:
+    """Inside `with StopSignals() as stop:` Ctrl-C and SIGTERM only take note: stop.check() raises Stopped at a moment
+    at which everything can be saved, and stop.requested is true. A second signal ends the process at once."""
+
+    def __enter__(self):
+        self.requested, self.before = None, {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def note(self, number, frame):
+        if self.requested:
+            sys.exit(128 + number)
+        self.requested = number
+
+    def check(self):
+        if self.requested:
+            raise Stopped(self.requested)
+
+    def __exit__(self, *exc):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
