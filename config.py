@@ -21,7 +21,7 @@ from utils import ARGS_FILE, BadInput, load_checkpoint
 RECIPES = {
     "digits": dict(
         arch="vgg5", width=0.25, timestep=8, epochs=30, batch_size=64, learning_rate=0.1, save_epochs=["every:10"],
-        fisher_epochs=["0", "1", "2", "3", "5", "8", "12", "20", "30"],
+        fisher_samples=256, fisher_epochs=["0", "1", "2", "3", "5", "8", "12", "20", "30"],
     ),
     "fashion_mnist": dict(
         arch="vgg5", width=0.5, timestep=8, epochs=20, learning_rate=0.1, save_epochs=["every:10"],
@@ -48,8 +48,8 @@ MODEL_FLAGS = {
 }  # fmt: skip
 # With --checkpoints nothing is trained: these would do nothing, so they are refused.
 TRAINING_FLAGS = {
-    "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "scheduler", "lr_step", "lr_gamma",
-    "warmup_epochs", "label_smoothing", "no_augment", "init", "resume", "save_epochs", "fisher_epochs",
+    "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "scheduler", "lr_step",
+    "lr_gamma", "warmup_epochs", "label_smoothing", "no_augment", "init", "resume", "save_epochs", "fisher_epochs",
 }  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def make_parser(script, description=None):
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Defaults are the recipe of the release; digits and fashion_mnist have recipes of their own (config.py).",
+        epilog="Defaults are the recipe of the release; digits and fashion_mnist have their own, in config.py.",
     )
 
     def group(title):
@@ -118,32 +118,18 @@ def make_parser(script, description=None):
 
         return flag
 
+    # fmt: off
     flag = group("data")
     flag("--dataset", choices=DATASETS, default="cifar10", help="data set; digits and fake need no file")
     flag("--data_dir", default="data", help="where torchvision's data sets are, or are downloaded to")
     flag("--data_file", metavar="X.NPZ", help="file of --dataset npz: arrays x_train, y_train, x_test, y_test")
-    flag(
-        "--fake_shape",
-        nargs="+",
-        type=number(int, 1),
-        default=[3, 32, 32],
-        metavar="D",
-        help="shape of an input of --dataset fake: C H W, or T C H W for frames",
-    )
+    flag("--fake_shape", nargs="+", type=number(int, 1), default=[3, 32, 32], metavar="D",
+         help="shape of an input of --dataset fake: C H W, or T C H W for frames")
     flag("--datanum", type=number(int, 2), metavar="N", help="train on N samples only; without it, all")
-    flag(
-        "--label_corrupt_prob",
-        type=number(float, 0, 1),
-        default=0.0,
-        metavar="P",
-        help="replace this share of the training labels by random ones",
-    )
-    flag(
-        "--encode",
-        choices=["d", "p"],
-        default="d",
-        help="d: the image itself at every timestep; p: Poisson, a spike with the pixel's value as probability",
-    )
+    flag("--label_corrupt_prob", type=number(float, 0, 1), default=0.0, metavar="P",
+         help="replace this share of the training labels by random ones")
+    flag("--encode", choices=["d", "p"], default="d",
+         help="d: the image itself at every timestep; p: Poisson, a spike with the pixel's value as probability")
     flag("--no_augment", action="store_true", help="train without random crops and flips")
 
     flag = group("model")
@@ -151,19 +137,14 @@ def make_parser(script, description=None):
     flag("--width", type=number(float, 0, open_low=True), default=1.0, help="factor on the number of channels")
     flag("--layernum", type=number(int, 2), default=2, help="linear layers of --arch fc, the read-out included")
     flag("--timestep", type=number(int, 1), default=10, metavar="T", help="timesteps of one input")
-    flag(
-        "--norm", choices=NORMS, default="step", help="BatchNorm statistics per timestep, or over all timesteps at once"
-    )
+    flag("--norm", choices=NORMS, default="step",
+         help="BatchNorm statistics of each timestep, or of all timesteps together")
     flag("--tau", type=number(float, 1, open_low=True), default=2.0, help="membrane time constant, in timesteps")
     flag("--threshold", type=number(float, 0, open_low=True), default=1.0, help="firing threshold")
     flag("--reset", choices=RESETS, default="hard", help="after a spike: membrane to 0, or lowered by the threshold")
-    flag("--surrogate", choices=SURROGATES, default="atan", help="derivative that stands in for the step's")
-    flag(
-        "--surrogate_alpha",
-        type=number(float, 0, open_low=True),
-        metavar="A",
-        help="slope of the surrogate; without it, the one at which its peak is 1 (atan: 2)",
-    )
+    flag("--surrogate", choices=SURROGATES, default="atan", help="what stands in for the derivative of the step")
+    flag("--surrogate_alpha", type=number(float, 0, open_low=True), metavar="A",
+         help="slope of the surrogate; without it, the one at which its peak is 1 (atan: 2)")
     flag("--undecayed_input", action="store_true", help="the input is not divided by tau: h = v (1 - 1/tau) + x")
     flag("--undetached_reset", action="store_true", help="let the gradient flow through the reset too")
     flag("--init", metavar="CKPT", help="start from these weights: a checkpoint of this project or of the release")
@@ -175,8 +156,8 @@ def make_parser(script, description=None):
     flag("--learning_rate", "--lr", type=number(float, 0, open_low=True), default=0.3, help="peak learning rate")
     flag("--momentum", type=number(float, 0, 1), default=0.9, help="momentum of sgd")
     flag("--weight_decay", type=number(float, 0), default=5e-4, help="weight decay")
-    flag("--scheduler", choices=["cosine", "step", "none"], default="cosine", help="learning rate by epoch: cosine to 0, "
-         "times --lr_gamma every --lr_step epochs, or constant")  # fmt: skip
+    flag("--scheduler", choices=["cosine", "step", "none"], default="cosine",
+         help="learning rate by epoch: cosine to 0, times --lr_gamma every --lr_step epochs, or constant")
     flag("--lr_step", type=number(int, 1), default=100, help="epochs between drops of --scheduler step")
     flag("--lr_gamma", type=number(float, 0, 1), default=0.1, help="factor of each drop of --scheduler step")
     flag("--warmup_epochs", type=number(int, 0), default=0, help="epochs of linear warm-up")
@@ -185,41 +166,22 @@ def make_parser(script, description=None):
 
     if script == "train_snn_fisherinfo":
         flag = group("Fisher information")
-        flag(
-            "--fisher_epochs",
-            nargs="+",
-            type=epoch_list,
-            default=["20", "120", "300"],
-            metavar="E",
-            help="measure after these epochs (0: before training), or every:k; recipe epochs past --epochs are left out",
-        )
-        flag(
-            "--fisher_samples", type=number(int, 2), default=512, metavar="N", help="samples measured, always the same"
-        )
-        flag(
-            "--fisher_split", choices=["train", "test"], default="train", help="where they are taken from, unaugmented"
-        )
-        flag(
-            "--checkpoints",
-            nargs="+",
-            metavar="CKPT",
-            help="measure these saved models instead of training one; their own flags are taken from them",
-        )
+        flag("--fisher_epochs", nargs="+", type=epoch_list, default=["20", "120", "300"], metavar="E",
+             help="measure after these epochs (0: before training), or every:k")
+        flag("--fisher_samples", type=number(int, 2), default=512, metavar="N", help="samples measured, always the same")
+        flag("--fisher_split", choices=["train", "test"], default="train", help="where they are from, unaugmented")
+        flag("--checkpoints", nargs="+", metavar="CKPT",
+             help="measure these saved models instead of training one; their own flags are taken from them")
 
     flag = group("run")
     flag("--out_dir", default="runs", help="where run folders are")
     flag("--exp_name", help="name of the run folder; without it, made of data set, arch, T and seed")
     flag("--resume", action="store_true", help="go on with that run from its checkpoint_latest.pt, with its flags")
-    flag(
-        "--save_epochs",
-        nargs="+",
-        type=epoch_list,
-        default=["every:20"],
-        metavar="E",
-        help="keep a checkpoint_EEEE.pt of these epochs, or every:k",
-    )
+    flag("--save_epochs", nargs="+", type=epoch_list, default=["every:20"], metavar="E",
+         help="keep a checkpoint_EEEE.pt of these epochs, or every:k")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     flag("--dry_run", action="store_true", help="two steps of everything, in a temporary folder that is deleted")
+    # fmt: on
     return parser
 
 

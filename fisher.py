@@ -11,11 +11,32 @@ sample, before the mean over samples. A flat profile gives IC = (T + 1) / 2. Thi
     from fisher import temporal_fisher
     norms = temporal_fisher(model, x, y)             # {parameter name: [T, N]}, any model(x) -> [T, N, classes]
     I = sum(norms.values()).mean(1)                  # [T]
+
+How it works. All samples go through the model once, and every call of a layer with parameters is noted: its input a,
+and where in the graph its output z is. For each t one backward pass gives the signals d = dL_t/dz of all calls, from
+which the squared norm of every sample's gradient follows without forming a batch of weight gradients in autograd:
+
+    convolution, linear    || sum_p d_p a_p^T ||^2, or sum_pq (a_p . a_q) (d_p . d_q), whichever is less work
+    normalisation, eval    || sum_p d_p * xhat_p ||^2
+    bias                   || sum_p d_p ||^2
+
+with p over the timesteps, positions and calls that one sample has in the layer: the sum comes before the square. Which
+rows of a call belong to which sample is found out by experiment, not assumed. A parameter used in any other way is
+measured by the slow path, one sample at a time.
 """
+
+import math
+import warnings
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+TRAFFIC = 64  # multiplications in the time that one number takes to be written and read again
+MOST_POSITIONS = 4096  # of a Gram matrix, which has their square
 
 
 def prefix_outputs(outputs):
@@ -37,34 +58,52 @@ def centroid(curve):
 
 def centroid_interval(samples, draws=2000, level=0.95, seed=0):
     """Bootstrap percentile interval of the centroid over samples: squared norms [T, N] -> (low, high)."""
-    generator = torch.Generator().manual_seed(seed)
-    count = samples.shape[1]
-    index = torch.randint(count, (draws, count), generator=generator)
-    weights = torch.zeros(draws, count, dtype=samples.dtype).scatter_add_(
-        1, index, torch.ones((), dtype=samples.dtype).expand_as(index)
-    )
-    centroids = centroid(samples.cpu() @ weights.T)
+    samples, count = samples.double().cpu(), samples.shape[1]
+    index = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
+    weights = torch.zeros(draws, count, dtype=samples.dtype)
+    weights.scatter_add_(1, index, torch.ones(index.shape, dtype=samples.dtype))
     tail = (1 - level) / 2
-    return tuple(centroids.quantile(torch.tensor([tail, 1 - tail], dtype=samples.dtype)).tolist())
+    return tuple(centroid(samples @ weights.T).quantile(torch.tensor([tail, 1 - tail], dtype=samples.dtype)).tolist())
 
 
-def temporal_fisher(model, x, y):
+def temporal_fisher(model, x, y, *, chunk=None):
     """Squared gradient norms of every prefix loss, per sample and parameter tensor (the summands of eq. 6).
 
     Args:
-        model: any module with model(x) -> outputs [T, N, classes], in eval mode.
+        model: any module with model(x) -> outputs [T, N, classes], BatchNorm in eval mode, samples independent.
         x: inputs, samples first [N, ...].
         y: labels [N].
+        chunk: samples in one pass; None takes as many as fit in a bounded memory.
 
     Returns {parameter name: [T, N]} for the parameters that require a gradient; summed over names and averaged over N
-    it is I_t. The model's parameters, their .grad and its mode are left as they were.
+    it is I_t. The model, its .grad and its mode are left as they were.
 
-    Raises ValueError if a BatchNorm layer is in train mode: one sample's gradient would depend on the others.
+    Raises ValueError if a BatchNorm layer is in train mode, where one sample's gradient depends on the others.
     """
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
-            raise ValueError(f"BatchNorm layer {name} is in train mode, where samples mix: call model.eval() first")
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+            raise ValueError(
+                f"BatchNorm layer {name} uses batch statistics, which mix samples: call model.eval() first"
+            )
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.enable_grad():
+        layouts, slow, bytes_each = _probe(model, x, params)
+        fast = {name: p for name, p in params.items() if name not in slow}
+        if slow:
+            warnings.warn(f"measured one sample at a time, which is slow: {', '.join(sorted(slow))}", stacklevel=2)
+        chunk = chunk or max(1, min(len(x), _memory(x.device) // bytes_each))
+        parts = []
+        for x_part, y_part in zip(x.split(chunk), y.split(chunk)):
+            part = _measure(model, x_part, y_part, fast, layouts) if fast else {}
+            if slow:
+                part |= one_by_one(model, x_part, y_part, slow)
+            parts.append(part)
+    return {name: torch.cat([part[name] for part in parts], 1) for name in params}
+
+
+def one_by_one(model, x, y, names=None):
+    """What `temporal_fisher` computes, by definition: one forward for each sample, one backward for each t."""
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names)}
     norms = {name: [] for name in params}
     with torch.enable_grad():
         for n in range(len(x)):
@@ -74,3 +113,381 @@ def temporal_fisher(model, x, y):
                 for name, grad in zip(params, grads):
                     norms[name].append(loss.new_zeros(()) if grad is None else grad.square().sum())
     return {name: torch.stack(values).view(len(x), -1).T for name, values in norms.items()}
+
+
+# ---------------------------------------------------------------- noting the calls
+
+
+@dataclass
+class _Call:
+    """One call of a layer, its tensors seen as [R, C, P]: rows (samples, timesteps), channels, positions in space."""
+
+    weight: str | None  # names of the parameters, if measured
+    bias: str | None
+    edge: object  # of the output z [R, C, P], before anything is done to it in place
+    rows: int
+    channels: int
+    a: torch.Tensor | None = None  # of a convolution or linear layer: the input, rows first
+    xhat: torch.Tensor | None = None  # of a normalisation: the standardised input, [R, C, P] or of that size
+    weight_shape: tuple = ()
+    options: tuple = ()  # of a convolution: stride, padding, dilation, groups
+    space: tuple = ()  # of a convolution: height and width of the output
+
+    @property
+    def positions(self):
+        return math.prod(self.space)
+
+    @property
+    def groups(self):
+        return self.options[3] if self.options else 1
+
+    def inputs(self):
+        """What each output position sees: [R, C_in times the kernel, P]."""
+        if not self.options:
+            return self.a
+        stride, padding, dilation, _ = self.options
+        if len(stride) == 2:
+            return F.unfold(self.a, self.weight_shape[2:], dilation, padding, stride)
+        return F.unfold(self.a.unsqueeze(2), (1, *self.weight_shape[2:]), (1, *dilation), (0, *padding), (1, *stride))
+
+
+class _Conv(torch.autograd.Function):
+    """A convolution whose backward skips the timesteps past the prefix, and forms no weight gradient."""
+
+    @staticmethod
+    def forward(ctx, a, weight, bias, conv, options, block):
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.options, ctx.block = a.shape, options, block
+        return conv(a, weight, bias, *options)
+
+    @staticmethod
+    def backward(ctx, d):
+        if not ctx.needs_input_grad[0]:
+            return (None,) * 6
+        (weight,) = ctx.saved_tensors
+        rows = _live_rows(d, ctx.block)
+        grad_input = torch.nn.grad.conv2d_input if d.dim() == 4 else torch.nn.grad.conv1d_input
+        grad = grad_input((rows, *ctx.shape[1:]), weight, d[:rows], *ctx.options)
+        if rows < len(d):
+            grad = torch.cat([grad, grad.new_zeros(len(d) - rows, *ctx.shape[1:])])
+        return grad, None, None, None, None, None
+
+
+def _live_rows(d, block):
+    """Rows of d [R, ...] without the last blocks of `block` rows that are all zero."""
+    rows = len(d)
+    while rows:
+        low, high = torch.aminmax(d[rows - block : rows])
+        if low != 0 or high != 0:  # true for NaN too
+            break
+        rows -= block
+    return rows
+
+
+class _Tape(TorchFunctionMode):
+    """Notes each call of a layer with parameters in `calls`, and parameters that are used otherwise in `other`."""
+
+    def __init__(self, params, blocks=None):
+        super().__init__()
+        self.blocks = blocks  # rows of one step of each call's outer dimension, where they are known
+        self.names, self.calls, self.other = {id(p): name for name, p in params.items()}, [], set()
+
+    def name(self, tensor):
+        return self.names.get(id(tensor))
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        rule = _RULES.get(func)
+        noted = rule(self, *args, **kwargs) if rule else None
+        if noted is not None:
+            z, call = noted
+            self.calls.append(call)
+            return z
+        z = func(*args, **kwargs)
+        if (
+            any(isinstance(part, torch.Tensor) and part.requires_grad for part in _flat([z]))
+            or not torch.is_grad_enabled()
+        ):
+            self.other.update(filter(None, map(self.name, _flat([args, list(kwargs.values())]))))
+        return z
+
+    def conv(self, conv, a, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        """F.conv1d and F.conv2d: a [R, C, H, W]."""
+        dims = weight.dim() - 2
+        if a.dim() != dims + 2 or not weight.is_leaf or not self.matters(a, weight, bias):
+            return None
+        stride, dilation = (v if len(v) == dims else (*v,) * dims for v in map(_tuple, (stride, dilation)))
+        kernel = weight.shape[2:]
+        if padding == "same":  # what is odd goes to the right
+            total = [d * (k - 1) for d, k in zip(dilation, kernel)]
+            a = F.pad(a, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
+        padding = (0,) * dims if isinstance(padding, str) else _tuple(padding)
+        padding = padding if len(padding) == dims else (*padding,) * dims
+        options = (stride, padding, dilation, groups)
+        z = _Conv.apply(a, weight, bias, conv, options, self.blocks[len(self.calls)] if self.blocks else len(a))
+        kind = {"weight_shape": weight.shape, "options": options, "space": z.shape[2:]}
+        return z, self.note(z, weight, bias, len(a), z.shape[1], a=a.detach(), **kind)
+
+    def linear(self, a, weight, bias=None):
+        """F.linear: a [..., C]."""
+        if a.dim() < 2 or not self.matters(a, weight, bias):
+            return None
+        z = F.linear(a, weight, bias)
+        rows = a.detach().flatten(0, -2).unsqueeze(2)  # (R, C, 1)
+        return z, self.note(z, weight, bias, len(rows), z.shape[-1], a=rows, weight_shape=weight.shape)
+
+    def batch_norm(self, a, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+        """F.batch_norm: a [R, C, ...]."""
+        if training or mean is None:
+            raise ValueError("batch_norm with batch statistics mixes samples: call model.eval() first")
+        if not self.matters(a, weight, bias):
+            return None
+        z = F.batch_norm(a, mean, var, weight, bias, False, momentum, eps)
+        return z, self.note(z, weight, bias, len(a), z.shape[1], xhat=F.batch_norm(a.detach(), mean, var, eps=eps))
+
+    def group_norm(self, a, groups, weight=None, bias=None, eps=1e-5):
+        """F.group_norm: a [R, C, ...]."""
+        if not self.matters(a, weight, bias):
+            return None
+        z = F.group_norm(a, groups, weight, bias, eps)
+        return z, self.note(z, weight, bias, len(a), z.shape[1], xhat=F.group_norm(a.detach(), groups, eps=eps))
+
+    def layer_norm(self, a, shape, weight=None, bias=None, eps=1e-5):
+        """F.layer_norm: a [..., *shape]."""
+        if a.dim() == len(shape) or not self.matters(a, weight, bias):
+            return None
+        z = F.layer_norm(a, shape, weight, bias, eps)
+        rows = math.prod(a.shape[: -len(shape)])
+        return z, self.note(z, weight, bias, rows, math.prod(shape), xhat=F.layer_norm(a.detach(), shape, eps=eps))
+
+    def note(self, z, weight, bias, rows, channels, **kind):
+        return _Call(self.name(weight), self.name(bias), get_gradient_edge(z), rows, channels, **kind)
+
+    def matters(self, a, weight, bias):
+        """Whether the call is to be noted: it has a measured weight or bias in its own place, and a graph is built."""
+        return torch.is_grad_enabled() and (self.name(weight) or self.name(bias)) and self.name(a) is None
+
+
+_RULES = {
+    F.conv1d: lambda tape, *args, **kw: tape.conv(F.conv1d, *args, **kw),
+    F.conv2d: lambda tape, *args, **kw: tape.conv(F.conv2d, *args, **kw),
+    F.linear: _Tape.linear,
+    F.batch_norm: _Tape.batch_norm,
+    F.group_norm: _Tape.group_norm,
+    F.layer_norm: _Tape.layer_norm,
+}
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _flat(values):
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+# ---------------------------------------------------------------- which rows are whose
+
+
+def _probe(model, x, params):
+    """Find how the rows of every call are laid out, with pairs of samples.
+
+    Returns (layouts, slow, bytes): for each call (A, B) with the row of sample n at n B + b + a N B, or None; the names
+    of the parameters that the fast path does not cover; memory that one sample needs.
+    """
+    fits, slow, signals = None, set(), ()
+    for first in range(min(4, len(x))):  # further pairs only while a layer with dead neurons leaves a doubt
+        tape, outputs = _run(model, x[[first, (first + 1) % len(x)]], params)
+        edges = [call.edge for call in tape.calls]
+        if not edges:
+            break
+        generator = torch.Generator().manual_seed(first)
+        cotangent = torch.randn(outputs[:, 0].shape, generator=generator).to(outputs)
+        signals = torch.autograd.grad(outputs[:, 0], edges, cotangent, True, allow_unused=True)
+        fits = fits or [_factors(call.rows, 2) for call in tape.calls]
+        for call, fit, d in zip(tape.calls, fits, signals):
+            if d is None:  # nothing depends on this call
+                del fit[1:]
+                continue
+            alive = d.reshape(call.rows, -1).abs().amax(1) != 0
+            row = torch.arange(call.rows, device=d.device)
+            fit[:] = [(outer, inner) for outer, inner in fit if not alive[row // inner % 2 == 1].any()]
+        if all(len(fit) <= 1 for fit in fits):
+            break
+    layouts = [fit[0] if len(fit) == 1 else None for fit in fits or ()]
+    for call, layout in zip(tape.calls, layouts):
+        if layout is None:
+            slow.update(filter(None, (call.weight, call.bias)))
+    slow |= tape.other
+    seen = slow.union(*((call.weight, call.bias) for call in tape.calls))
+    hidden = {name: p for name, p in params.items() if name not in seen}
+    if hidden and outputs.requires_grad:
+        grads = torch.autograd.grad(outputs.sum(), hidden.values(), allow_unused=True)
+        slow.update(name for name, grad in zip(hidden, grads) if grad is not None)
+    uses = _by_parameter(tape.calls, layouts, params.keys() - slow, 2)[0]
+    grams = sum(_positions(calls) ** 2 for calls in uses.values() if _gram_pays(calls, len(outputs)))
+    signal = sum(0 if d is None else d.numel() for d in signals) // 2
+    weights = max((p.numel() for p in params.values()), default=0)
+    return layouts, slow, (10 * signal + grams + 2 * weights) * outputs.element_size()
+
+
+def _run(model, x, params, blocks=None):
+    """Run the model and note its calls: (tape, outputs). Raises ValueError for outputs of another form."""
+    with _Tape(params, blocks) as tape:
+        outputs = model(x)
+    if not isinstance(outputs, torch.Tensor) or outputs.dim() != 3 or outputs.shape[1] != len(x):
+        form = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        raise ValueError(f"model(x) must give outputs [T, N, classes], here N = {len(x)}; it gave {form}")
+    return tape, outputs
+
+
+def _factors(rows, samples):
+    """All (A, B) with rows = A * samples * B."""
+    each, rest = divmod(rows, samples)
+    return [] if rest or not each else [(a, each // a) for a in range(1, each + 1) if each % a == 0]
+
+
+def _memory(device):
+    """Bytes that one pass may take."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**31
+
+
+# ---------------------------------------------------------------- from signals to norms
+
+
+@dataclass
+class _Use:
+    """A call seen by one of its parameters, for `samples` samples: its rows are [A, N, B]."""
+
+    call: _Call
+    number: int  # of the call
+    samples: int
+    outer: int  # A
+    inner: int  # B
+
+    def split(self, v):
+        """Some first rows of a tensor of the call, [a N B, C P] -> [a, N, B, C, P]."""
+        return v.reshape(-1, self.samples, self.inner, self.call.channels, v.shape[1:].numel() // self.call.channels)
+
+    def by_position(self, v):
+        """Rows of inputs or signals, [a N B, C, P] -> [N groups, a B P, C / groups], the positions of each sample."""
+        v = v.reshape(-1, self.samples, self.inner, self.call.groups, v.shape[1] // self.call.groups, v.shape[2])
+        return v.permute(1, 3, 0, 2, 5, 4).flatten(2, 4).flatten(0, 1)
+
+    def of_sample(self, v, n):
+        """Rows of one sample: [a N B, ...] -> [a B, ...]."""
+        return v.view(-1, self.samples, self.inner, *v.shape[1:])[:, n].flatten(0, 1)
+
+
+def _by_parameter(calls, layouts, names, samples):
+    """Uses of every weight and every bias of those names: ({weight: [use, ...]}, {bias: [use, ...]})."""
+    weights, biases = {}, {}
+    for number, (call, layout) in enumerate(zip(calls, layouts)):
+        for name, table in ((call.weight, weights), (call.bias, biases)):
+            if name in names:
+                table.setdefault(name, []).append(_Use(call, number, samples, *layout))
+    return weights, biases
+
+
+def _measure(model, x, y, params, layouts):
+    """{name: [T, N]} of parameters all of whose calls are noted."""
+    tape, outputs = _run(model, x, params, [layout and len(x) * layout[1] for layout in layouts])
+    if [call.rows for call in tape.calls] != [layout and layout[0] * len(x) * layout[1] for layout in layouts]:
+        raise ValueError("the model calls other layers from one batch to the next, so its rows cannot be told apart")
+    losses = prefix_losses(outputs, y)  # (T, N)
+    weights, biases = _by_parameter(tape.calls, layouts, params, len(x))
+    grams = {name: _gram(uses) for name, uses in weights.items() if _gram_pays(uses, len(losses))}
+    norms = {name: losses.new_zeros(losses.shape) for name in params}
+    edges = [call.edge for call in tape.calls]
+    for t in range(len(losses)):
+        signals = torch.autograd.grad(losses[t].sum(), edges, retain_graph=t + 1 < len(losses), allow_unused=True)
+        signals = [_alive(*each, len(x)) for each in zip(signals, tape.calls, layouts)]
+        for name, uses in (weights | biases).items():
+            pairs = [(use, signals[use.number]) for use in uses if signals[use.number] is not None]
+            if not pairs:
+                continue  # the loss after t steps does not depend on this layer
+            if name in biases:
+                norms[name][t] = sum(use.split(d).sum((0, 2, 4)) for use, d in pairs).square().sum(1)
+            elif uses[0].call.xhat is not None:
+                norms[name][t] = sum(_scale_gradient(use, d) for use, d in pairs).square().sum(1)
+            elif name in grams:
+                norms[name][t] = _norm_by_gram(uses, signals, grams[name])
+            else:
+                norms[name][t] = _norm_by_gradient(pairs)
+    return norms
+
+
+def _alive(d, call, layout, samples):
+    """Signal of a call as [R, C, P] without the last timesteps where it is 0 for all samples; None if it is all 0."""
+    if d is None:
+        return None
+    d = d.reshape(call.rows, call.channels, -1)
+    rows = _live_rows(d, samples * layout[1])
+    return d[:rows] if rows else None
+
+
+def _scale_gradient(use, d):
+    """sum_p d_p * xhat_p of each sample: [N, C]."""
+    xhat = use.call.xhat.reshape(use.call.rows, use.call.channels, -1)
+    return use.split(d * xhat[: len(d)]).sum((0, 2, 4))
+
+
+def _norm_by_gradient(pairs):
+    """|| sum_p d_p a_p^T ||^2 of each sample, [N], by way of the gradient itself."""
+    use = pairs[0][0]
+    if not use.call.options or use.call.a.is_cuda:
+        gradient = sum(use.by_position(d).mT @ use.by_position(use.call.inputs()[: len(d)]) for use, d in pairs)
+        return torch.linalg.vector_norm(gradient.flatten(1), dim=1).square().view(use.samples, -1).sum(1)
+    conv_weight = torch.nn.grad.conv2d_weight if len(use.call.space) == 2 else torch.nn.grad.conv1d_weight
+    norms = []
+    for n in range(use.samples):  # on a CPU, one sample is work enough for a call; and one gradient at a time is kept
+        gradient = 0
+        for use, d in pairs:
+            a, d = use.of_sample(use.call.a[: len(d)], n), use.of_sample(d.unflatten(2, use.call.space), n)
+            gradient = gradient + conv_weight(a, use.call.weight_shape, d, *use.call.options)
+        norms.append(gradient.square().sum())
+    return torch.stack(norms)
+
+
+def _norm_by_gram(uses, signals, gram):
+    """sum_pq (a_p . a_q) (d_p . d_q) of each sample, [N]; the a_p . a_q are the same for every t."""
+    last = max(i for i, use in enumerate(uses) if signals[use.number] is not None)
+    parts = []
+    for use in uses[: last + 1]:
+        d = signals[use.number]
+        if d is None:
+            d = gram.new_zeros(use.call.rows, use.call.channels, use.call.positions)
+        elif use is not uses[last] and len(d) < use.call.rows:  # what follows must stay in its place
+            d = torch.cat([d, d.new_zeros(use.call.rows - len(d), *d.shape[1:])])
+        parts.append(use.by_position(d))
+    d = torch.cat(parts, 1)
+    count = d.shape[1]
+    return (gram[:, :count, :count] * (d @ d.mT)).sum((1, 2)).view(use.samples, -1).sum(1)
+
+
+def _gram(uses):
+    """a_p . a_q of each sample over all positions of all calls: [N groups, n, n]."""
+    a = torch.cat([use.by_position(use.call.inputs()) for use in uses], 1)
+    return a @ a.mT
+
+
+def _positions(uses):
+    """Positions that one sample has in a layer, over all timesteps and calls."""
+    return sum(use.call.rows // use.samples * use.call.positions for use in uses)
+
+
+def _gram_pays(uses, timestep):
+    """Whether a matrix weight's norms take less work through Gram matrices, over all t = 1..T."""
+    call, n = uses[0].call, _positions(uses)
+    if not call.weight_shape or n > MOST_POSITIONS:
+        return False
+    d_in, d_out = math.prod(call.weight_shape[1:]), call.channels // call.groups
+    over_time = uses[0].call.rows // uses[0].samples % timestep == 0 or len(uses) % timestep == 0
+    share = [t / timestep if over_time else 1 for t in range(1, timestep + 1)]
+    by_gradient = sum(s * n * d_in * (d_out + TRAFFIC) for s in share)
+    by_gram = n**2 * (d_in + TRAFFIC) + sum((s * n) ** 2 * (d_out + TRAFFIC) for s in share)
+    return by_gram < by_gradient

@@ -27,8 +27,21 @@ import config
 import data
 import plots
 from fisher import prefix_losses, prefix_outputs
-from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, Stopped, StopSignals
-from utils import load_checkpoint, load_weights, pick_device, run_script, seed_all
+from utils import (
+    BEST,
+    LABELS_FILE,
+    LATEST,
+    LOG_FILE,
+    BadInput,
+    Run,
+    Stopped,
+    StopSignals,
+    load_checkpoint,
+    load_weights,
+    pick_device,
+    run_script,
+    seed_all,
+)
 
 SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and timestep
 CHECK_EVERY = 50  # steps between looks at the loss: a look waits for the device
@@ -170,9 +183,9 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
 def fit(args, run, model, train_set, test_set, after_epoch):
     """Train `model` in place and write the run folder; go on with it if `args.resume` and there is a checkpoint.
 
-    after_epoch(line, stop) is called with each new line of log.jsonl, epoch 0 (before training) included, and again with
-    the last one when a run is resumed. At that moment the epoch's checkpoint is on disk. It may call stop.check() and
-    draw random numbers: neither changes the training.
+    after_epoch(line, stop) is called with each new line of log.jsonl, epoch 0 (before training) included, and again
+    with the last one when a run is resumed. At that moment the epoch's checkpoint is on disk. It may call stop.check()
+    and draw random numbers: neither changes the training.
 
     Raises BadInput if a loss or gradient is not finite, and Stopped after a signal, when everything is saved.
     """

@@ -14,8 +14,8 @@ Saved models, this project's or those that the release published, instead of tra
     python train_snn_fisherinfo.py --checkpoints runs/NAME/checkpoint_0010.pt runs/NAME/checkpoint_latest.pt
     python train_snn_fisherinfo.py --dataset cifar10 --arch resnet19 --timestep 10 --checkpoints *_ckpt_0020.pth.tar
 
-Measuring changes nothing in the training: the weights are those of train_snn.py with the same flags. The run folder has,
-beside that script's files, fisher.jsonl (a line a measurement) and figures/fisher.png.
+Measuring changes nothing in the training: the weights are those of train_snn.py with the same flags. The run folder
+has, beside that script's files, fisher.jsonl (a line a measurement) and figures/fisher.png.
 """
 
 import re
@@ -75,7 +75,7 @@ def print_measurement(line, accuracy):
     """One line on standard output: epoch, IC with its interval, test accuracy, I_1 .. I_T."""
     low, high = line["ic_ci"]
     curve = " ".join(f"{value:8.3g}" for value in line["fisher"])
-    tqdm.write(f"{str(line['epoch']):>5}  {line['ic']:5.2f} [{low:5.2f}, {high:5.2f}]  {accuracy:8.4f}  {curve}")
+    tqdm.write(f"{line['epoch']!s:>5}  {line['ic']:5.2f} [{low:5.2f}, {high:5.2f}]  {accuracy:8.4f}  {curve}")
 
 
 def print_header(args):

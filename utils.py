@@ -1,4 +1,4 @@
-"""The run folder and what surrounds a run: errors, files that are never half-written, checkpoints, seeds, device, signals."""
+"""What surrounds a run: errors, files that are never half-written, checkpoints, seeds, device, signals."""
 
 import json
 import os

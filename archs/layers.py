@@ -9,7 +9,7 @@ NORMS = ("step", "folded")
 
 
 def time_first(x, timestep):
-    """Input of a network -> time first: image [N, C, H, W] -> [1, N, C, H, W], frames [N, T, C, H, W] -> [T, N, C, H, W].
+    """Time first: an image [N, C, H, W] -> [1, N, C, H, W], frames [N, T, C, H, W] -> [T, N, C, H, W].
 
     An image keeps one step: what stands before the first LIF sees the same input T times, so it runs once.
     Raises ValueError for another number of dimensions, or frames of another T than the network's.

@@ -1,4 +1,4 @@
-"""Spiking VGG: convolution, BatchNorm, LIF; average pooling; hidden linear layers; a linear read-out at every timestep."""
+"""Spiking VGG: convolution, BatchNorm, LIF; average pooling; hidden linear layers; a linear read-out at every step."""
 
 from collections import OrderedDict
 
@@ -17,7 +17,7 @@ PLANS = {
 
 
 def vgg(arch, *, timestep, num_classes, in_channels, image_size, width, norm, make_lif):
-    """The VGG of that name with channels times `width`; a pooling that would find less than 2x2 positions is left out."""
+    """The VGG of that name, channels times `width`; a pooling that would find less than 2x2 positions is left out."""
     channels, hidden = PLANS[arch]
     layers, (rows, cols), convs = OrderedDict(), image_size, 0
     for entry in channels:
