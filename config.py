@@ -168,7 +168,8 @@ def make_parser(script, description=None):
         flag = group("Fisher information")
         flag("--fisher_epochs", nargs="+", type=epoch_list, default=["20", "120", "300"], metavar="E",
              help="measure after these epochs (0: before training), or every:k")
-        flag("--fisher_samples", type=number(int, 2), default=512, metavar="N", help="samples measured, always the same")
+        flag("--fisher_samples", type=number(int, 2), default=512, metavar="N",
+             help="samples measured, the same at all epochs")
         flag("--fisher_split", choices=["train", "test"], default="train", help="where they are from, unaugmented")
         flag("--checkpoints", nargs="+", metavar="CKPT",
              help="measure these saved models instead of training one; their own flags are taken from them")

@@ -18,7 +18,7 @@ from utils import BadInput, seed_all
 # name -> (padding of the random crop, random horizontal flip)
 AUGMENT = {
     "cifar10": (4, True), "cifar100": (4, True), "svhn": (4, False), "fashion_mnist": (2, True), "mnist": (2, False),
-    "digits": (0, False), "npz": (0, False), "fake": (0, False),
+    "digits": (0, False), "npz": (0, False), "fake": (4, True),
 }  # fmt: skip
 TORCHVISION = {
     "cifar10": "CIFAR10",

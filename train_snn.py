@@ -12,6 +12,7 @@ Stop it with Ctrl-C, go on with `--resume`; the result is the same as if it had 
 runs/<name>, holds args.json, log.jsonl (a line an epoch), checkpoints and figures/training.png.
 """
 
+import math
 import sys
 import time
 from contextlib import contextmanager
@@ -90,21 +91,21 @@ def run_folder(args):
 
 
 def make_optimizer(args, model):
-    """The optimizer and its learning rate by epoch (linear warm-up, then --scheduler)."""
+    """The optimizer of the parameters of `model`."""
     common = dict(lr=args.learning_rate, weight_decay=args.weight_decay)
     if args.optimizer == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), momentum=args.momentum, **common)
-    else:
-        optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer](model.parameters(), **common)
-    after = {
-        "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs - args.warmup_epochs),
-        "step": lambda: torch.optim.lr_scheduler.StepLR(optimizer, args.lr_step, args.lr_gamma),
-        "none": lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-    }[args.scheduler]()
-    if not args.warmup_epochs:
-        return optimizer, after
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (args.warmup_epochs + 1), total_iters=args.warmup_epochs)
-    return optimizer, torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, after], [args.warmup_epochs])
+        return torch.optim.SGD(model.parameters(), momentum=args.momentum, **common)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer](model.parameters(), **common)
+
+
+def learning_rate(args, epoch):
+    """Learning rate of an epoch, counted from 1: linear warm-up, then --scheduler. It has no state to resume."""
+    done = epoch - 1 - args.warmup_epochs
+    if done < 0:
+        return args.learning_rate * epoch / (args.warmup_epochs + 1)
+    if args.scheduler == "cosine":
+        return args.learning_rate * (1 + math.cos(math.pi * done / (args.epochs - args.warmup_epochs))) / 2
+    return args.learning_rate * (args.lr_gamma ** (done // args.lr_step) if args.scheduler == "step" else 1)
 
 
 @torch.no_grad()
@@ -189,7 +190,7 @@ def fit(args, run, model, train_set, test_set, after_epoch):
 
     Raises BadInput if a loss or gradient is not finite, and Stopped after a signal, when everything is saved.
     """
-    optimizer, scheduler = make_optimizer(args, model)
+    optimizer = make_optimizer(args, model)
     # Finished epochs, the best test accuracy so far, and the progress within the next epoch.
     at = {"epoch": 0, "best": -1.0} | epoch_start()
     if args.resume and run.path(LATEST).exists():
@@ -198,7 +199,6 @@ def fit(args, run, model, train_set, test_set, after_epoch):
         if "progress" not in checkpoint:
             raise BadInput(f"{run.path(LATEST)} has weights alone: start a new run from it with --init")
         optimizer.load_state_dict(checkpoint["optimizer"])
-        scheduler.load_state_dict(checkpoint["scheduler"])
         at = checkpoint["progress"]
     run.keep_lines(LOG_FILE, lambda line: line["epoch"] <= at["epoch"])
     keep_at = config.expand_epochs(args.save_epochs, args.epochs)
@@ -208,8 +208,7 @@ def fit(args, run, model, train_set, test_set, after_epoch):
         return {"state_dict": model.state_dict(), "args": vars(args), "epoch": at["epoch"]}
 
     def save_latest():
-        state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "progress": at}
-        run.save(LATEST, weights() | state)
+        run.save(LATEST, weights() | {"optimizer": optimizer.state_dict(), "progress": at})
 
     def log(line, found):
         line |= {"test_loss": found["prefix_loss"][-1], "test_accuracy": found["prefix_accuracy"][-1]} | found
@@ -234,19 +233,20 @@ def fit(args, run, model, train_set, test_set, after_epoch):
         for epoch in tqdm(range(at["epoch"] + 1, args.epochs + 1), "epochs", disable=None, leave=False):
             try:
                 stop.check()
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(args, epoch)
                 rate = train_epoch(args, at, model, optimizer, train_set, stop)
                 found = evaluate(model, test_set, args, stop)
             except Stopped:
                 save_latest()
                 raise
-            line = {"epoch": epoch, "lr": scheduler.get_last_lr()[0], "images_per_second": rate}
+            line = {"epoch": epoch, "lr": learning_rate(args, epoch), "images_per_second": rate}
             line |= {
                 "train_loss": at["loss"].item() / at["images"],
                 "train_accuracy": at["correct"].item() / at["images"],
             }
             # The line before the checkpoint: a resumed run drops lines that are past its checkpoint.
             line = log(line, found)
-            scheduler.step()
             improved = line["test_accuracy"] > at["best"]
             at = {"epoch": epoch, "best": max(at["best"], line["test_accuracy"])} | epoch_start()
             if improved:

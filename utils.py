@@ -130,7 +130,16 @@ def load_checkpoint(path):
         content["state_dict"].items()
     except FileNotFoundError as error:
         raise BadInput(f"there is no checkpoint {path}") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise BadInput(f"{path} is damaged, or no checkpoint of this project or of the release") from error
     return content
 

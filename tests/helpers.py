@@ -1,0 +1,43 @@
+"""A tiny run of a script, in this process or in its own, and what it left behind."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+from utils import read_lines
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--dataset", "fake", "--fake_shape", "2", "8", "8", "--arch", "fc", "--width", "0.1", "--timestep", "2",
+        "--epochs", "2", "--datanum", "80", "--batch_size", "32", "--learning_rate", "0.1"]  # fmt: skip
+TINY_FISHER = ["--fisher_epochs", "0", "2", "--fisher_samples", "6"]
+
+
+def arguments(out_dir, *argv, script="train_snn", flags=None):
+    """Flags of a tiny run; where `argv` has one of them too, it alone is given."""
+    flags = (TINY + (TINY_FISHER if script == "train_snn_fisherinfo" else [])) if flags is None else flags
+    given = {arg for arg in argv if arg.startswith("--")}
+    kept, keep = [], True
+    for arg in flags:
+        keep = arg not in given if arg.startswith("--") else keep
+        keep = keep and not (arg == "--fake_shape" and "--dataset" in given)
+        kept += [arg] * keep
+    return [*kept, "--out_dir", str(out_dir), "--exp_name", "run", "--device", "cpu", *argv]
+
+
+def run(out_dir, *argv, script="train_snn", flags=None):
+    """Call the script's main() and return its run folder."""
+    importlib.import_module(script).main(arguments(out_dir, *argv, script=script, flags=flags))
+    return Path(out_dir) / "run"
+
+
+def start(out_dir, *argv, script="train_snn", flags=None):
+    """The script in a process of its own."""
+    command = [sys.executable, ROOT / f"{script}.py", *arguments(out_dir, *argv, script=script, flags=flags)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def lines(folder, name):
+    """Records of a JSON-lines file, without what is measured by the clock or names a place."""
+    clock = ("seconds", "images_per_second", "checkpoint")
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_lines(folder / name)]

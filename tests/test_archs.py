@@ -1,0 +1,154 @@
+"""The networks: agreement with the released model, shapes, locality of state."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_weights import golden_state
+from torch import nn
+
+import archs
+from archs.layers import BatchNorm
+from archs.neuron import LIF, PEAK_ONE_ALPHA, SURROGATES
+
+GOLDEN = Path(__file__).parent / "golden"
+LIF_CASES = sorted(name[: -len("/spikes")] for name in np.load(GOLDEN / "lif.npz").files if name.endswith("/spikes"))
+SMALL = dict(timestep=3, num_classes=4, in_channels=2, image_size=8, width=0.1)
+
+
+def lif_of(case):
+    value = dict(part.split("=") for part in case.split(","))
+    tau = {"1.3333": 4 / 3}.get(value["tau"], float(value["tau"]))  # the name rounds it
+    flags = {name: value[name] == "True" for name in ("decay_input", "detach_reset")}
+    return LIF(tau=tau, reset=value["reset"], **flags)
+
+
+@pytest.mark.parametrize("case", LIF_CASES)
+def test_lif_spikes_membranes_and_gradients_are_the_released_ones(case):
+    golden = np.load(GOLDEN / "lif.npz")
+    lif, x = lif_of(case), torch.from_numpy(golden["x"]).requires_grad_()
+    spikes = lif(x)
+    (grad,) = torch.autograd.grad(spikes, x, torch.from_numpy(golden["grad_out"]))
+    assert np.array_equal(spikes.detach().numpy(), golden[case + "/spikes"])
+    np.testing.assert_allclose(grad.numpy(), golden[case + "/grad_x"], rtol=0, atol=1e-9)
+    v = torch.zeros(x.shape[1], dtype=x.dtype)
+    for t, x_t in enumerate(x):
+        _, v = lif.step(v, x_t)
+        np.testing.assert_allclose(v.detach().numpy(), golden[case + "/v"][t], rtol=0, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def resnet19():
+    golden = np.load(GOLDEN / "resnet19.npz")
+    model = archs.build("resnet19", timestep=int(golden["T"]), num_classes=10).double()
+    model.load_state_dict(golden_state(model.state_dict(), int(golden["seed"])))
+    return model, golden, torch.from_numpy(golden["x"]), torch.from_numpy(golden["y"])
+
+
+def test_resnet19_has_the_released_names_and_shapes():
+    state = archs.build("resnet19", timestep=1, num_classes=10).state_dict()
+    shapes = [f"{name} {'x'.join(map(str, value.shape)) or 'scalar'}" for name, value in state.items()]
+    assert shapes == (GOLDEN / "resnet19_state_dict.txt").read_text().split("\n")[: len(shapes)]
+    assert sum(p.numel() for p in archs.build("resnet19", timestep=1, num_classes=10).parameters()) == 26_108_042
+
+
+def test_resnet19_logits_gradients_and_running_statistics_are_the_released_ones(resnet19):
+    model, golden, x, y = resnet19
+    model.eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(model(x).numpy(), golden["logits_eval"], rtol=1e-7)
+    model.train()
+    outputs = model(x)
+    loss = F.cross_entropy(outputs.mean(0), y)
+    loss.backward()
+    np.testing.assert_allclose(outputs.detach().numpy(), golden["logits_train"], rtol=1e-7)
+    np.testing.assert_allclose(loss.item(), golden["loss_train"], rtol=1e-7)
+    parameters, state = dict(model.named_parameters()), model.state_dict()
+    assert sorted(parameters) == sorted(golden["grad_names"])
+    norms = [parameters[name].grad.norm().item() for name in golden["grad_names"]]
+    np.testing.assert_allclose(norms, golden["grad_norms"], rtol=1e-7)
+    statistics = [name for name in golden.files if name.startswith("bn:")]
+    assert len(statistics) == 6
+    for name in statistics:
+        np.testing.assert_allclose(state[name[3:]].numpy(), golden[name], rtol=1e-7)
+
+
+@pytest.mark.parametrize("arch", archs.ARCHS)
+@pytest.mark.parametrize("size", [8, 13, (9, 20)])
+def test_every_arch_takes_any_size_of_images_and_frames(arch, size):
+    model = archs.build(arch, **{**SMALL, "image_size": size})
+    shape = (size, size) if isinstance(size, int) else size
+    assert model(torch.randn(2, 2, *shape)).shape == (3, 2, 4)
+    assert model(torch.randn(2, 3, 2, *shape)).shape == (3, 2, 4)
+
+
+@pytest.mark.parametrize("arch", archs.ARCHS)
+def test_state_is_local_to_the_call_and_frames_of_one_image_are_that_image(arch):
+    model = archs.build(arch, **SMALL).double().eval()
+    x = torch.rand(2, 2, 8, 8, dtype=torch.float64)
+    first = model(x)
+    assert torch.equal(first, model(x))
+    torch.testing.assert_close(model(x.unsqueeze(1).repeat(1, 3, 1, 1, 1)), first)
+    alone = torch.cat([model(x[n : n + 1]) for n in range(2)], 1)
+    torch.testing.assert_close(alone, first)
+
+
+@pytest.mark.parametrize("name", ["vgg5", "vgg9", "vgg11", "vgg16", "resnet18", "resnet20"])
+def test_the_number_in_a_name_counts_the_layers_with_weights(name):
+    matrices = [n for n, p in archs.build(name, **SMALL).named_parameters() if p.dim() > 1 and "shortcut" not in n]
+    assert len(matrices) == int(name.lstrip("vgresnt"))
+
+
+def test_width_scales_channels_and_layernum_the_depth():
+    assert archs.build("vgg5", **{**SMALL, "width": 0.25}).conv1.out_channels == 16
+    deep = archs.build("fc", **SMALL, layernum=5)
+    assert sum(isinstance(layer, nn.Linear) for layer in deep) == 5
+
+
+@pytest.mark.parametrize("norm", ["step", "folded"])
+def test_batchnorm_is_the_loop_over_timesteps_or_the_fold(norm):
+    x = torch.randn(3, 4, 2, 5, 5, dtype=torch.float64)
+    layer, twin = BatchNorm(2, norm).double(), nn.BatchNorm2d(2).double()
+    out = layer(x)
+    expected = torch.stack([twin(x_t) for x_t in x]) if norm == "step" else twin(x.flatten(0, 1)).view_as(x)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(layer.running_var, twin.running_var)
+    assert layer.num_batches_tracked == (3 if norm == "step" else 1)
+    torch.testing.assert_close(layer.eval()(x), twin.eval()(x.flatten(0, 1)).view_as(x))
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+@pytest.mark.parametrize("alpha", [None, 3.0])
+def test_surrogates_integrate_to_one_and_peak_at_one_by_default(name, alpha):
+    u = torch.linspace(-2000, 2000, 8_000_001, dtype=torch.float64)
+    derivative = SURROGATES[name](u, alpha or PEAK_ONE_ALPHA[name])
+    assert torch.trapezoid(derivative, u).item() == pytest.approx(1, abs=1e-3)
+    assert alpha is not None or derivative.max().item() == pytest.approx(1)
+
+
+def test_the_gradient_of_a_spike_is_the_surrogate():
+    x = torch.tensor([[0.3], [2.5]], dtype=torch.float64, requires_grad=True)
+    lif = LIF(tau=2.0, threshold=0.7, surrogate="triangle", surrogate_alpha=0.5)
+    (grad,) = torch.autograd.grad(lif(x)[0].sum(), x)
+    assert grad[0].item() == pytest.approx(SURROGATES["triangle"](torch.tensor(0.15 - 0.7), 0.5).item() / 2)
+    assert grad[1].item() == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(arch="vgg7"), dict(timestep=0), dict(image_size=7), dict(tau=1.0), dict(surrogate="step"), dict(reset="no"),
+     dict(norm="layer"), dict(threshold=0), dict(layernum=1, arch="fc"), dict(surrogate_alpha=-1)],
+)  # fmt: skip
+def test_build_refuses_what_it_cannot_make(wrong):
+    with pytest.raises(ValueError):
+        archs.build(**{"arch": "vgg5", **SMALL, **wrong})
+
+
+def test_frames_of_another_length_are_refused():
+    model = archs.build("fc", **SMALL)
+    with pytest.raises(ValueError, match="3 timesteps, the frames have 4"):
+        model(torch.zeros(1, 4, 2, 8, 8))
+    with pytest.raises(ValueError, match="images"):
+        model(torch.zeros(2, 8, 8))

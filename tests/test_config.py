@@ -1,0 +1,134 @@
+"""The command line: every flag has an effect, recipes give way to flags, bad input is one line and exit status 2."""
+
+import pytest
+import torch
+from helpers import lines, run
+
+import config
+
+# Another value for each flag, and what it needs beside it. A flag that is missing here fails the test below.
+OTHER = {
+    "dataset": ["digits"],
+    "data_dir": None, "data_file": None,  # read by sets with files: tests/test_data.py
+    "fake_shape": ["1", "10", "10"], "datanum": ["64"], "label_corrupt_prob": ["0.5"], "encode": ["p"],
+    "no_augment": [],
+    "arch": ["vgg5"], "width": ["0.2"], "layernum": ["3"], "timestep": ["3"], "norm": ["folded", "--layernum", "3"], "tau": ["4"],
+    "threshold": ["0.5"], "reset": ["soft"], "surrogate": ["triangle"], "surrogate_alpha": ["3"], "undecayed_input": [],
+    "undetached_reset": [], "init": ["CHECKPOINT"],
+    "epochs": ["3"], "batch_size": ["50"], "optimizer": ["adam"], "learning_rate": ["0.01"], "momentum": ["0.5"],
+    "weight_decay": ["0.1"], "scheduler": ["none"], "lr_step": ["1", "--scheduler", "step"],
+    "lr_gamma": ["0.5", "--scheduler", "step", "--lr_step", "1"], "warmup_epochs": ["1"], "label_smoothing": ["0.3"],
+    "seed": ["1"],
+    "fisher_epochs": ["every:1"], "fisher_samples": ["5"], "fisher_split": ["test"], "checkpoints": ["CHECKPOINT"],
+    "save_epochs": ["1"],
+    "out_dir": None, "exp_name": None, "resume": None, "device": None, "dry_run": None,  # tests/test_train.py
+}  # fmt: skip
+# A flag that works only beside another is compared with a run that has the other alone. (Before the first LIF a static
+# image has one timestep, so BatchNorm's two ways differ from the second hidden layer on.)
+BESIDE = {
+    "norm": ["--layernum", "3"],
+    "lr_step": ["--scheduler", "step", "--lr_step", "2"],
+    "lr_gamma": ["--scheduler", "step", "--lr_step", "1"],
+}
+
+
+def fingerprint(folder):
+    """What a run computed: its weights, its files and its records, without times and places."""
+    weights = {}
+    if (folder / "checkpoint_latest.pt").exists():
+        state = torch.load(folder / "checkpoint_latest.pt", weights_only=True)["state_dict"]
+        weights = {name: value.tolist() for name, value in state.items()}
+    return weights, sorted(p.name for p in folder.rglob("*")), lines(folder, "log.jsonl"), lines(folder, "fisher.jsonl")
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    cache, root = {}, tmp_path_factory.mktemp("flags")
+
+    def of(*extra):
+        if extra not in cache:
+            cache[extra] = fingerprint(run(root / str(len(cache)), *extra, script="train_snn_fisherinfo"))
+        return cache[extra]
+
+    of()
+    of.checkpoint = str(root / "0" / "run" / "checkpoint_best.pt")
+    return of
+
+
+def test_every_flag_of_the_parser_is_in_the_table_of_effects():
+    parsers = [config.make_parser(script) for script in ("train_snn", "train_snn_fisherinfo")]
+    assert {name for parser in parsers for name in vars(parser.parse_args([]))} == OTHER.keys()
+
+
+@pytest.mark.parametrize("name", [name for name, value in OTHER.items() if value is not None])
+def test_every_flag_changes_something(name, baseline, tmp_path):
+    values = [baseline.checkpoint if v == "CHECKPOINT" else v for v in OTHER[name]]
+    argv = ["--" + name, *values]
+    if name == "checkpoints":
+        folder = run(tmp_path, *argv, script="train_snn_fisherinfo", flags=[])
+    else:
+        folder = run(tmp_path, *argv, script="train_snn_fisherinfo")
+    assert fingerprint(folder) != baseline(*BESIDE.get(name, ()))
+
+
+def test_a_recipe_overrides_the_release_and_a_flag_overrides_both():
+    release, digits = config.parse("train_snn", []), config.parse("train_snn", ["--dataset", "digits"])
+    assert (release.arch, release.timestep, release.learning_rate, release.epochs) == ("resnet19", 10, 0.3, 300)
+    assert (digits.arch, digits.timestep) == ("vgg5", 8) and digits.momentum == release.momentum
+    assert config.parse("train_snn", ["--dataset", "digits", "--timestep", "3"]).timestep == 3
+
+
+def test_hyphens_and_underscores_are_one():
+    argv = ["--label-corrupt-prob", "0.25", "--batch-size=7", "--undecayed-input"]
+    args = config.parse("train_snn", argv)
+    assert (args.label_corrupt_prob, args.batch_size, args.undecayed_input) == (0.25, 7, True)
+
+
+@pytest.mark.parametrize(
+    "entries, last, epochs",
+    [(["0", "20", "120", "300"], 300, [0, 20, 120, 300]), (["0", "20", "120"], 30, [0, 20, 30]),
+     (["every:4"], 10, [4, 8, 10]), (["0", "every:5"], 10, [0, 5, 10]), (["1"], 10, [1])],
+)  # fmt: skip
+def test_lists_of_epochs(entries, last, epochs):
+    assert config.expand_epochs(entries, last) == epochs
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--arch", "vgg7"], "vgg16"),
+        (["--dataset", "imagenet"], "digits"),
+        (["--surrogate", "step"], "atan"),
+        (["--timestep", "0"], "at least 1"),
+        (["--timestep", "two"], "int"),
+        (["--tau", "1"], "above 1"),
+        (["--threshold", "-1"], "above 0"),
+        (["--label_corrupt_prob", "1.5"], "at most 1"),
+        (["--datanum", "1"], "at least 2"),
+        (["--dataset", "npz"], "--data_file"),
+        (["--layernum", "3"], "--arch fc"),
+        (["--optimizer", "adam", "--momentum", "0.5"], "--optimizer sgd"),
+        (["--epochs", "5", "--fisher_epochs", "6"], "past --epochs 5"),
+        (["--fisher_epochs", "every:0"], "every:k"),
+        (["--fake_shape", "3", "32", "--dataset", "fake"], "C H W"),
+        (["--warmup_epochs", "300"], "nothing"),
+        (["--no_such_flag"], "no_such_flag"),
+        (["--checkpoints", "no/such.pt"], "no checkpoint"),
+        (["--resume", "--dry_run"], "--resume"),
+        (["--seed", "-1"], "at least 0"),
+        (["--learning_rate", "nan"], "above 0"),
+    ],
+)
+def test_bad_flags_end_with_one_line_and_status_2(argv, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        config.parse("train_snn_fisherinfo", argv)
+    out, error = capsys.readouterr()
+    assert end.value.code == 2 and out == "" and message in error and error.count("\n") == 1
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as end:
+        config.parse("train_snn", ["--help"], "What it does.")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "What it does." in text and all("--" + name in text for name in vars(config.parse("train_snn", [])))

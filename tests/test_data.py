@@ -1,0 +1,150 @@
+"""Data sets, what a batch is made of, and what a set must not be."""
+
+import argparse
+import gzip
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import config
+import data
+from utils import BadInput
+
+
+def args_for(*argv):
+    return config.parse("train_snn", list(argv))
+
+
+def test_digits_are_real_and_split_without_overlap():
+    train, test, corrupted = data.load(args_for("--dataset", "digits"), torch.device("cpu"))
+    assert train.images.shape == (1437, 1, 8, 8) and test.images.shape == (360, 1, 8, 8)
+    assert train.num_classes == 10 and corrupted is None
+    counts = torch.cat([train.labels, test.labels]).bincount()
+    assert sorted(counts.tolist()) == [174, 177, 178, 179, 180, 181, 181, 182, 182, 183]
+    x, y = train.batch(torch.arange(len(train)))
+    assert x.mean().abs() < 1e-4 and (x.std() - 1).abs() < 1e-3 and torch.equal(y, train.labels)
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 9, 7), (6, 4, 2, 9, 7)])
+def test_crop_and_flip_is_the_padded_image_cut_at_some_offset(shape):
+    torch.manual_seed(0)
+    x = torch.randint(1, 255, shape, dtype=torch.uint8)
+    moved = data.crop_and_flip(x, 2, True)
+    assert moved.shape == x.shape and moved.dtype == x.dtype
+    seen = set()
+    for before, after in zip(x, moved):
+        padded = torch.nn.functional.pad(before, (2, 2, 2, 2))
+        places = []
+        for i, j, flip in itertools.product(range(5), range(5), (False, True)):
+            cut = padded[..., i : i + 9, j : j + 7]
+            if torch.equal(after, cut.flip(-1) if flip else cut):
+                places.append((i, j, flip))
+        assert len(places) == 1
+        seen.update(places)
+    assert len(seen) > 3 and {flip for *_, flip in seen} == {False, True}
+    assert torch.equal(data.crop_and_flip(x, 0, False), x)
+
+
+def test_datanum_takes_samples_and_label_corruption_replaces_the_share_and_tells():
+    full, _, _ = data.load(args_for("--dataset", "digits"), torch.device("cpu"))
+    train, _, corrupted = data.load(
+        args_for("--dataset", "digits", "--datanum", "400", "--label_corrupt_prob", "0.5"), torch.device("cpu")
+    )
+    assert len(train) == 400 and len(corrupted["index"]) == 200
+    assert torch.equal(full.labels[corrupted["index"]], corrupted["clean"])
+    differ = (corrupted["labels"] != corrupted["clean"]).float().mean()
+    assert 0.8 < differ < 0.98  # a random label is the clean one in a tenth of the cases
+    again = data.load(
+        args_for("--dataset", "digits", "--datanum", "400", "--label_corrupt_prob", "0.5"), torch.device("cpu")
+    )
+    assert torch.equal(train.labels, again[0].labels)
+
+
+def test_poisson_spikes_have_the_pixels_value_as_rate():
+    train, _, _ = data.load(args_for("--dataset", "digits", "--encode", "p", "--timestep", "200"), torch.device("cpu"))
+    torch.manual_seed(0)
+    x, _ = train.batch(torch.arange(50))
+    assert x.shape == (50, 200, 1, 8, 8) and set(x.unique().tolist()) == {0.0, 1.0}
+    assert (x.mean(1) - train.images[:50]).abs().mean() < 0.03
+
+
+def test_channels_are_standardised_by_their_own_statistics():
+    images = torch.stack([torch.full((7, 8, 8), 3.0), torch.randn(7, 8, 8) * 5 + 2], 1)
+    mean, std = data.channel_statistics(images)
+    torch.testing.assert_close(mean, images.mean((0, 2, 3)))
+    assert std[0] == 1 and std[1].item() == pytest.approx(images[:, 1].std(unbiased=False).item(), rel=1e-4)
+
+
+def write_idx(path, array):
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(head + array.astype(np.uint8).tobytes())
+
+
+def test_torchvision_sets_are_read_from_files_put_there_by_hand(tmp_path):
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 28, 28))
+    for name in ("train", "t10k"):
+        write_idx(folder / f"{name}-images-idx3-ubyte", images)
+        write_idx(folder / f"{name}-labels-idx1-ubyte", np.arange(5))
+    train, test, _ = data.load(args_for("--dataset", "fashion_mnist", "--data_dir", str(tmp_path)), torch.device("cpu"))
+    assert train.images.shape == (5, 1, 28, 28) and torch.equal(train.images[:, 0], torch.from_numpy(images).byte())
+    assert test.labels.tolist() == list(range(5))
+
+
+def test_a_damaged_torchvision_file_is_one_clear_line(tmp_path):
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (folder / f"{name}-ubyte").write_bytes(gzip.compress(b"not an idx file"))
+    with pytest.raises(BadInput, match=r"fashion_mnist .* --dataset digits"):
+        data.load(args_for("--dataset", "fashion_mnist", "--data_dir", str(tmp_path)), torch.device("cpu"))
+
+
+def npz(path, **change):
+    arrays = {
+        "x_train": np.zeros((6, 4, 2, 8, 8), np.uint8), "y_train": np.arange(6) % 3,
+        "x_test": np.ones((3, 4, 2, 8, 8), np.uint8), "y_test": np.arange(3),
+    }  # fmt: skip
+    np.savez(path, **{name: value for name, value in (arrays | change).items() if value is not None})
+    return args_for("--dataset", "npz", "--data_file", str(path), "--timestep", "4")
+
+
+def test_npz_frames_are_read(tmp_path):
+    train, test, _ = data.load(npz(tmp_path / "x.npz"), torch.device("cpu"))
+    assert train.images.shape == (6, 4, 2, 8, 8) and test.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(x_test=None), "x_test"),
+        (dict(y_train=np.arange(5)), "y_train"),
+        (dict(y_train=np.arange(6) / 2), "y_train"),
+        (dict(y_test=np.array([0, 1, -1])), "y_test"),
+        (dict(x_train=np.zeros((6, 8, 8), np.uint8)), "x_train"),
+        (dict(x_train=np.zeros((6, 4, 2, 8, 8), np.int64)), "x_train"),
+        (dict(x_test=np.zeros((3, 4, 2, 9, 8), np.uint8)), "one shape"),
+        (dict(x_train=np.zeros((6, 3, 2, 8, 8), np.uint8), x_test=np.zeros((3, 3, 2, 8, 8), np.uint8)), "--timestep 3"),
+        (dict(x_train=np.zeros((6, 4, 2, 7, 7), np.uint8), x_test=np.zeros((3, 4, 2, 7, 7), np.uint8)), "too small"),
+        (dict(x_train=np.full((6, 4, 2, 8, 8), np.nan), x_test=np.zeros((3, 4, 2, 8, 8))), "finite"),
+    ],
+)
+def test_an_unusable_npz_is_one_clear_line(tmp_path, change, message):
+    with pytest.raises(BadInput, match=message):
+        data.load(npz(tmp_path / "x.npz", **change), torch.device("cpu"))
+
+
+def test_a_file_that_is_no_npz_is_one_clear_line(tmp_path):
+    path = tmp_path / "x.npz"
+    args = npz(path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"hello", whole[: len(whole) // 2], whole[:300] + b"\xff" * 50 + whole[350:]):
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"x\.npz"):
+            data.load(args, torch.device("cpu"))
+    with pytest.raises(BadInput, match=r"no .*y\.npz"):
+        data.load(argparse.Namespace(**(vars(args) | {"data_file": str(tmp_path / "y.npz")})), torch.device("cpu"))

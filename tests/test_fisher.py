@@ -1,0 +1,283 @@
+"""The estimator: closed forms, the released model's numbers, and the batch-of-one loop over many kinds of model."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_weights import golden_state
+from torch import nn
+
+import archs
+import fisher
+from fisher import centroid, centroid_interval, one_by_one, prefix_losses, prefix_outputs, temporal_fisher
+
+GOLDEN = Path(__file__).parent / "golden"
+LIF = archs.LIF
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def settle(model):
+    """Eval mode, with running statistics that are not the trivial ones."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.1, 0.5)
+        elif name.endswith("running_mean"):
+            buffer.normal_(0, 0.1)
+    return model.eval()
+
+
+def assert_same(fast, slow, tolerance=1e-9):
+    assert fast.keys() == slow.keys()
+    for name in slow:
+        assert fast[name].shape == slow[name].shape
+        torch.testing.assert_close(fast[name], slow[name], rtol=tolerance, atol=tolerance * 1e-3, msg=name)
+    assert sum(value.sum() for value in slow.values()) > 0
+
+
+def assert_exact_and_fast(model, x, y, **options):
+    """The same as one sample at a time, and not by way of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast = temporal_fisher(model, x, y, **options)
+    assert_same(fast, one_by_one(model, x, y))
+
+
+class Steps(nn.Module):
+    """A linear read-out of frames [N, T, features], without neurons."""
+
+    def __init__(self):
+        super().__init__()
+        self.readout = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.readout(x.transpose(0, 1))
+
+
+def test_a_linear_softmax_layer_has_its_closed_form():
+    model, x, y = Steps(), torch.randn(6, 4, 5), torch.randint(3, (6,))
+    norms = temporal_fisher(model, x, y)
+    for t in range(1, 5):
+        p = model(x)[:t].mean(0).softmax(1)
+        residual = (p - F.one_hot(y, 3)).square().sum(1)
+        expected = residual * (x[:, :t].mean(1).square().sum(1) + 1)
+        torch.testing.assert_close(norms["readout.weight"][t - 1] + norms["readout.bias"][t - 1], expected)
+
+
+def test_resnet19_has_the_released_models_information():
+    golden = np.load(GOLDEN / "resnet19.npz")
+    model = archs.build("resnet19", timestep=int(golden["T"]), num_classes=10).eval()
+    model.load_state_dict(golden_state(model.state_dict(), int(golden["seed"])))
+    norms = temporal_fisher(model, torch.from_numpy(golden["x"]), torch.from_numpy(golden["y"]))
+    np.testing.assert_allclose(sum(norms.values()).numpy(), golden["fisher_per_sample"], rtol=1e-7)
+
+
+@pytest.mark.parametrize("arch", archs.ARCHS)
+@pytest.mark.parametrize("timestep, samples, frames", [(1, 2, False), (3, 1, True), (4, 3, False), (2, 3, True)])
+def test_every_arch_agrees_with_one_sample_at_a_time(arch, timestep, samples, frames):
+    model = settle(archs.build(arch, timestep=timestep, num_classes=4, in_channels=2, image_size=10, width=0.1))
+    x = torch.randn(samples, *([timestep] if frames else []), 2, 10, 10)
+    assert_exact_and_fast(model, x, torch.arange(samples), chunk=2)
+
+
+@pytest.mark.parametrize(
+    "neuron",
+    [dict(reset="soft"), dict(decay_input=False), dict(detach_reset=False), dict(tau=4 / 3, threshold=0.5),
+     dict(surrogate="sigmoid"), dict(surrogate="triangle", surrogate_alpha=0.4), dict(norm="folded"),
+     dict(surrogate="rectangle", surrogate_alpha=0.4)],
+)  # fmt: skip
+def test_every_neuron_agrees_with_one_sample_at_a_time(neuron):
+    model = settle(archs.build("vgg5", timestep=3, num_classes=4, in_channels=1, image_size=8, width=0.1, **neuron))
+    assert_exact_and_fast(model, torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 3]))
+
+
+def test_both_ways_to_a_norm_are_used_and_agree(monkeypatch):
+    model = settle(archs.build("vgg5", timestep=3, num_classes=4, in_channels=2, image_size=16, width=0.2))
+    x, y, used = torch.randn(3, 2, 16, 16), torch.arange(3), set()
+    for name in ("_norm_by_gram", "_norm_by_gradient"):
+        way = getattr(fisher, name)
+        monkeypatch.setattr(fisher, name, lambda *args, name=name, way=way: used.add(name) or way(*args))
+    chosen = temporal_fisher(model, x, y)
+    assert used == {"_norm_by_gram", "_norm_by_gradient"}
+    for pays in (True, False):
+        monkeypatch.setattr(
+            fisher, "_gram_pays", lambda uses, timestep, pays=pays: pays and bool(uses[0].call.weight_shape)
+        )
+        assert_same(temporal_fisher(model, x, y), chosen)
+
+
+class Loop(nn.Module):
+    """Written as most SNN code is: layers of torch in a loop over t, membranes as variables."""
+
+    def __init__(self, timestep=3):
+        super().__init__()
+        self.timestep = timestep
+        self.conv = nn.Conv2d(2, 4, 3, padding="same", groups=2)
+        self.down = nn.Conv2d(4, 6, 3, stride=2, padding=1, dilation=2, padding_mode="circular")
+        self.norm = nn.GroupNorm(2, 6)
+        self.mix = nn.Linear(6 * 2 * 2, 7)
+        self.layer_norm = nn.LayerNorm(7)
+        self.again = nn.Linear(7, 7)
+        self.readout = nn.Linear(7, 3)
+
+    def forward(self, x):
+        v1 = v2 = 0
+        outputs = []
+        for _ in range(self.timestep):
+            v1 = 0.5 * v1 + self.conv(x)
+            s = torch.sigmoid(4 * (v1 - 0.5))
+            s = torch.relu_(self.norm(self.down(s)))  # in place on what a noted layer gave
+            v2 = 0.5 * v2 + self.layer_norm(self.mix(s.flatten(1)))
+            outputs.append(self.readout(self.again(self.again(torch.tanh(v2)))))
+        return torch.stack(outputs)
+
+
+def test_a_loop_over_timesteps_with_a_reused_layer():
+    assert_exact_and_fast(Loop(), torch.randn(4, 2, 6, 6), torch.tensor([0, 1, 2, 0]), chunk=3)
+    assert_exact_and_fast(Loop(1), torch.randn(1, 2, 6, 6), torch.tensor([1]))
+
+
+class SamplesFirst(nn.Module):
+    """A transformer: time folded behind the samples [N T, ...], tokens in rows of linear layers, a 1-d convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv1d(2, 6, 3, padding=1, stride=2)
+        self.norm = nn.BatchNorm1d(6)
+        self.q, self.k, self.v = (nn.Linear(6, 6, bias=b) for b in (True, False, True))
+        self.layer_norm = nn.LayerNorm((4, 6))
+        self.readout = nn.Linear(6, 3)
+
+    def forward(self, x):  # (N, T, 2, 8)
+        n, t = x.shape[:2]
+        z = self.norm(self.embed(x.flatten(0, 1))).transpose(1, 2)  # (N T, 4, 6)
+        z = self.layer_norm(z + (self.q(z) @ self.k(z).mT).softmax(2) @ self.v(z.flatten(0, 1)).view_as(z))
+        return self.readout(z.mean(1)).view(n, t, 3).transpose(0, 1)
+
+
+def test_time_folded_behind_the_samples_and_tokens_folded_into_rows():
+    assert_exact_and_fast(settle(SamplesFirst()), torch.randn(3, 4, 2, 8), torch.tensor([0, 1, 2]))
+
+
+class Odd(Steps):
+    """Parameters used in ways that no rule covers, next to one that is covered."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(3))
+        self.tied = nn.Linear(3, 3)
+        self.recurrent = nn.GRU(3, 3)
+        self.unused = nn.Linear(2, 2)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+
+    def forward(self, x):
+        z = self.frozen(super().forward(x)) * self.gain
+        z = F.linear(self.tied(z), self.tied.weight.t())
+        return self.recurrent(z)[0]
+
+
+def test_what_no_rule_covers_is_exact_too_and_named_in_one_warning():
+    model, x, y = Odd(), torch.randn(3, 4, 5), torch.tensor([0, 1, 2])
+    with pytest.warns(UserWarning, match="one sample at a time") as caught:
+        norms = temporal_fisher(model, x, y)
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert all(name in message for name in ("gain", "tied.weight", "recurrent.weight_ih_l0"))
+    assert all(name not in message for name in ("readout", "tied.bias", "unused", "frozen"))
+    assert "frozen.weight" not in norms and norms["unused.weight"].abs().sum() == 0
+    assert_same(norms, one_by_one(model, x, y))
+
+
+class Masked(Steps):
+    """A convolution whose weight is computed from a parameter, and a bias behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, (1, 3))
+        self.mask = (torch.rand(2, 1, 1, 3) > 0.4).double()
+
+    def forward(self, x):
+        z = F.conv2d(x.unsqueeze(1), self.conv.weight * self.mask, self.conv.bias)
+        return self.readout(F.pad(z.mean(1), (1, 1)).transpose(0, 1))
+
+
+def test_a_computed_weight_keeps_its_gradient():
+    model, x, y = Masked(), torch.randn(3, 4, 5), torch.tensor([0, 1, 2])
+    with pytest.warns(UserWarning, match=r"conv\.bias, conv\.weight"):
+        norms = temporal_fisher(model, x, y)
+    assert_same(norms, one_by_one(model, x, y))
+
+
+def test_a_network_without_a_spike_or_gradient_is_zero():
+    model = settle(archs.build("fc", timestep=3, num_classes=4, in_channels=1, image_size=8, surrogate="rectangle",
+                               surrogate_alpha=1e3, threshold=100.0))  # fmt: skip
+    x, y = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_same(temporal_fisher(model, x, y), one_by_one(model, x, y))
+
+
+def test_batch_statistics_are_refused_with_the_cure():
+    model = archs.build("vgg5", timestep=2, num_classes=3, image_size=8, width=0.1)
+    with pytest.raises(ValueError, match=r"bn1 .*model\.eval\(\)"):
+        temporal_fisher(model, torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))
+
+
+def test_outputs_of_another_form_are_refused():
+    with pytest.raises(ValueError, match=r"\[T, N, classes\].*\[2, 3\]"):
+        temporal_fisher(nn.Linear(5, 3), torch.randn(2, 5), torch.tensor([0, 1]))
+
+
+def test_model_and_random_state_are_left_as_they_were():
+    model = settle(archs.build("vgg5", timestep=2, num_classes=3, image_size=8, width=0.1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        temporal_fisher(
+            model, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+        )
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters()) and not model.training
+
+
+def test_float32_is_near_float64():
+    model = settle(archs.build("vgg9", timestep=4, num_classes=4, in_channels=1, image_size=16, width=0.2))
+    x, y = torch.randn(6, 1, 16, 16), torch.randint(4, (6,))
+    single = model.float()
+    assert_same(temporal_fisher(single, x.float(), y), one_by_one(single, x.float(), y), tolerance=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("arch", ["resnet20", "vgg5", "fc"])
+def test_cuda_agrees_with_one_sample_at_a_time(arch):
+    model = settle(archs.build(arch, timestep=3, num_classes=4, in_channels=2, image_size=12, width=0.2)).cuda()
+    x, y = torch.randn(3, 2, 12, 12).cuda(), torch.arange(3).cuda()
+    assert_same(temporal_fisher(model, x, y), one_by_one(model, x, y))
+
+
+def test_prefixes_and_centroid_are_as_written():
+    outputs, y = torch.randn(3, 2, 4), torch.tensor([1, 3])
+    torch.testing.assert_close(prefix_outputs(outputs)[1], outputs[:2].mean(0))
+    expected = -outputs[:2].mean(0).log_softmax(1)[torch.arange(2), y]
+    torch.testing.assert_close(prefix_losses(outputs, y)[1], expected)
+    assert centroid(torch.ones(8)).item() == 4.5
+    assert centroid(torch.tensor([1.0, 0, 3])).item() == (1 + 9) / 4
+
+
+def test_the_bootstrap_interval_covers_the_centroid_as_often_as_it_says():
+    weights = torch.tensor([4.0, 2, 1]).view(3, 1)
+    truth = centroid(weights)[0].item()
+    samples = [weights * torch.empty(3, 60).exponential_() for _ in range(200)]
+    inside = [low <= truth <= high for low, high in (centroid_interval(s, draws=400) for s in samples)]
+    assert 0.88 <= sum(inside) / len(inside) <= 0.99
+    assert centroid_interval(samples[0]) == centroid_interval(samples[0])

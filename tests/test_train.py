@@ -1,0 +1,346 @@
+"""The scripts: what they write, that measuring and stopping change nothing, and that bad input harms nothing."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+import torch
+from helpers import TINY, lines, run, start
+
+import archs
+import config
+import plots
+import train_snn
+import train_snn_fisherinfo
+from utils import BadInput, Run, Stopped, StopSignals, read_lines, run_script, seed_all
+
+ALL = ["--save_epochs", "every:1"]
+
+
+def everything(folder):
+    """All that must be the same in two runs that computed the same."""
+    found = {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))}
+    for content in found.values():
+        for place in ("out_dir", "resume", "dry_run"):
+            content.get("args", {}).pop(place, None)
+    return found | {name: lines(folder, name) for name in ("log.jsonl", "fisher.jsonl")}
+
+
+def assert_identical(a, b, path=""):
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_identical(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (one, other) in enumerate(zip(a, b)):
+            assert_identical(one, other, f"{path}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    else:
+        assert a == b, path
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("unbroken"), *ALL, script="train_snn_fisherinfo")
+
+
+@pytest.mark.parametrize("arch", archs.ARCHS)
+def test_every_arch_runs_through_every_script(arch, tmp_path, capsys):
+    argv = ["--arch", arch, "--width", "0.03", "--epochs", "1", "--fisher_samples", "2", "--fisher_epochs", "0", "1"]
+    folder = run(tmp_path, *argv, script="train_snn_fisherinfo")
+    assert len(lines(folder, "fisher.jsonl")) == 2
+    shown = capsys.readouterr().out
+    assert str(folder) in shown and "fisher.png" in shown
+    run(tmp_path / "plain", *argv[:6])
+
+
+def test_a_run_folder_holds_what_was_promised(unbroken):
+    names = {path.name for path in unbroken.iterdir()}
+    assert names == {"args.json", "log.jsonl", "fisher.jsonl", "figures", "checkpoint_latest.pt", "checkpoint_best.pt",
+                     "checkpoint_0001.pt", "checkpoint_0002.pt"}  # fmt: skip
+    assert {path.name for path in (unbroken / "figures").iterdir()} == {"training.png", "fisher.png"}
+    record = json.loads((unbroken / "args.json").read_text())
+    assert record["args"]["arch"] == "fc" and {"versions", "device", "git", "command"} <= record.keys()
+    log = read_lines(unbroken / "log.jsonl")
+    assert [line["epoch"] for line in log] == [0, 1, 2]
+    assert {"lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "images_per_second"} <= log[2].keys()
+    assert len(log[2]["prefix_accuracy"]) == 2 and log[2]["spike_rate"].keys() == {"lif_fc1"}
+    assert log[2]["test_accuracy"] == log[2]["prefix_accuracy"][-1]
+
+
+def test_a_measurement_has_the_fields_of_the_contract(unbroken):
+    line = read_lines(unbroken / "fisher.jsonl")[-1]
+    assert line.keys() == {
+        "epoch", "timestep", "samples", "split", "labels", "fisher", "fisher_stderr", "ic", "ic_ci", "layers",
+        "prefix_loss", "prefix_accuracy", "seconds",
+    }  # fmt: skip
+    assert (line["epoch"], line["timestep"], line["samples"], line["labels"]) == (2, 2, 6, "data")
+    assert set(line["layers"]) == {"fc1", "bn_fc1", "fc2"}
+    total = [sum(values[t] for values in line["layers"].values()) for t in range(2)]
+    assert total == pytest.approx(line["fisher"])
+    i_1, i_2 = line["fisher"]
+    assert (
+        line["ic"] == pytest.approx((i_1 + 2 * i_2) / (i_1 + i_2)) and line["ic_ci"][0] < line["ic"] < line["ic_ci"][1]
+    )
+
+
+def test_measuring_does_not_change_the_training(unbroken, tmp_path):
+    plain = everything(run(tmp_path, *ALL))
+    measured = everything(unbroken)
+    for name in ("checkpoint_latest.pt", "checkpoint_0001.pt"):
+        assert_identical(plain[name]["state_dict"], measured[name]["state_dict"])
+    assert plain["log.jsonl"] == measured["log.jsonl"]
+
+
+class Interrupt:
+    """Stands in for Ctrl-C at the n-th look of the script at its stop signal."""
+
+    def __init__(self, monkeypatch, after):
+        self.looks = 0
+
+        def check(stop):
+            self.looks += 1
+            if self.looks == after:
+                raise Stopped(signal.SIGINT)
+
+        monkeypatch.setattr(StopSignals, "check", check)
+        monkeypatch.setattr(train_snn, "CHECK_EVERY", 1)
+
+
+@pytest.mark.parametrize("poisson", [False, True])
+def test_stopped_at_any_moment_and_resumed_it_is_the_unbroken_run(poisson, unbroken, tmp_path, monkeypatch):
+    for figure in ("training", "fisher"):  # drawing them takes most of the time
+        monkeypatch.setattr(plots, figure, lambda folder: None)
+    argv = [*ALL, *(["--encode", "p"] if poisson else [])]
+    expected = unbroken if not poisson else run(tmp_path / "unbroken", *argv, script="train_snn_fisherinfo")
+    for after in range(1, 100):
+        with monkeypatch.context() as patch:
+            moment = Interrupt(patch, after)
+            try:
+                run(tmp_path / str(after), *argv, script="train_snn_fisherinfo")
+            except Stopped:
+                pass
+            else:
+                break
+            assert moment.looks == after
+        folder = run(tmp_path / str(after), "--resume", *argv, script="train_snn_fisherinfo")
+        assert_identical(everything(folder), everything(expected))
+    assert after > 12
+
+
+def test_killed_at_random_moments_and_resumed_it_is_the_unbroken_run(tmp_path):
+    argv = [*ALL, "--epochs", "4", "--fisher_epochs", "0", "2", "4"]
+    expected = run(tmp_path / "unbroken", *argv, script="train_snn_fisherinfo")
+    rng, kills = random.Random(0), 0
+    while kills < 4:
+        process = start(tmp_path, "--resume", *argv, script="train_snn_fisherinfo")
+        began, wait = time.monotonic(), rng.uniform(0, 0.3)
+        while (
+            process.poll() is None and not (tmp_path / "run" / "args.json").exists() and time.monotonic() < began + 60
+        ):
+            time.sleep(0.01)
+        time.sleep(2 + wait if kills else wait)
+        process.kill()
+        process.communicate()
+        kills += 1
+    folder = run(tmp_path, "--resume", *argv, script="train_snn_fisherinfo")
+    assert_identical(everything(folder), everything(expected))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_with_one_line(number, tmp_path):
+    process = start(tmp_path, "--epochs", "2000")
+    while process.poll() is None and not (tmp_path / "run" / "checkpoint_latest.pt").exists():
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "--resume" in error and error.count("\n") == 1
+    at = torch.load(tmp_path / "run" / "checkpoint_latest.pt", weights_only=True)["progress"]
+    assert [line["epoch"] for line in lines(tmp_path / "run", "log.jsonl")] == list(range(at["epoch"] + 1))
+
+
+def test_a_torn_last_line_is_dropped(unbroken, tmp_path):
+    folder = run(tmp_path, *ALL, script="train_snn_fisherinfo")
+    for name in ("log.jsonl", "fisher.jsonl"):
+        path = folder / name
+        path.write_text(path.read_text() + '{"epoch": 2, "fish')
+    (folder / ".part-checkpoint_latest.pt").write_bytes(b"torn")
+    run(tmp_path, "--resume", *ALL, script="train_snn_fisherinfo")
+    assert_identical(everything(folder), everything(unbroken))
+    assert not (folder / ".part-checkpoint_latest.pt").exists()
+
+
+def test_resume_takes_the_flags_of_the_run_and_refuses_others(tmp_path, capsys):
+    folder = run(tmp_path)
+    before = everything(folder)
+    assert_identical(everything(run(tmp_path, "--resume", flags=[])), before)
+    for argv, message in ((["--tau", "3"], "--tau 3.0 differs from 2.0"), (["--epochs", "3"], "--epochs 3 differs")):
+        with pytest.raises(SystemExit) as end:
+            run(tmp_path, "--resume", *argv, flags=[])
+        assert end.value.code == 2 and message in capsys.readouterr().err
+    assert_identical(everything(folder), before)
+
+
+def test_an_existing_run_is_never_overwritten(tmp_path):
+    before = everything(run(tmp_path))
+    with pytest.raises(BadInput, match="--resume"):
+        run(tmp_path)
+    assert_identical(everything(tmp_path / "run"), before)
+
+
+def test_corrupted_labels_are_saved_with_the_run(tmp_path):
+    saved = torch.load(run(tmp_path, "--label_corrupt_prob", "0.5") / "train_labels.pt", weights_only=True)
+    assert saved.keys() == {"index", "labels", "clean"} and len(saved["index"]) == 40
+
+
+def test_a_dry_run_does_everything_and_leaves_nothing(tmp_path, capsys):
+    run(tmp_path, "--dry_run", "--epochs", "300", script="train_snn_fisherinfo", flags=TINY)
+    assert not list(tmp_path.iterdir()) and "figure" in capsys.readouterr().out
+
+
+def test_saved_models_are_measured_as_they_were_in_training(unbroken, tmp_path):
+    paths = [str(unbroken / f"checkpoint_000{epoch}.pt") for epoch in (1, 2)]
+    argv = ["--fisher_samples", "6", "--checkpoints", *paths]
+    folder = run(tmp_path, *argv, script="train_snn_fisherinfo", flags=[])
+    measured = lines(folder, "fisher.jsonl")
+    assert [line["epoch"] for line in measured] == [1, 2] and measured[1] == lines(unbroken, "fisher.jsonl")[-1]
+    assert (folder / "figures" / "fisher.png").exists()
+
+
+def test_checkpoints_of_the_release_are_measured_and_started_from(tmp_path):
+    model = archs.build("fc", timestep=2, num_classes=10, in_channels=2, image_size=8, width=0.1)
+    path = tmp_path / "T2_Dfake_Afc_ce_ckpt_0020.pth.tar"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}, path)
+    shape = [*TINY[:10], *TINY[10:12]]
+    folder = run(
+        tmp_path, "--fisher_samples", "4", "--checkpoints", str(path), script="train_snn_fisherinfo", flags=shape
+    )
+    assert lines(folder, "fisher.jsonl")[0]["epoch"] == 20
+    folder = run(tmp_path / "init", "--init", str(path), "--learning_rate", "1e-30")
+    state = torch.load(folder / "checkpoint_latest.pt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(state["fc1.weight"], model.state_dict()["fc1.weight"])
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--timestep", "3", "--init"], "--timestep 2, not 3"),
+        (["--arch", "vgg5", "--init"], "--arch fc, not vgg5"),
+        (["--width", "0.2", "--init"], "does not fit"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(argv, message, unbroken, tmp_path):
+    with pytest.raises(BadInput, match=message):
+        run(tmp_path, *argv, str(unbroken / "checkpoint_best.pt"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", None])
+def test_a_damaged_checkpoint_is_refused(content, unbroken, tmp_path):
+    path = tmp_path / "x.pt"
+    whole = (unbroken / "checkpoint_best.pt").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(BadInput, match=r"x\.pt is damaged"):
+        run(tmp_path, "--init", str(path))
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["--scheduler", "cosine", "--epochs", "4"], [1, 0.853553, 0.5, 0.146447]),
+        (["--scheduler", "step", "--epochs", "5", "--lr_step", "2"], [1, 1, 0.1, 0.1, 0.01]),
+        (["--scheduler", "none", "--epochs", "3"], [1, 1, 1]),
+        (["--scheduler", "cosine", "--epochs", "4", "--warmup_epochs", "2"], [1 / 3, 2 / 3, 1, 0.5]),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(argv, expected):
+    args = config.parse("train_snn", ["--learning_rate", "1", *argv])
+    rates = [train_snn.learning_rate(args, epoch) for epoch in range(1, args.epochs + 1)]
+    assert rates == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_learning_rate_reaches_the_optimizer(unbroken):
+    assert [line["lr"] for line in lines(unbroken, "log.jsonl")] == pytest.approx([None, 0.1, 0.05])
+    saved = torch.load(unbroken / "checkpoint_latest.pt", weights_only=True)
+    assert saved["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.05)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    step = torch.optim.SGD.step
+
+    def explode(optimizer, *args):
+        step(optimizer, *args)
+        explode.steps += 1
+        if explode.steps == 4:
+            optimizer.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+    explode.steps = 0
+    monkeypatch.setattr(torch.optim.SGD, "step", explode)
+    with pytest.raises(BadInput, match=r"epoch 2, step 2: .*--learning_rate"):
+        run(tmp_path)
+    saved = torch.load(tmp_path / "run" / "checkpoint_latest.pt", weights_only=True)
+    assert saved["epoch"] == 1 and all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_a_silent_network_is_warned_about(tmp_path, capsys):
+    run(tmp_path, "--threshold", "1000")
+    assert "lif_fc1 is silent after epoch 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--device", "cuda:7"], "--device cuda:7"),
+        (["--device", "nonsense"], "--device nonsense"),
+        (["--datanum", "1000"], "above the 256"),
+        (["--out_dir", __file__], "cannot be written"),
+        (["--fake_shape", "2", "7", "7"], "too small"),
+        (["--fake_shape", "3", "2", "8", "8"], "--timestep 3"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(argv, message, tmp_path, capsys):
+    for script in (train_snn, train_snn_fisherinfo):
+        with pytest.raises(SystemExit) as end:
+            run_script(lambda script=script: run(tmp_path, *argv, script=script.__name__), "x.py")
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    torch.save({"a": 1}, tmp_path / "x.pt")
+    folder = Run(tmp_path / "run", config_of(tmp_path))
+    folder.save("x.pt", {"a": 1})
+    with pytest.raises(Exception, match="pickle"):
+        folder.save("x.pt", {"a": 2, "b": lambda: None})
+    assert torch.load(folder.path("x.pt"), weights_only=True) == {"a": 1}
+
+
+def config_of(out_dir):
+    return config.parse("train_snn", [*TINY, "--out_dir", str(out_dir)])
+
+
+def test_a_moment_has_its_own_random_numbers():
+    drawn = set()
+    for key in ((0, "step", 1, 0), (0, "step", 0, 1), (1, "step", 1, 0), (0, "order", 1), (0, "model")):
+        seed_all(*key)
+        first = torch.rand(1).item()
+        seed_all(*key)
+        assert torch.rand(1).item() == first
+        drawn.add(first)
+    assert len(drawn) == 5
+
+
+def test_figures_are_drawn_again_from_the_folder_alone(unbroken, capsys, monkeypatch):
+    before = (unbroken / "figures" / "fisher.png").read_bytes()
+    (unbroken / "figures" / "fisher.png").unlink()
+    monkeypatch.setattr("sys.argv", ["plots.py", str(unbroken)])
+    plots.main()
+    assert (unbroken / "figures" / "fisher.png").read_bytes() == before
+    assert capsys.readouterr().out.count(".png") == 2
