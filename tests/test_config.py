@@ -12,7 +12,8 @@ OTHER = {
     "data_dir": None, "data_file": None,  # read by sets with files: tests/test_data.py
     "fake_shape": ["1", "10", "10"], "datanum": ["64"], "label_corrupt_prob": ["0.5"], "encode": ["p"],
     "no_augment": [],
-    "arch": ["vgg5"], "width": ["0.2"], "layernum": ["3"], "timestep": ["3"], "norm": ["folded", "--layernum", "3"], "tau": ["4"],
+    "arch": ["vgg5"], "width": ["0.2"], "layernum": ["3"], "timestep": ["3"], "norm": ["folded", "--layernum", "3"],
+    "tau": ["4"],
     "threshold": ["0.5"], "reset": ["soft"], "surrogate": ["triangle"], "surrogate_alpha": ["3"], "undecayed_input": [],
     "undetached_reset": [], "init": ["CHECKPOINT"],
     "epochs": ["3"], "batch_size": ["50"], "optimizer": ["adam"], "learning_rate": ["0.01"], "momentum": ["0.5"],
