@@ -218,8 +218,13 @@ def run_name(args):
 def stored_args(args):
     """Flags that an earlier run fixes, by name, and what fixes them: the resumed folder's or the first checkpoint's."""
     if getattr(args, "checkpoints", None):
-        saved = load_checkpoint(args.checkpoints[0]).get("args", {})
-        return {k: v for k, v in saved.items() if k in MODEL_FLAGS}, args.checkpoints[0]
+        known = [load_checkpoint(path).get("args", {}) for path in args.checkpoints]  # {} for the release's
+        known = [{k: v for k, v in flags.items() if k in MODEL_FLAGS} for flags in known]
+        for path, flags in zip(args.checkpoints, known):
+            for name in sorted(flags.keys() & known[0].keys() - {"seed"}):
+                if flags[name] != known[0][name]:
+                    raise BadInput(f"{path} has --{name} {flags[name]}, {args.checkpoints[0]} has {known[0][name]}")
+        return known[0], args.checkpoints[0]
     if args.resume:
         path = Path(args.out_dir) / run_name(args) / ARGS_FILE
         if path.exists():

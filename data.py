@@ -224,7 +224,7 @@ def read_torchvision(args):
             try:
                 part = source(args.data_dir, download=False, **split)
             except RuntimeError:  # torchvision's word for missing, or of the wrong checksum
-                print(f"{args.dataset} is not in {args.data_dir} yet: downloading", file=sys.stderr)
+                print(f"{args.dataset} is not in {args.data_dir} yet: downloading")
                 part = source(args.data_dir, download=True, **split)
         except Exception as error:  # URLError, OSError, UnpicklingError, ValueError, ... of a foreign reader
             raise BadInput(

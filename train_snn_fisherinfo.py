@@ -47,7 +47,7 @@ def measure(args, model, subset, stop):
     per_sample, layers = [], {}
     seed_all(args.seed, "evaluate")
     for x, y in tqdm(list(subset.batches(CHUNK)), "fisher", disable=None, leave=False):
-        norms = {name: norm.double().cpu() for name, norm in temporal_fisher(model, x, y).items()}  # [T, N] each
+        norms = {name: norm.cpu().double() for name, norm in temporal_fisher(model, x, y).items()}  # [T, N] each
         per_sample.append(sum(norms.values()))
         for name, norm in norms.items():
             layer = name.rpartition(".")[0]

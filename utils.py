@@ -39,6 +39,9 @@ def run_script(main, name):
     except Stopped as stop:
         print(f"{name}: stopped by {stop}; the run is saved, the same command with --resume goes on", file=sys.stderr)
         sys.exit(128 + stop.signal)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped before there was anything to save", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 # ---------------------------------------------------------------- files

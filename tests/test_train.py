@@ -212,6 +212,14 @@ def test_saved_models_are_measured_as_they_were_in_training(unbroken, tmp_path):
     assert (folder / "figures" / "fisher.png").exists()
 
 
+def test_saved_models_of_different_settings_are_not_measured_as_one(unbroken, tmp_path, capsys):
+    other = run(tmp_path / "other", "--tau", "3")
+    paths = [str(folder / "checkpoint_best.pt") for folder in (unbroken, other)]
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, "--checkpoints", *paths, script="train_snn_fisherinfo", flags=[])
+    assert end.value.code == 2 and "--tau 3.0" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_checkpoints_of_the_release_are_measured_and_started_from(tmp_path):
     model = archs.build("fc", timestep=2, num_classes=10, in_channels=2, image_size=8, width=0.1)
     path = tmp_path / "T2_Dfake_Afc_ce_ckpt_0020.pth.tar"
