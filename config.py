@@ -205,6 +205,8 @@ def parse(script, argv=None, description=None):
         parser.set_defaults(**{k: v for k, v in stored.items() if k in vars(args).keys() - PLACES})
         args = parser.parse_args(argv)
         check(args, given)
+        if args.dry_run:
+            args.epochs = min(args.epochs, 2)
     except BadInput as error:
         parser.error(str(error))
     return args

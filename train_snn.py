@@ -213,13 +213,11 @@ def fit(args, run, model, train_set, test_set, after_epoch):
     def log(line, found):
         line |= {"test_loss": found["prefix_loss"][-1], "test_accuracy": found["prefix_accuracy"][-1]} | found
         run.append(LOG_FILE, line)
-        for name, rate in found["spike_rate"].items():
-            if line["epoch"] and not SILENT < rate < SATURATED and name not in warned:
-                warned.add(name)
-                word = "silent" if rate <= SILENT else "saturated"
-                tqdm.write(
-                    f"warning: {name} is {word} after epoch {line['epoch']}, {rate:.4f} spikes a step", sys.stderr
-                )
+        for word, odd in (("silent", lambda rate: rate <= SILENT), ("saturated", lambda rate: rate >= SATURATED)):
+            names = [name for name, rate in found["spike_rate"].items() if odd(rate) and name not in warned]
+            if names and line["epoch"]:
+                warned.update(names)
+                tqdm.write(f"warning: {word} after epoch {line['epoch']}: {', '.join(names)}", sys.stderr)
         return line
 
     with StopSignals() as stop:

@@ -199,8 +199,11 @@ def test_corrupted_labels_are_saved_with_the_run(tmp_path):
 
 
 def test_a_dry_run_does_everything_and_leaves_nothing(tmp_path, capsys):
-    run(tmp_path, "--dry_run", "--epochs", "300", script="train_snn_fisherinfo", flags=TINY)
-    assert not list(tmp_path.iterdir()) and "figure" in capsys.readouterr().out
+    run(tmp_path, "--dry_run", "--epochs", "300", "--datanum", "200", flags=TINY)
+    shown = capsys.readouterr().out
+    assert not list(tmp_path.iterdir()) and "training.png" in shown and "after 2 epochs" in shown
+    run(tmp_path, "--dry_run", script="train_snn_fisherinfo", flags=TINY)
+    assert not list(tmp_path.iterdir()) and "fisher.png" in capsys.readouterr().out
 
 
 def test_saved_models_are_measured_as_they_were_in_training(unbroken, tmp_path):
@@ -298,7 +301,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 
 def test_a_silent_network_is_warned_about(tmp_path, capsys):
     run(tmp_path, "--threshold", "1000")
-    assert "lif_fc1 is silent after epoch 1" in capsys.readouterr().err
+    assert "silent after epoch 1: lif_fc1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
