@@ -24,8 +24,8 @@ RECIPES = {
         fisher_samples=256, fisher_epochs=["0", "1", "2", "3", "5", "8", "12", "20", "30"],
     ),
     "fashion_mnist": dict(
-        arch="vgg5", width=0.5, timestep=8, epochs=20, learning_rate=0.1, save_epochs=["every:10"],
-        fisher_epochs=["0", "1", "2", "5", "10", "20"],
+        arch="vgg5", width=0.25, timestep=8, epochs=10, learning_rate=0.1, save_epochs=["every:5"],
+        fisher_epochs=["0", "1", "2", "5", "10"],
     ),
 }  # fmt: skip
 # A flag that only one setting of another flag reads: given without it, it would do nothing, so it is refused.
