@@ -53,7 +53,9 @@ def fisher(folder):
     x = epochs if ordered else range(len(lines))
     low, high = zip(*(line["ic_ci"] for line in lines))
     centroids.fill_between(x, low, high, alpha=0.25, lw=0)
-    centroids.plot(x, [line["ic"] for line in lines], "o-", ms=4)
+    centroids.plot(x, [line["ic"] for line in lines], "o-", ms=4, label="$I_t$")
+    centroids.plot(x, [line["ic_per_loss"] for line in lines], "s:", ms=3, label="$I_t$ / loss after t steps")
+    centroids.legend(fontsize=8, loc="lower left")
     centroids.axhline((timestep + 1) / 2, color=GREY, ls="--", lw=1)
     centroids.annotate(
         "flat", (1, (timestep + 1) / 2), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY

@@ -64,6 +64,7 @@ def measure(args, model, subset, stop):
         "fisher_stderr": (per_sample.std(1) / len(subset) ** 0.5).tolist(),
         "ic": centroid(curve).item(),
         "ic_ci": centroid_interval(per_sample),
+        "ic_per_loss": centroid(curve / torch.tensor(found["prefix_loss"], dtype=curve.dtype)).item(),
         "layers": {name: values.tolist() for name, values in layers.items()},
         "prefix_loss": found["prefix_loss"],
         "prefix_accuracy": found["prefix_accuracy"],
@@ -72,18 +73,19 @@ def measure(args, model, subset, stop):
 
 
 def print_measurement(line, accuracy):
-    """One line on standard output: epoch, IC with its interval, test accuracy, I_1 .. I_T."""
+    """One line on standard output: epoch, IC with its interval, IC of I_t / L_t, test accuracy, I_1 .. I_T."""
     low, high = line["ic_ci"]
     curve = " ".join(f"{value:8.3g}" for value in line["fisher"])
-    tqdm.write(f"{line['epoch']!s:>5}  {line['ic']:5.2f} [{low:5.2f}, {high:5.2f}]  {accuracy:8.4f}  {curve}")
-
-
-def print_header(args):
-    flat = (args.timestep + 1) / 2
-    print(
-        f"epoch  IC (flat: {flat:.1f}) 95 %   accuracy  "
-        + " ".join(f"{f'I_{t}':>8}" for t in range(1, args.timestep + 1))
+    tqdm.write(
+        f"{line['epoch']!s:>5}  {line['ic']:5.2f} [{low:5.2f}, {high:5.2f}]  {line['ic_per_loss']:9.2f}  "
+        f"{accuracy:8.4f}  {curve}"
     )
+
+
+def print_header(timestep):
+    """What the columns of `print_measurement` are; a flat curve has its centroid at (T + 1) / 2."""
+    curve = " ".join(f"{f'I_{t}':>8}" for t in range(1, timestep + 1))
+    print(f"IC of a flat curve is {(timestep + 1) / 2:.1f}\nepoch     IC [95 % interval]  IC of I/L  accuracy  {curve}")
 
 
 def measure_checkpoints(args, run, model, subset, test_set):
@@ -117,7 +119,7 @@ def main(argv=None):
                 run.append(FISHER_FILE, measurement)
                 print_measurement(measurement, line["test_accuracy"])
 
-        print_header(args)
+        print_header(args.timestep)
         if args.checkpoints:
             measure_checkpoints(args, run, model, subset, test_set)
         else:

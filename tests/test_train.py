@@ -76,14 +76,15 @@ def test_a_run_folder_holds_what_was_promised(unbroken):
 def test_a_measurement_has_the_fields_of_the_contract(unbroken):
     line = read_lines(unbroken / "fisher.jsonl")[-1]
     assert line.keys() == {
-        "epoch", "timestep", "samples", "split", "labels", "fisher", "fisher_stderr", "ic", "ic_ci", "layers",
-        "prefix_loss", "prefix_accuracy", "seconds",
+        "epoch", "timestep", "samples", "split", "labels", "fisher", "fisher_stderr", "ic", "ic_ci", "ic_per_loss",
+        "layers", "prefix_loss", "prefix_accuracy", "seconds",
     }  # fmt: skip
     assert (line["epoch"], line["timestep"], line["samples"], line["labels"]) == (2, 2, 6, "data")
     assert set(line["layers"]) == {"fc1", "bn_fc1", "fc2"}
     total = [sum(values[t] for values in line["layers"].values()) for t in range(2)]
     assert total == pytest.approx(line["fisher"])
-    i_1, i_2 = line["fisher"]
+    (i_1, i_2), (l_1, l_2) = line["fisher"], line["prefix_loss"]
+    assert line["ic_per_loss"] == pytest.approx((i_1 / l_1 + 2 * i_2 / l_2) / (i_1 / l_1 + i_2 / l_2))
     assert (
         line["ic"] == pytest.approx((i_1 + 2 * i_2) / (i_1 + i_2)) and line["ic_ci"][0] < line["ic"] < line["ic_ci"][1]
     )
