@@ -6,7 +6,7 @@ data set, the recipe of the AAAI 2023 release. Bad input ends the process with o
 """
 
 import argparse
-import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -14,8 +14,9 @@ from pathlib import Path
 import archs
 from archs.layers import NORMS
 from archs.neuron import RESETS, SURROGATES
-from data import DATASETS
-from utils import ARGS_FILE, BadInput, load_checkpoint
+from data import AUGMENT, DATASETS
+from fisher import PREFIXES
+from utils import ARGS_FILE, BadInput, load_checkpoint, read_record
 
 # Over the release's recipe, which is the parser's defaults. Any flag on the command line overrides both.
 RECIPES = {
@@ -32,14 +33,15 @@ RECIPES = {
 ONLY_WITH = {
     "layernum": ("arch", {"fc"}),
     "data_file": ("dataset", {"npz"}),
+    "no_augment": ("dataset", {name for name, (pad, flip) in AUGMENT.items() if pad or flip}),
     "fake_shape": ("dataset", {"fake"}),
     "data_dir": ("dataset", {"cifar10", "cifar100", "svhn", "mnist", "fashion_mnist"}),
     "momentum": ("optimizer", {"sgd"}),
     "lr_step": ("scheduler", {"step"}),
     "lr_gamma": ("scheduler", {"step"}),
 }
-# What may differ between a run and its resumption: where things are, not what is computed.
-PLACES = {"resume", "dry_run", "device", "data_dir", "out_dir", "exp_name"}
+# What belongs to one start of a script and not to the run; --data_dir is the run's, but may change.
+PLACES = {"resume", "dry_run", "device", "out_dir", "exp_name"}
 # What a checkpoint knows of the model and the data it was trained on; --checkpoints takes these from it.
 MODEL_FLAGS = {
     "dataset", "data_file", "fake_shape", "datanum", "label_corrupt_prob", "encode", "arch", "width", "layernum",
@@ -49,7 +51,7 @@ MODEL_FLAGS = {
 # With --checkpoints nothing is trained: these would do nothing, so they are refused.
 TRAINING_FLAGS = {
     "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "scheduler", "lr_step",
-    "lr_gamma", "warmup_epochs", "label_smoothing", "no_augment", "init", "resume", "save_epochs", "fisher_epochs",
+    "lr_gamma", "warmup_epochs", "label_smoothing", "no_augment", "init", "save_epochs", "fisher_epochs",
 }  # fmt: skip
 
 
@@ -58,7 +60,11 @@ def number(kind, low, high=None, open_low=False):
 
     def convert(text):
         value = kind(text)
-        if not (value > low if open_low else value >= low) or (high is not None and value > high):
+        if (
+            not math.isfinite(value)
+            or not (value > low if open_low else value >= low)
+            or (high is not None and value > high)
+        ):
             bound = f"{'above' if open_low else 'at least'} {low}" + (
                 f" and at most {high}" if high is not None else ""
             )
@@ -134,7 +140,7 @@ def make_parser(script, description=None):
 
     flag = group("model")
     flag("--arch", choices=archs.ARCHS, default="resnet19", help="network")
-    flag("--width", type=number(float, 0, open_low=True), default=1.0, help="factor on the number of channels")
+    flag("--width", type=number(float, 0, 64, open_low=True), default=1.0, help="factor on the number of channels")
     flag("--layernum", type=number(int, 2), default=2, help="linear layers of --arch fc, the read-out included")
     flag("--timestep", type=number(int, 1), default=10, metavar="T", help="timesteps of one input")
     flag("--norm", choices=NORMS, default="step",
@@ -167,10 +173,16 @@ def make_parser(script, description=None):
     if script == "train_snn_fisherinfo":
         flag = group("Fisher information")
         flag("--fisher_epochs", nargs="+", type=epoch_list, default=["20", "120", "300"], metavar="E",
-             help="measure after these epochs (0: before training), or every:k")
+             help="measure after these epochs (0: before training), or after every k-th and the last, every:k")
         flag("--fisher_samples", type=number(int, 2), default=512, metavar="N",
              help="samples measured, the same at all epochs")
-        flag("--fisher_split", choices=["train", "test"], default="train", help="where they are from, unaugmented")
+        flag("--fisher_split", nargs="+", choices=["train", "test"], default=["train"],
+             help="where they are from, unaugmented; both are measured if both are given")
+        flag("--fisher_labels", nargs="+", choices=["data", "model", "exact"], default=["data"],
+             help="data: empirical Fisher; model: true Fisher, labels drawn from the prediction; exact: true Fisher, "
+                  "summed over the classes, as many times the work")
+        flag("--fisher_prefix", choices=PREFIXES, default="cumulative",
+             help="prediction of step t: of the mean of outputs 1..t, or of the output at t alone")
         flag("--checkpoints", nargs="+", metavar="CKPT",
              help="measure these saved models instead of training one; their own flags are taken from them")
 
@@ -198,13 +210,16 @@ def parse(script, argv=None, description=None):
     args = parser.parse_args(argv)
     try:
         stored, source = stored_args(args)
-        for name in sorted(given & (stored.keys() - PLACES)):
+        for name in sorted(given & (stored.keys() - PLACES - {"data_dir"})):
             if getattr(args, name) != stored[name]:
                 raise BadInput(f"--{name} {getattr(args, name)} differs from {stored[name]}, fixed by {source}")
+        if stored.get("checkpoints") and "checkpoints" not in vars(args):
+            raise BadInput(f"{source} is of a measurement of checkpoints, there is no training to go on with")
         parser.set_defaults(**RECIPES.get(stored.get("dataset"), {}))
         parser.set_defaults(**{k: v for k, v in stored.items() if k in vars(args).keys() - PLACES})
         args = parser.parse_args(argv)
         check(args, given)
+        check_checkpoints(args)
         if args.dry_run:
             args.epochs = min(args.epochs, 2)
     except BadInput as error:
@@ -214,27 +229,29 @@ def parse(script, argv=None, description=None):
 
 def run_name(args):
     """Name of the run folder."""
-    return args.exp_name or f"{args.dataset}_{args.arch}_T{args.timestep}_seed{args.seed}"
+    kind = "_checkpoints" if getattr(args, "checkpoints", None) else ""
+    return args.exp_name or f"{args.dataset}_{args.arch}_T{args.timestep}_seed{args.seed}{kind}"
 
 
 def stored_args(args):
     """Flags that an earlier run fixes, by name, and what fixes them: the resumed folder's or the first checkpoint's."""
+    path = Path(args.out_dir) / run_name(args) / ARGS_FILE
+    if args.resume and path.exists():
+        return read_record(path)["args"], path
     if getattr(args, "checkpoints", None):
-        known = [load_checkpoint(path).get("args", {}) for path in args.checkpoints]  # {} for the release's
-        known = [{k: v for k, v in flags.items() if k in MODEL_FLAGS} for flags in known]
-        for path, flags in zip(args.checkpoints, known):
-            for name in sorted(flags.keys() & known[0].keys() - {"seed"}):
-                if flags[name] != known[0][name]:
-                    raise BadInput(f"{path} has --{name} {flags[name]}, {args.checkpoints[0]} has {known[0][name]}")
-        return known[0], args.checkpoints[0]
-    if args.resume:
-        path = Path(args.out_dir) / run_name(args) / ARGS_FILE
-        if path.exists():
-            try:
-                return json.loads(path.read_text())["args"], path
-            except (ValueError, KeyError) as error:
-                raise BadInput(f"{path} is damaged ({error}): remove the folder, or restore the file") from error
+        saved = load_checkpoint(args.checkpoints[0]).get("args", {})  # the release's have none
+        return {k: v for k, v in saved.items() if k in MODEL_FLAGS}, args.checkpoints[0]
     return {}, None
+
+
+def check_checkpoints(args):
+    """Raise BadInput if --checkpoints were made with other settings than `args` has."""
+    free = set() if args.datanum or args.label_corrupt_prob else {"seed"}  # else the seed chose their training data
+    for path in getattr(args, "checkpoints", None) or ():
+        saved = load_checkpoint(path).get("args", {})
+        for name in sorted(MODEL_FLAGS & saved.keys() - free):
+            if saved[name] != getattr(args, name):
+                raise BadInput(f"{path} has --{name} {saved[name]}, not {getattr(args, name)}: measure it alone")
 
 
 def check(args, given):
@@ -253,6 +270,8 @@ def check(args, given):
         raise BadInput(f"--warmup_epochs {args.warmup_epochs} leaves nothing of --epochs {args.epochs}")
     if args.dry_run and args.resume:
         raise BadInput("--dry_run keeps nothing, so there is nothing to --resume")
+    if "0" in args.save_epochs:
+        raise BadInput("--save_epochs counts from 1: before training there is nothing to keep")
     for name in sorted(given & {"save_epochs", "fisher_epochs"}):
         past = [e for e in getattr(args, name) if e.isdigit() and int(e) > args.epochs]
         if past:

@@ -31,6 +31,7 @@ DATASETS = tuple(AUGMENT)
 # The release's constants; any other set is measured.
 MEAN_STD = {"cifar10": ((0.4913, 0.4821, 0.4465), (0.2023, 0.1994, 0.2010))}
 FAKE_SIZE, FAKE_CLASSES = (256, 128), 10
+MOST_CLASSES = 100_000
 
 
 @dataclass
@@ -205,14 +206,14 @@ def read_npz(args):
             raise BadInput(f"x_{split} of {args.data_file} must be uint8 or float, [N, C, H, W] or [N, T, C, H, W]")
         if y.shape != x.shape[:1] or len(y) == 0 or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
             raise BadInput(f"y_{split} of {args.data_file} must be one label 0, 1, ... for each of x_{split}")
-        if not np.isfinite(x).all():
+        if 0 in x.shape or y.max() >= MOST_CLASSES:
+            raise BadInput(f"x_{split} of {args.data_file} must not be empty, y_{split} be below {MOST_CLASSES}")
+        if not np.isfinite(x.astype(x.dtype if x.dtype == np.uint8 else np.float32, copy=False)).all():
             raise BadInput(f"x_{split} of {args.data_file} holds values that are not finite")
     if arrays[0].shape[1:] != arrays[2].shape[1:] or arrays[0].dtype != arrays[2].dtype:
         raise BadInput(f"x_train and x_test of {args.data_file} must have samples of one shape and type")
-    x_train, y_train, x_test, y_test = map(torch.from_numpy, arrays)
-    if x_train.dtype != torch.uint8:
-        x_train, x_test = x_train.float(), x_test.float()
-    return x_train, y_train.long(), x_test, y_test.long()
+    kinds = (arrays[0].dtype if arrays[0].dtype == np.uint8 else np.float32, np.int64) * 2
+    return tuple(torch.from_numpy(array.astype(kind, copy=False)) for array, kind in zip(arrays, kinds))
 
 
 def read_torchvision(args):

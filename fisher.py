@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
 
 TRAFFIC = 64  # multiplications in the time that one number takes to be written and read again
 MOST_POSITIONS = 4096  # of a Gram matrix, which has their square
@@ -45,9 +46,25 @@ def prefix_outputs(outputs):
     return outputs.cumsum(0) / steps.view(-1, 1, 1)
 
 
-def prefix_losses(outputs, y):
-    """-log f(y | steps 1..t): outputs [T, N, classes], labels [N] -> cross-entropies [T, N], in nats."""
-    return torch.stack([F.cross_entropy(o, y, reduction="none") for o in prefix_outputs(outputs)])
+# What the prediction of step t is made of: outputs 1..t (the paper), or the output at t alone.
+PREFIXES = {"cumulative": prefix_outputs, "instant": lambda outputs: outputs}
+
+
+def prefix_losses(outputs, y, prefix="cumulative"):
+    """-log f(y | steps 1..t) in nats: outputs [T, N, classes], labels [N], or [T, N], one for each t -> [T, N]."""
+    labels = y.expand(outputs.shape[:2])
+    return torch.stack([F.cross_entropy(o, y_t, reduction="none") for o, y_t in zip(PREFIXES[prefix](outputs), labels)])
+
+
+def draw_labels(outputs, generator, prefix="cumulative"):
+    """Labels drawn from f itself, for each t from its own prediction: outputs [T, N, classes] -> [T, N].
+
+    With them `temporal_fisher` measures the true Fisher information, with the data's labels the empirical one. The
+    draws are taken sample by sample from `generator` (on the CPU), so chunks of samples draw what the whole would.
+    """
+    chance = torch.rand(outputs.shape[1], outputs.shape[0], 1, generator=generator, dtype=torch.float64)  # (N, T, 1)
+    share = PREFIXES[prefix](outputs.double().cpu()).softmax(2).cumsum(2)  # (T, N, classes)
+    return (share < chance.transpose(0, 1)).sum(2).clamp(max=outputs.shape[2] - 1).to(outputs.device)
 
 
 def centroid(curve):
@@ -56,58 +73,78 @@ def centroid(curve):
     return torch.tensordot(steps, curve, 1) / curve.sum(0)
 
 
-def centroid_interval(samples, draws=2000, level=0.95, seed=0):
-    """Bootstrap percentile interval of the centroid over samples: squared norms [T, N] -> (low, high)."""
-    samples, count = samples.double().cpu(), samples.shape[1]
+def centroid_interval(samples, other=None, draws=2000, level=0.95, seed=0):
+    """Bootstrap percentile interval (low, high) of the centroid over samples: squared norms [T, N].
+
+    With `other` [T, N], of the same samples at another moment, the interval of the difference of the two centroids:
+    both are taken of the same draw, so what one sample adds to both cancels.
+    """
+    count = samples.shape[1]
     index = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
-    weights = torch.zeros(draws, count, dtype=samples.dtype)
-    weights.scatter_add_(1, index, torch.ones(index.shape, dtype=samples.dtype))
+    weights = torch.zeros(draws, count, dtype=torch.float64)
+    weights.scatter_add_(1, index, torch.ones(index.shape, dtype=torch.float64))
+    drawn = centroid(samples.double().cpu() @ weights.T)
+    if other is not None:
+        drawn = drawn - centroid(other.double().cpu() @ weights.T)
     tail = (1 - level) / 2
-    return tuple(centroid(samples @ weights.T).quantile(torch.tensor([tail, 1 - tail], dtype=samples.dtype)).tolist())
+    return tuple(drawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist())
 
 
-def temporal_fisher(model, x, y, *, chunk=None):
+def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None):
     """Squared gradient norms of every prefix loss, per sample and parameter tensor (the summands of eq. 6).
 
     Args:
         model: any module with model(x) -> outputs [T, N, classes], BatchNorm in eval mode, samples independent.
         x: inputs, samples first [N, ...].
-        y: labels [N].
+        y: labels [N], or [T, N] of their own for each t.
+        prefix: "cumulative", the loss of the mean of outputs 1..t (the paper), or "instant", of the output at t alone.
         chunk: samples in one pass; None takes as many as fit in a bounded memory.
 
     Returns {parameter name: [T, N]} for the parameters that require a gradient; summed over names and averaged over N
     it is I_t. The model, its .grad and its mode are left as they were.
 
-    Raises ValueError if a BatchNorm layer is in train mode, where one sample's gradient depends on the others.
+    The batched way holds for models that do the same with every batch. Uses of a parameter that it does not cover are
+    recognised, by comparison with an ordinary gradient among others, and measured one sample at a time, with a warning.
+    What cannot be recognised is a model that reorders its samples by their content.
+
+    Raises ValueError if a BatchNorm layer is in train mode, where one sample's gradient depends on the others, or for
+    no samples.
     """
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
             raise ValueError(
                 f"BatchNorm layer {name} uses batch statistics, which mix samples: call model.eval() first"
             )
+    if len(x) == 0:
+        raise ValueError("there are no samples to measure")
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not params:
+        return {}
+    parts, slow = [], set()
     with torch.enable_grad():
-        layouts, slow, bytes_each = _probe(model, x, params)
-        fast = {name: p for name, p in params.items() if name not in slow}
-        if slow:
-            warnings.warn(f"measured one sample at a time, which is slow: {', '.join(sorted(slow))}", stacklevel=2)
-        chunk = chunk or max(1, min(len(x), _memory(x.device) // bytes_each))
-        parts = []
-        for x_part, y_part in zip(x.split(chunk), y.split(chunk)):
-            part = _measure(model, x_part, y_part, fast, layouts) if fast else {}
-            if slow:
-                part |= one_by_one(model, x_part, y_part, slow)
-            parts.append(part)
+        probe = _probe(model, x, params, 2)
+        chunk = chunk or max(1, min(len(x), _memory(x.device) // probe.bytes))
+        sizes = {len(part) for part in x.split(chunk)}
+        if 2 in sizes:  # rows that do not grow with the samples show only in batches of another size than the probe's
+            probe = _probe(model, x, params, min({3, 4} - sizes, default=5))
+        for x_part, y_part in zip(x.split(chunk), y.split(chunk, -1)):
+            part = _measure(model, x_part, y_part, prefix, params, probe)
+            rest = params.keys() - part.keys()
+            if rest - slow:
+                names = ", ".join(sorted(rest - slow))
+                warnings.warn(f"measured one sample at a time, which is slow: {names}", stacklevel=2)
+                slow |= rest
+            parts.append(part | one_by_one(model, x_part, y_part, prefix=prefix, names=rest))
     return {name: torch.cat([part[name] for part in parts], 1) for name in params}
 
 
-def one_by_one(model, x, y, names=None):
+def one_by_one(model, x, y, *, prefix="cumulative", names=None):
     """What `temporal_fisher` computes, by definition: one forward for each sample, one backward for each t."""
     params = {name: p for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names)}
     norms = {name: [] for name in params}
     with torch.enable_grad():
-        for n in range(len(x)):
-            losses = prefix_losses(model(x[n : n + 1]), y[n : n + 1])[:, 0]
+        for n in range(len(x) if params else 0):
+            losses = prefix_losses(model(x[n : n + 1]), y[..., n : n + 1], prefix)[:, 0]
             for t, loss in enumerate(losses, 1):
                 grads = torch.autograd.grad(loss, params.values(), retain_graph=t < len(losses), allow_unused=True)
                 for name, grad in zip(params, grads):
@@ -132,6 +169,11 @@ class _Call:
     weight_shape: tuple = ()
     options: tuple = ()  # of a convolution: stride, padding, dilation, groups
     space: tuple = ()  # of a convolution: height and width of the output
+    version: int = 0  # of a, when it was noted
+
+    @property
+    def names(self):
+        return {self.weight, self.bias} - {None}
 
     @property
     def positions(self):
@@ -189,7 +231,7 @@ class _Tape(TorchFunctionMode):
 
     def __init__(self, params, blocks=None):
         super().__init__()
-        self.blocks = blocks  # rows of one step of each call's outer dimension, where they are known
+        self.blocks = blocks  # rows of one step of each call's outer dimension; None while they are not known
         self.names, self.calls, self.other = {id(p): name for name, p in params.items()}, [], set()
 
     def name(self, tensor):
@@ -201,40 +243,44 @@ class _Tape(TorchFunctionMode):
         noted = rule(self, *args, **kwargs) if rule else None
         if noted is not None:
             z, call = noted
-            self.calls.append(call)
+            if call is not None:
+                self.calls.append(call)
             return z
         z = func(*args, **kwargs)
-        if (
-            any(isinstance(part, torch.Tensor) and part.requires_grad for part in _flat([z]))
-            or not torch.is_grad_enabled()
-        ):
+        used = z is None or any(isinstance(part, torch.Tensor) and part.requires_grad for part in _flat([z]))
+        if used or not torch.is_grad_enabled():
             self.other.update(filter(None, map(self.name, _flat([args, list(kwargs.values())]))))
         return z
 
-    def conv(self, conv, a, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        """F.conv1d and F.conv2d: a [R, C, H, W]."""
-        dims = weight.dim() - 2
-        if a.dim() != dims + 2 or not weight.is_leaf or not self.matters(a, weight, bias):
+    def conv(self, conv, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        """F.conv1d and F.conv2d: input [R, C, H, W]."""
+        dims, computed = weight.dim() - 2, not (weight.is_leaf and (bias is None or bias.is_leaf))
+        if input.dim() != dims + 2 or computed or not self.matters(input, weight, bias):
             return None
         stride, dilation = (v if len(v) == dims else (*v,) * dims for v in map(_tuple, (stride, dilation)))
         kernel = weight.shape[2:]
         if padding == "same":  # what is odd goes to the right
             total = [d * (k - 1) for d, k in zip(dilation, kernel)]
-            a = F.pad(a, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
+            input = F.pad(input, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
         padding = (0,) * dims if isinstance(padding, str) else _tuple(padding)
         padding = padding if len(padding) == dims else (*padding,) * dims
         options = (stride, padding, dilation, groups)
-        z = _Conv.apply(a, weight, bias, conv, options, self.blocks[len(self.calls)] if self.blocks else len(a))
-        kind = {"weight_shape": weight.shape, "options": options, "space": z.shape[2:]}
-        return z, self.note(z, weight, bias, len(a), z.shape[1], a=a.detach(), **kind)
+        if self.blocks is None:
+            z = conv(input, weight, bias, *options)
+        else:
+            block = self.blocks[len(self.calls)] if len(self.calls) < len(self.blocks) else None
+            z = _Conv.apply(input, weight, bias, conv, options, block or len(input))
+        kind = {"weight_shape": weight.shape, "options": options, "space": z.shape[2:], "version": input._version}
+        return z, self.note(z, weight, bias, len(input), z.shape[1], a=input.detach(), **kind)
 
-    def linear(self, a, weight, bias=None):
-        """F.linear: a [..., C]."""
-        if a.dim() < 2 or not self.matters(a, weight, bias):
+    def linear(self, input, weight, bias=None):
+        """F.linear: input [..., C]."""
+        plain = weight.dim() == 2 and (bias is None or len(bias) == len(weight))
+        if input.dim() < 2 or not plain or not self.matters(input, weight, bias):
             return None
-        z = F.linear(a, weight, bias)
-        rows = a.detach().flatten(0, -2).unsqueeze(2)  # (R, C, 1)
-        return z, self.note(z, weight, bias, len(rows), z.shape[-1], a=rows, weight_shape=weight.shape)
+        z, rows = F.linear(input, weight, bias), input.detach().flatten(0, -2).unsqueeze(2)  # (R, C, 1)
+        kind = {"weight_shape": weight.shape, "version": rows._version}
+        return z, self.note(z, weight, bias, len(rows), z.shape[-1], a=rows, **kind)
 
     def batch_norm(self, a, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
         """F.batch_norm: a [R, C, ...]."""
@@ -261,11 +307,15 @@ class _Tape(TorchFunctionMode):
         return z, self.note(z, weight, bias, rows, math.prod(shape), xhat=F.layer_norm(a.detach(), shape, eps=eps))
 
     def note(self, z, weight, bias, rows, channels, **kind):
+        if not z.requires_grad:  # inside a transform of torch.func, whose graph is another
+            self.other.update({self.name(weight), self.name(bias)} - {None})
+            return None
         return _Call(self.name(weight), self.name(bias), get_gradient_edge(z), rows, channels, **kind)
 
     def matters(self, a, weight, bias):
         """Whether the call is to be noted: it has a measured weight or bias in its own place, and a graph is built."""
-        return torch.is_grad_enabled() and (self.name(weight) or self.name(bias)) and self.name(a) is None
+        plain = a.layout == torch.strided and not a.is_complex() and self.name(a) is None
+        return plain and torch.is_grad_enabled() and (self.name(weight) or self.name(bias))
 
 
 _RULES = {
@@ -293,46 +343,60 @@ def _flat(values):
 # ---------------------------------------------------------------- which rows are whose
 
 
-def _probe(model, x, params):
-    """Find how the rows of every call are laid out, with pairs of samples.
+@dataclass
+class _Probe:
+    """What the batched way needs to know of a model."""
 
-    Returns (layouts, slow, bytes): for each call (A, B) with the row of sample n at n B + b + a N B, or None; the names
-    of the parameters that the fast path does not cover; memory that one sample needs.
+    layouts: list  # of each call (A, B), the row of sample n being (a N + n) B + b; None where it is not known
+    slow: set  # names of the parameters that it does not cover
+    other: set  # names of the parameters that are used outside of layers
+    bytes: int  # memory that one sample needs
+
+
+def _probe(model, x, params, samples):
+    """Find whose the rows of every call are, and which parameters the noted calls cover, with a few samples.
+
+    The outputs of the first sample give signals to its own rows alone, and the norms that follow from them must be
+    those of the ordinary gradients, for the other samples zero.
     """
-    fits, slow, signals = None, set(), ()
-    for first in range(min(4, len(x))):  # further pairs only while a layer with dead neurons leaves a doubt
-        tape, outputs = _run(model, x[[first, (first + 1) % len(x)]], params)
-        edges = [call.edge for call in tape.calls]
-        if not edges:
-            break
-        generator = torch.Generator().manual_seed(first)
-        cotangent = torch.randn(outputs[:, 0].shape, generator=generator).to(outputs)
-        signals = torch.autograd.grad(outputs[:, 0], edges, cotangent, True, allow_unused=True)
-        fits = fits or [_factors(call.rows, 2) for call in tape.calls]
-        for call, fit, d in zip(tape.calls, fits, signals):
+    fits = None
+    for first in range(min(4, len(x))):  # further tries only while a layer with dead neurons leaves a doubt
+        index = [first] + [(first + 1) % len(x)] * (samples - 1)
+        tape, outputs = _run(model, x[index], params)
+        calls = tape.calls
+        cotangent = torch.randn(outputs[:, 0].shape, generator=torch.Generator().manual_seed(first)).to(outputs)
+        targets = [call.edge for call in calls] + list(params.values())
+        found = torch.autograd.grad(outputs[:, 0], targets, cotangent, allow_unused=True)
+        signals, gradients = found[: len(calls)], dict(zip(params, found[len(calls) :]))
+        fits = fits or [_factors(call.rows, samples) for call in calls]
+        for call, fit, d in zip(calls, fits, signals):
             if d is None:  # nothing depends on this call
                 del fit[1:]
                 continue
             alive = d.reshape(call.rows, -1).abs().amax(1) != 0
-            row = torch.arange(call.rows, device=d.device)
-            fit[:] = [(outer, inner) for outer, inner in fit if not alive[row // inner % 2 == 1].any()]
+            owner = torch.arange(call.rows, device=d.device)
+            fit[:] = [(outer, inner) for outer, inner in fit if not alive[owner // inner % samples != 0].any()]
         if all(len(fit) <= 1 for fit in fits):
             break
-    layouts = [fit[0] if len(fit) == 1 else None for fit in fits or ()]
-    for call, layout in zip(tape.calls, layouts):
-        if layout is None:
-            slow.update(filter(None, (call.weight, call.bias)))
-    slow |= tape.other
-    seen = slow.union(*((call.weight, call.bias) for call in tape.calls))
-    hidden = {name: p for name, p in params.items() if name not in seen}
-    if hidden and outputs.requires_grad:
-        grads = torch.autograd.grad(outputs.sum(), hidden.values(), allow_unused=True)
-        slow.update(name for name, grad in zip(hidden, grads) if grad is not None)
-    uses = _by_parameter(tape.calls, layouts, params.keys() - slow, 2)[0]
-    grams = sum(_positions(calls) ** 2 for calls in uses.values() if _gram_pays(calls, len(outputs)))
-    signal = sum(0 if d is None else d.numel() for d in signals) // 2
-    weights = max((p.numel() for p in params.values()), default=0)
-    return layouts, slow, (10 * signal + grams + 2 * weights) * outputs.element_size()
+    layouts = [fit[0] if len(fit) == 1 else None for fit in fits]
+    unknown = set().union(*(call.names for call, layout in zip(calls, layouts) if layout is None))
+    unseen = params.keys() - set().union(*(call.names for call in calls))
+    hooked = {name for name, p in params.items() if p._backward_hooks}
+    slow = {name for name in tape.other | unknown | unseen | hooked if gradients[name] is not None}
+    weights, biases = _by_parameter(calls, layouts, params.keys() - slow - unseen, samples)
+    norms = _norms(weights, biases, [_alive(*each, samples) for each in zip(signals, calls, layouts)], {})
+    precision = {torch.float64: 1e-8, torch.float32: 1e-3}.get(outputs.dtype, 0.1)
+    total = sum(g.square().sum() for g in gradients.values() if g is not None) ** 0.5
+    for name, gradient in gradients.items():
+        got = norms.get(name, outputs.new_zeros(samples)).sqrt()
+        wanted = torch.zeros_like(got)
+        wanted[0] = 0 if gradient is None else gradient.norm()
+        if not ((got - wanted).abs() <= precision * wanted + 1e-3 * precision * total).all():
+            slow.add(name)
+    grams = sum(_positions(uses) ** 2 for uses in weights.values() if _gram_pays(uses, len(outputs)))
+    signal = sum(0 if d is None else d.numel() for d in signals) // samples
+    largest = max(p.numel() for p in params.values())
+    return _Probe(layouts, slow, tape.other, (10 * signal + grams + 2 * largest + 1) * outputs.element_size())
 
 
 def _run(model, x, params, blocks=None):
@@ -393,37 +457,58 @@ def _by_parameter(calls, layouts, names, samples):
     return weights, biases
 
 
-def _measure(model, x, y, params, layouts):
-    """{name: [T, N]} of parameters all of whose calls are noted."""
-    tape, outputs = _run(model, x, params, [layout and len(x) * layout[1] for layout in layouts])
-    if [call.rows for call in tape.calls] != [layout and layout[0] * len(x) * layout[1] for layout in layouts]:
-        raise ValueError("the model calls other layers from one batch to the next, so its rows cannot be told apart")
-    losses = prefix_losses(outputs, y)  # (T, N)
-    weights, biases = _by_parameter(tape.calls, layouts, params, len(x))
+def _measure(model, x, y, prefix, params, probe):
+    """{name: [T, N]} of the parameters all of whose uses in this batch are noted calls of the probed layout."""
+    samples = len(x)
+    blocks = [0 if layout is None else samples * layout[1] for layout in probe.layouts]
+    tape, outputs = _run(model, x, params, blocks)
+    rows = [
+        call.rows if layout is None else layout[0] * block
+        for call, layout, block in zip(tape.calls, probe.layouts, blocks)
+    ]
+    if len(tape.calls) != len(blocks) or [call.rows for call in tape.calls] != rows:
+        return {}  # other calls than in the probe
+    overwritten = set().union(
+        *(call.names for call in tape.calls if call.a is not None and call.a._version != call.version)
+    )
+    covered = params.keys() - probe.slow - (tape.other - probe.other) - overwritten
+    weights, biases = _by_parameter(tape.calls, probe.layouts, covered, samples)
+    losses = prefix_losses(outputs, y, prefix)  # (T, N)
     grams = {name: _gram(uses) for name, uses in weights.items() if _gram_pays(uses, len(losses))}
-    norms = {name: losses.new_zeros(losses.shape) for name in params}
+    norms = {name: params[name].new_zeros(losses.shape) for name in covered}
     edges = [call.edge for call in tape.calls]
-    for t in range(len(losses)):
-        signals = torch.autograd.grad(losses[t].sum(), edges, retain_graph=t + 1 < len(losses), allow_unused=True)
-        signals = [_alive(*each, len(x)) for each in zip(signals, tape.calls, layouts)]
-        for name, uses in (weights | biases).items():
-            pairs = [(use, signals[use.number]) for use in uses if signals[use.number] is not None]
-            if not pairs:
-                continue  # the loss after t steps does not depend on this layer
-            if name in biases:
-                norms[name][t] = sum(use.split(d).sum((0, 2, 4)) for use, d in pairs).square().sum(1)
-            elif uses[0].call.xhat is not None:
-                norms[name][t] = sum(_scale_gradient(use, d) for use, d in pairs).square().sum(1)
-            elif name in grams:
-                norms[name][t] = _norm_by_gram(uses, signals, grams[name])
-            else:
-                norms[name][t] = _norm_by_gradient(pairs)
+    for t in range(len(losses) if weights or biases else 0):
+        try:
+            signals = torch.autograd.grad(losses[t].sum(), edges, retain_graph=t + 1 < len(losses), allow_unused=True)
+        except CheckpointError:
+            return {}  # the model recomputes its convolutions in the backward pass, where they are not noted
+        signals = [_alive(*each, samples) for each in zip(signals, tape.calls, probe.layouts)]
+        for name, values in _norms(weights, biases, signals, grams).items():
+            norms[name][t] = values
+    return norms
+
+
+def _norms(weights, biases, signals, grams):
+    """{name: [N]} from the uses of weights and biases and the signals of all calls; no name where no signal is."""
+    norms = {}
+    for name, uses in (weights | biases).items():
+        pairs = [(use, signals[use.number]) for use in uses if signals[use.number] is not None]
+        if not pairs:
+            continue
+        if name in biases:
+            norms[name] = sum(use.split(d).sum((0, 2, 4)) for use, d in pairs).square().sum(1)
+        elif uses[0].call.xhat is not None:
+            norms[name] = sum(_scale_gradient(use, d) for use, d in pairs).square().sum(1)
+        elif name in grams:
+            norms[name] = _norm_by_gram(uses, signals, grams[name])
+        else:
+            norms[name] = _norm_by_gradient(pairs)
     return norms
 
 
 def _alive(d, call, layout, samples):
     """Signal of a call as [R, C, P] without the last timesteps where it is 0 for all samples; None if it is all 0."""
-    if d is None:
+    if d is None or layout is None:
         return None
     d = d.reshape(call.rows, call.channels, -1)
     rows = _live_rows(d, samples * layout[1])

@@ -30,45 +30,53 @@ def label(line):
 
 
 def fisher(folder):
-    """figures/fisher.png: I_t by t, a curve a measurement; IC by epoch with its interval; the layers by t."""
-    lines = read_lines(Path(folder) / FISHER_FILE)
-    if not lines:
+    """figures/fisher.png: I_t by t, a curve a measurement; IC by epoch with its interval; the layers by t.
+
+    Where several kinds were measured (--fisher_split, --fisher_labels), curves and layers are of the first.
+    """
+    kinds = {}
+    for line in read_lines(Path(folder) / FISHER_FILE):
+        kinds.setdefault(f"{line['split']}, {line['labels']}", []).append(line)
+    if not kinds:
         raise BadInput(f"{folder} has no measurement in {FISHER_FILE}")
+    lines = next(iter(kinds.values()))
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     curves, centroids, layers = figure.subplots(1, 3, width_ratios=[1.1, 1, 1.2])
     timestep = lines[-1]["timestep"]
     steps = range(1, timestep + 1)
 
-    for line, colour in zip(lines, shades(len(lines))):
-        curves.errorbar(
-            steps, line["fisher"], line["fisher_stderr"], color=colour, label=label(line), capsize=2, lw=1.5
-        )
+    every = -(-len(lines) // 12)  # entries of the legend
+    for number, (line, colour) in enumerate(zip(lines, shades(len(lines)))):
+        name = label(line) if number % every == 0 or line is lines[-1] else None
+        curves.errorbar(steps, line["fisher"], line["fisher_stderr"], color=colour, label=name, capsize=2, lw=1.5)
     curves.set(xlabel="timesteps t", ylabel="Fisher information $I_t$ (± standard error)", yscale="log")
     curves.set_title("Information in the first t steps")
     curves.legend(title="epoch", fontsize=7, ncols=2)
 
-    # By epoch where each measurement has one of its own; else in order, as for checkpoints of several runs.
-    epochs = [line["epoch"] for line in lines]
-    ordered = None not in epochs and len(set(epochs)) == len(epochs)
-    x = epochs if ordered else range(len(lines))
-    low, high = zip(*(line["ic_ci"] for line in lines))
-    centroids.fill_between(x, low, high, alpha=0.25, lw=0)
-    centroids.plot(x, [line["ic"] for line in lines], "o-", ms=4, label="$I_t$")
-    centroids.plot(x, [line["ic_per_loss"] for line in lines], "s:", ms=3, label="$I_t$ / loss after t steps")
+    for kind, kind_lines in kinds.items():
+        # By epoch where each measurement has one of its own; else in order, as for checkpoints of several runs.
+        epochs = [line["epoch"] for line in kind_lines]
+        ordered = None not in epochs and len(set(epochs)) == len(epochs)
+        x = epochs if ordered else range(len(epochs))
+        low, high = zip(*(line["ic_ci"] for line in kind_lines))
+        band = centroids.fill_between(x, low, high, alpha=0.25, lw=0)
+        colour, name = band.get_facecolor()[0][:3], "" if len(kinds) == 1 else f" ({kind})"
+        centroids.plot(x, [line["ic"] for line in kind_lines], "o-", ms=4, color=colour, label="$I_t$" + name)
+        if kind_lines is lines:
+            quotient = [line["ic_per_loss"] for line in lines]
+            centroids.plot(x, quotient, "s:", ms=3, color="C7", label="$I_t$ / loss after t steps" + name)
+    flat = (timestep + 1) / 2
+    centroids.axhline(flat, color=GREY, ls="--", lw=1)
+    centroids.annotate("flat", (1, flat), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY)
     centroids.legend(fontsize=8, loc="lower left")
-    centroids.axhline((timestep + 1) / 2, color=GREY, ls="--", lw=1)
-    centroids.annotate(
-        "flat", (1, (timestep + 1) / 2), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY
-    )
     centroids.set(xlabel="epoch" if ordered else "measurement", ylabel="information centroid IC (95 % interval)")
-    centroids.set_ylim(1, timestep)
+    centroids.set_ylim(1, max(timestep, 2))
     centroids.set_title("Where its centre lies")
 
     names = list(lines[-1]["layers"])
     shares = [[value / (sum(row) or 1) for value in row] for row in lines[-1]["layers"].values()]
-    image = layers.imshow(
-        shares, aspect="auto", cmap="magma", vmin=0, extent=(0.5, timestep + 0.5, len(names) - 0.5, -0.5)
-    )
+    extent = (0.5, timestep + 0.5, len(names) - 0.5, -0.5)
+    image = layers.imshow(shares, aspect="auto", cmap="magma", vmin=0, extent=extent)
     layers.set_yticks(range(len(names)), names, fontsize=min(8, 220 / len(names)))
     layers.set(xlabel="timesteps t")
     layers.set_title(f"Layers, epoch {label(lines[-1])}: share of the layer's $I_t$")
@@ -105,9 +113,12 @@ def training(folder):
 def main():
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         raise BadInput("usage: python plots.py RUN_FOLDER")
-    for name, draw in ((LOG_FILE, training), (FISHER_FILE, fisher)):
-        if (Path(sys.argv[1]) / name).exists():
-            print(draw(sys.argv[1]))
+    folder, figures = Path(sys.argv[1]), {LOG_FILE: training, FISHER_FILE: fisher}
+    found = [draw for name, draw in figures.items() if (folder / name).exists()]
+    if not found:
+        raise BadInput(f"{folder} holds no run: neither {LOG_FILE} nor {FISHER_FILE}")
+    for draw in found:
+        print(draw(folder))
 
 
 if __name__ == "__main__":

@@ -75,19 +75,22 @@ def setup(args):
         decay_input=not args.undecayed_input,
         detach_reset=not args.undetached_reset,
     ).to(device)
-    if args.init:
+    latest = Path(args.out_dir) / config.run_name(args) / LATEST
+    if args.init and not (args.resume and latest.exists()):
         load_weights(model, load_checkpoint(args.init), args.init, args)
     return model, train_set, test_set, corrupted
 
 
 @contextmanager
-def run_folder(args):
-    """The Run of `args`; that of a dry run is temporary."""
-    if args.dry_run:
-        with TemporaryDirectory() as folder:
-            yield Run(Path(folder) / "dry_run", args)
-    else:
-        yield Run(Path(args.out_dir) / config.run_name(args), args, args.resume)
+def run_folder(args, device):
+    """The Run of `args`, for this process alone; that of a dry run is temporary."""
+    with TemporaryDirectory() as temporary:
+        out_dir = temporary if args.dry_run else args.out_dir
+        run = Run(Path(out_dir) / config.run_name(args), args, device, args.resume)
+        try:
+            yield run
+        finally:
+            run.close()
 
 
 def make_optimizer(args, model):
@@ -141,6 +144,15 @@ def evaluate(model, dataset, args, stop):
     }
 
 
+def check_finite(value, epoch, step):
+    """Raise BadInput if `value` is not finite, before anything of this epoch is saved."""
+    if not math.isfinite(value):
+        raise BadInput(
+            f"the loss or a gradient is not finite at epoch {epoch}, step {step}: try a lower --learning_rate; "
+            f"what is on disk is from before"
+        )
+
+
 def train_epoch(args, at, model, optimizer, train_set, stop):
     """Train the epoch after `at`, from its step on, and keep `at` up to date. Returns the images a second, or None.
 
@@ -170,11 +182,7 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
         correct += (outputs.detach().mean(0).argmax(1) == y).sum()
         at["step"], at["images"] = step + 1, at["images"] + len(y)
         if stop.requested or at["step"] % CHECK_EVERY == 0 or at["step"] == len(batches):
-            if first_bad < len(batches):
-                raise BadInput(
-                    f"the loss or a gradient is not finite at epoch {epoch}, step {first_bad + 1}: try a lower "
-                    f"--learning_rate; the checkpoints on disk are from before"
-                )
+            check_finite(float("nan") if first_bad < len(batches) else 0, epoch, int(first_bad) + 1)
             at["loss"], at["correct"] = loss_sum.cpu(), correct.cpu()
             stop.check()
     seen = at["images"] - seen
@@ -200,6 +208,8 @@ def fit(args, run, model, train_set, test_set, after_epoch):
             raise BadInput(f"{run.path(LATEST)} has weights alone: start a new run from it with --init")
         optimizer.load_state_dict(checkpoint["optimizer"])
         at = checkpoint["progress"]
+    elif len(run.lines(LOG_FILE)) > 2:  # a kill in the first epoch leaves the lines of epochs 0 and 1 at most
+        raise BadInput(f"{run.folder} has epochs in {LOG_FILE} but no {LATEST}: restore it, or start another run")
     run.keep_lines(LOG_FILE, lambda line: line["epoch"] <= at["epoch"])
     keep_at = config.expand_epochs(args.save_epochs, args.epochs)
     warned = set()
@@ -235,6 +245,7 @@ def fit(args, run, model, train_set, test_set, after_epoch):
                     group["lr"] = learning_rate(args, epoch)
                 rate = train_epoch(args, at, model, optimizer, train_set, stop)
                 found = evaluate(model, test_set, args, stop)
+                check_finite(sum(found["prefix_loss"]), epoch, at["step"])
             except Stopped:
                 save_latest()
                 raise
@@ -270,7 +281,7 @@ def print_line(line, stop):
 def main(argv=None):
     args = config.parse("train_snn", argv, __doc__)
     model, train_set, test_set, corrupted = setup(args)
-    with run_folder(args) as run:
+    with run_folder(args, train_set.labels.device) as run:
         if corrupted:
             run.save(LABELS_FILE, corrupted)
         line = fit(args, run, model, train_set, test_set, print_line)

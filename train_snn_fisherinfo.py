@@ -20,75 +20,120 @@ has, beside that script's files, fisher.jsonl (a line a measurement) and figures
 
 import re
 import time
+from itertools import product
 
 import torch
 from tqdm import tqdm
 
 import config
 import plots
-from fisher import centroid, centroid_interval, temporal_fisher
+from fisher import PREFIXES, centroid, centroid_interval, draw_labels, prefix_losses, temporal_fisher
 from train_snn import evaluate, fit, run_folder, setup
-from utils import FISHER_FILE, LABELS_FILE, StopSignals, load_checkpoint, load_weights, run_script, seed_all
+from utils import FISHER_FILE, LABELS_FILE, BadInput, StopSignals, load_checkpoint, load_weights, run_script, seed_all
 
 CHUNK = 32  # samples between looks at the stop signal
 
 
-def fisher_subset(args, train_set, test_set):
-    """The samples that are measured, the same at every epoch: `--fisher_samples` of `--fisher_split`."""
-    dataset = {"train": train_set, "test": test_set}[args.fisher_split]
-    seed_all(args.seed, "subset")
-    return dataset.subset(torch.randperm(len(dataset))[: args.fisher_samples].to(dataset.labels.device))
+def fisher_subsets(args, train_set, test_set):
+    """The samples that are measured, the same at every epoch: `--fisher_samples` of each `--fisher_split`."""
+    subsets = {}
+    for split in args.fisher_split:
+        dataset = {"train": train_set, "test": test_set}[split]
+        seed_all(args.seed, "subset")
+        index = torch.randperm(len(dataset))[: args.fisher_samples]
+        if len(index) < 2:
+            raise BadInput(f"--fisher_split {split} has {len(index)} sample; a standard error needs at least 2")
+        subsets[split] = dataset.subset(index.to(dataset.labels.device))
+    return subsets
 
 
-def measure(args, model, subset, stop):
+def weighted_labels(kind, outputs, y, prefix, generator):
+    """Labels whose gradients are squared, each [N] or [T, N], with their weights, 1 or [T, N]."""
+    if kind == "data":
+        return [(y, 1)]
+    if kind == "model":
+        return [(draw_labels(outputs, generator, prefix), 1)]
+    return [(torch.full_like(y, k), share) for k, share in enumerate(PREFIXES[prefix](outputs).softmax(2).unbind(2))]
+
+
+@torch.no_grad()
+def measure(args, model, subset, split, labels, stop):
     """One line of fisher.jsonl, without its epoch. Raises Stopped after a signal."""
     start = time.perf_counter()
-    found = evaluate(model, subset, args, stop)
-    per_sample, layers = [], {}
+    model.eval()
+    samples, layers = {"fisher": [], "loss": [], "correct": []}, {}
+    generator = torch.Generator().manual_seed(args.seed)
     seed_all(args.seed, "evaluate")
     for x, y in tqdm(list(subset.batches(CHUNK)), "fisher", disable=None, leave=False):
-        norms = {name: norm.cpu().double() for name, norm in temporal_fisher(model, x, y).items()}  # [T, N] each
-        per_sample.append(sum(norms.values()))
-        for name, norm in norms.items():
-            layer = name.rpartition(".")[0]
-            layers[layer] = layers.get(layer, 0) + norm.sum(1) / len(subset)
+        outputs = model(x)
+        samples["correct"].append(PREFIXES[args.fisher_prefix](outputs).argmax(2) == y)
+        fisher = loss = 0
+        for label, weight in weighted_labels(labels, outputs, y, args.fisher_prefix, generator):
+            loss = loss + weight * prefix_losses(outputs, label, args.fisher_prefix)
+            norms = temporal_fisher(model, x, label, prefix=args.fisher_prefix)
+            for name, norm in norms.items():
+                norm, layer = (weight * norm).cpu().double(), name.rpartition(".")[0]  # (T, N)
+                fisher = fisher + norm
+                layers[layer] = layers.get(layer, 0) + norm.sum(1) / len(subset)
+        samples["fisher"].append(fisher)
+        samples["loss"].append(loss)
         stop.check()
-    per_sample = torch.cat(per_sample, 1)  # (T, N)
-    curve = per_sample.mean(1)
+    per_sample, loss, correct = (torch.cat(parts, 1).cpu().double() for parts in samples.values())  # (T, N)
+    curve, loss = per_sample.mean(1), loss.mean(1)
+    scale = {name: sum(p.square().sum().item() for p in model.get_submodule(name).parameters(False)) for name in layers}
     return {
         "timestep": len(curve),
         "samples": len(subset),
-        "split": args.fisher_split,
-        "labels": "data",
+        "split": split,
+        "labels": labels,
+        "prefix": args.fisher_prefix,
         "fisher": curve.tolist(),
         "fisher_stderr": (per_sample.std(1) / len(subset) ** 0.5).tolist(),
         "ic": centroid(curve).item(),
         "ic_ci": centroid_interval(per_sample),
-        "ic_per_loss": centroid(curve / torch.tensor(found["prefix_loss"], dtype=curve.dtype)).item(),
+        "ic_per_loss": centroid(curve / loss).item(),
         "layers": {name: values.tolist() for name, values in layers.items()},
-        "prefix_loss": found["prefix_loss"],
-        "prefix_accuracy": found["prefix_accuracy"],
+        "layers_scale_free": {name: (values * scale[name]).tolist() for name, values in layers.items()},
+        "prefix_loss": loss.tolist(),
+        "prefix_accuracy": correct.mean(1).tolist(),
         "seconds": time.perf_counter() - start,
     }
+
+
+def print_header(timestep):
+    """What the columns of `print_measurement` are; a flat curve has its centroid at (T + 1) / 2."""
+    curve = " ".join(f"{f'I_{t}':>8}" for t in range(1, timestep + 1))
+    print(f"IC of a flat curve is {(timestep + 1) / 2:.1f}")
+    print(f"epoch  samples/labels     IC [95 % interval]  IC of I/L  accuracy  {curve}")
 
 
 def print_measurement(line, accuracy):
     """One line on standard output: epoch, IC with its interval, IC of I_t / L_t, test accuracy, I_1 .. I_T."""
     low, high = line["ic_ci"]
     curve = " ".join(f"{value:8.3g}" for value in line["fisher"])
+    kind = f"{line['split']}/{line['labels']}"
     tqdm.write(
-        f"{line['epoch']!s:>5}  {line['ic']:5.2f} [{low:5.2f}, {high:5.2f}]  {line['ic_per_loss']:9.2f}  "
+        f"{line['epoch']!s:>5}  {kind:>14}  {line['ic']:5.2f} [{low:5.2f}, {high:5.2f}]  {line['ic_per_loss']:9.2f}  "
         f"{accuracy:8.4f}  {curve}"
     )
 
 
-def print_header(timestep):
-    """What the columns of `print_measurement` are; a flat curve has its centroid at (T + 1) / 2."""
-    curve = " ".join(f"{f'I_{t}':>8}" for t in range(1, timestep + 1))
-    print(f"IC of a flat curve is {(timestep + 1) / 2:.1f}\nepoch     IC [95 % interval]  IC of I/L  accuracy  {curve}")
+def measure_all(args, run, model, subsets, about, accuracy, stop):
+    """Append and print a line for each of --fisher_split and --fisher_labels that `run` does not have yet; `about` is
+    what the lines begin with: the epoch, and the checkpoint if it is one."""
+
+    def key(line):
+        return line["epoch"], line.get("checkpoint"), line["split"], line["labels"]
+
+    measured = {key(line) for line in run.lines(FISHER_FILE)}
+    for (split, subset), labels in product(subsets.items(), args.fisher_labels):
+        if key(about | {"split": split, "labels": labels}) not in measured:
+            line = about | measure(args, model, subset, split, labels, stop)
+            run.append(FISHER_FILE, line)
+            print_measurement(line, accuracy)
 
 
-def measure_checkpoints(args, run, model, subset, test_set):
+def measure_checkpoints(args, run, model, subsets, test_set):
     """Measure the models of --checkpoints, in that order."""
     with StopSignals() as stop:
         for path in args.checkpoints:
@@ -97,31 +142,26 @@ def measure_checkpoints(args, run, model, subset, test_set):
             number = re.search(r"_(\d{4})\.", path)  # the release's files have their epoch in the name alone
             epoch = checkpoint.get("epoch", int(number[1]) if number else None)
             accuracy = evaluate(model, test_set, args, stop)["prefix_accuracy"][-1]
-            line = {"epoch": epoch, "checkpoint": path} | measure(args, model, subset, stop)
-            run.append(FISHER_FILE, line)
-            print_measurement(line, accuracy)
+            measure_all(args, run, model, subsets, {"epoch": epoch, "checkpoint": path}, accuracy, stop)
 
 
 def main(argv=None):
     args = config.parse("train_snn_fisherinfo", argv, __doc__)
     model, train_set, test_set, corrupted = setup(args)
-    subset = fisher_subset(args, train_set, test_set)
+    subsets = fisher_subsets(args, train_set, test_set)
     epochs = config.expand_epochs(args.fisher_epochs, args.epochs)
-    with run_folder(args) as run:
+    with run_folder(args, train_set.labels.device) as run:
         if corrupted:
             run.save(LABELS_FILE, corrupted)
         run.keep_lines(FISHER_FILE, lambda line: True)  # drops a line that a killed process left torn
-        measured = {line["epoch"] for line in run.lines(FISHER_FILE)}
 
         def after_epoch(line, stop):
-            if line["epoch"] in epochs and line["epoch"] not in measured:
-                measurement = {"epoch": line["epoch"]} | measure(args, model, subset, stop)
-                run.append(FISHER_FILE, measurement)
-                print_measurement(measurement, line["test_accuracy"])
+            if line["epoch"] in epochs:
+                measure_all(args, run, model, subsets, {"epoch": line["epoch"]}, line["test_accuracy"], stop)
 
         print_header(args.timestep)
         if args.checkpoints:
-            measure_checkpoints(args, run, model, subset, test_set)
+            measure_checkpoints(args, run, model, subsets, test_set)
         else:
             fit(args, run, model, train_set, test_set, after_epoch)
             plots.training(run.folder)

@@ -1,5 +1,6 @@
 """What surrounds a run: errors, files that are never half-written, checkpoints, seeds, device, signals."""
 
+import fcntl
 import json
 import os
 import pickle
@@ -40,7 +41,7 @@ def run_script(main, name):
         print(f"{name}: stopped by {stop}; the run is saved, the same command with --resume goes on", file=sys.stderr)
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
-        print(f"{name}: stopped before there was anything to save", file=sys.stderr)
+        print(f"{name}: stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 
@@ -61,32 +62,52 @@ def write_atomically(path, write):
 class Run:
     """A run folder. JSON lines are appended whole; other files are replaced atomically.
 
-    Raises BadInput if the folder cannot be made or written, or holds a run and `resume` is False.
+    Raises BadInput if the folder cannot be made or written, is in use, or holds a run and `resume` is False.
     """
 
-    def __init__(self, folder, args, resume=False):
+    def __init__(self, folder, args, device, resume=False):
         self.folder = Path(folder)
         try:
             (self.folder / "figures").mkdir(parents=True, exist_ok=True)
-            if self.path(ARGS_FILE).exists() and not resume:
+            self.lock = os.open(self.folder, os.O_RDONLY)
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until close, or the end of the process
+                self.start(args, device, resume)
+            except BaseException:
+                self.close()
+                raise
+        except BlockingIOError as error:
+            raise BadInput(f"another process is at work in {self.folder}") from error
+        except OSError as error:
+            raise BadInput(f"the output folder {self.folder} cannot be written: {error}") from error
+
+    def start(self, args, device, resume):
+        """Write args.json. What a run was started with stays in it, and each resumption is added."""
+        record = {"args": vars(args), "command": sys.argv, **environment(device)}
+        if self.path(ARGS_FILE).exists():
+            if not resume:
                 raise BadInput(
                     f"{self.folder} holds a run already: --resume goes on with it, --exp_name NAME makes another"
                 )
-            for torn in self.folder.glob(".part-*"):  # of a killed process
-                torn.unlink()
-            record = {"args": vars(args), "command": sys.argv, **environment(args.device)}
-            write_atomically(self.path(ARGS_FILE), lambda f: f.write(json.dumps(record, indent=1).encode()))
-        except OSError as error:
-            raise BadInput(f"the output folder {self.folder} cannot be written: {error}") from error
+            first = read_record(self.path(ARGS_FILE))
+            again = {name: value for name, value in record.items() if name != "args"}
+            record = first | {"args": vars(args) | first["args"], "resumed": [*first.get("resumed", []), again]}
+        for torn in self.folder.glob(".part-*"):  # of a killed process
+            torn.unlink()
+        write_atomically(self.path(ARGS_FILE), lambda f: f.write(json.dumps(record, indent=1).encode()))
+
+    def close(self):
+        """Let another process have the folder."""
+        os.close(self.lock)
 
     def path(self, name):
         return self.folder / name
 
     def append(self, name, record):
-        """Append one JSON line in a single write."""
-        line = (json.dumps(record) + "\n").encode()
-        with open(self.path(name), "ab", buffering=0) as file:
-            file.write(line)
+        """Append one JSON line; one that a killed process left torn is passed over by `lines`."""
+        with open(self.path(name), "ab") as file:
+            file.write((json.dumps(record, allow_nan=False) + "\n").encode())
+            file.flush()
             os.fsync(file.fileno())
 
     def lines(self, name):
@@ -107,19 +128,34 @@ def read_lines(path):
     """Records of a JSON-lines file, without a torn last line; none if there is no file."""
     if not Path(path).exists():
         return []
-    return [json.loads(line) for line in Path(path).read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = Path(path).read_text(errors="replace").splitlines(keepends=True)
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged ({error}): restore it, or start another run") from error
+
+
+def read_record(path):
+    """The content of an args.json. Raises BadInput if it is damaged."""
+    try:
+        record = json.loads(Path(path).read_text())
+        return record | {"args": dict(record["args"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"{path} is damaged: restore it, or remove the folder") from error
 
 
 def environment(device):
-    """Versions, device and git revision, for args.json."""
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    """Versions, the name of the torch device, and git revision, for args.json."""
+    try:
+        revision = ["git", "describe", "--always", "--dirty"]
+        git = subprocess.run(revision, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git on this machine
+        git = ""
+    threads = f"{device}, {torch.get_num_threads()} threads"
     return {
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "device": torch.cuda.get_device_name(device)
-        if "cuda" in device
-        else f"{device}, {torch.get_num_threads()} threads",
-        "git": git.stdout.strip() or None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+        "git": git or None,
     }
 
 
@@ -130,7 +166,9 @@ def load_checkpoint(path):
     """A checkpoint of this project or of the release: a dict with "state_dict", on the CPU. Raises BadInput."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        content["state_dict"].items()
+        named = all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content["state_dict"].items())
+        if not named or not isinstance(content.get("args", {}), dict):
+            raise ValueError("other content")
     except FileNotFoundError as error:
         raise BadInput(f"there is no checkpoint {path}") from error
     except (
@@ -178,9 +216,11 @@ def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.zeros(1, device=name).device
+        device = torch.zeros(1, device=name)
+        device.item()  # "meta" holds no numbers
+        return device.device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise BadInput(f"--device {name} is not there ({reason}); --device cpu always is") from error
 
 

@@ -20,7 +20,8 @@ OTHER = {
     "weight_decay": ["0.1"], "scheduler": ["none"], "lr_step": ["1", "--scheduler", "step"],
     "lr_gamma": ["0.5", "--scheduler", "step", "--lr_step", "1"], "warmup_epochs": ["1"], "label_smoothing": ["0.3"],
     "seed": ["1"],
-    "fisher_epochs": ["every:1"], "fisher_samples": ["5"], "fisher_split": ["test"], "checkpoints": ["CHECKPOINT"],
+    "fisher_epochs": ["every:1"], "fisher_samples": ["5"], "fisher_split": ["test"], "fisher_labels": ["exact"],
+    "fisher_prefix": ["instant"], "checkpoints": ["CHECKPOINT"],
     "save_epochs": ["1"],
     "out_dir": None, "exp_name": None, "resume": None, "device": None, "dry_run": None,  # tests/test_train.py
 }  # fmt: skip
@@ -118,6 +119,10 @@ def test_lists_of_epochs(entries, last, epochs):
         (["--resume", "--dry_run"], "--resume"),
         (["--seed", "-1"], "at least 0"),
         (["--learning_rate", "nan"], "above 0"),
+        (["--learning_rate", "inf"], "above 0"),
+        (["--width", "1e9"], "at most 64"),
+        (["--save_epochs", "0"], "counts from 1"),
+        (["--dataset", "digits", "--no_augment"], "--dataset cifar10"),
     ],
 )
 def test_bad_flags_end_with_one_line_and_status_2(argv, message, capsys):

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from golden_weights import golden_state
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import archs
 import fisher
-from fisher import centroid, centroid_interval, one_by_one, prefix_losses, prefix_outputs, temporal_fisher
+from fisher import centroid, centroid_interval, draw_labels, one_by_one, prefix_losses, prefix_outputs, temporal_fisher
 
 GOLDEN = Path(__file__).parent / "golden"
 LIF = archs.LIF
@@ -217,9 +218,105 @@ def test_a_computed_weight_keeps_its_gradient():
     assert_same(norms, one_by_one(model, x, y))
 
 
-def test_a_network_without_a_spike_or_gradient_is_zero():
-    model = settle(archs.build("fc", timestep=3, num_classes=4, in_channels=1, image_size=8, surrogate="rectangle",
-                               surrogate_alpha=1e3, threshold=100.0))  # fmt: skip
+class Function(nn.Module):
+    """A model from a function of itself and its input [N, T, 5], with the layers it needs."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function, self.r = function, nn.Linear(6, 3)
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.r(self.function(self, x.transpose(0, 1)))  # (T, N, 3)
+
+
+def assigned(m, x):
+    z = torch.zeros(*x.shape[:2], 6)
+    z[:] = m.a.bias
+    return z + m.a(x).tanh()
+
+
+def traced():
+    layer = nn.Linear(6, 6)
+    return dict(
+        a=nn.Linear(5, 6), b=layer, traced=torch.jit.trace(nn.Sequential(layer, nn.Tanh()), torch.ones(4, 2, 6))
+    )
+
+
+def hooked():
+    layer = nn.Linear(5, 6)
+    layer.weight.register_hook(lambda grad: grad * 0.5)
+    return dict(a=layer)
+
+
+ODD = {
+    "dead": (lambda m, x: torch.relu(m.a(x) - 100) + m.b(x), lambda: dict(a=nn.Linear(5, 6), b=nn.Linear(5, 6))),
+    "rows that all samples share": (lambda m, x: m.a(x) + m.p(torch.eye(4))[:2].sum(0),
+                                    lambda: dict(a=nn.Linear(5, 6), p=nn.Linear(4, 6))),
+    "tied, without a bias": (lambda m, x: torch.tanh(m.a(x) @ m.a.weight) @ m.a.weight.t(),
+                             lambda: dict(a=nn.Linear(5, 6, bias=False))),
+    "assigned": (assigned, lambda: dict(a=nn.Linear(5, 6))),
+    "used by some data only": (lambda m, x: m.a(x) * (m.g if (x > 3).any() else 1),
+                               lambda: dict(a=nn.Linear(5, 6), g=nn.Parameter(torch.ones(6)))),
+    "bias that is broadcast": (lambda m, x: F.linear(x, m.w, m.c),
+                               lambda: dict(w=nn.Parameter(torch.randn(6, 5)), c=nn.Parameter(torch.zeros(1)))),
+    "in TorchScript too": (lambda m, x: m.b(m.traced(m.a(x))), traced),
+    "with a hook": (lambda m, x: m.a(x), hooked),
+    "in pieces of the batch": (lambda m, x: torch.cat([m.a(part) for part in x.split(2, 1)], 1),
+                               lambda: dict(a=nn.Linear(5, 6))),
+    "recomputed": (lambda m, x: checkpoint(lambda v: m.c(v.permute(1, 2, 0)), m.a(x).tanh(), use_reentrant=False)
+                   .permute(2, 0, 1), lambda: dict(a=nn.Linear(5, 6), c=nn.Conv1d(6, 6, 3, padding=1))),
+    "mapped": (lambda m, x: torch.vmap(m.a)(x), lambda: dict(a=nn.Linear(5, 6))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("chunk", [2, None])
+def test_odd_uses_of_a_layer_are_recognised(name, chunk):
+    function, layers = ODD[name]
+    model, x = Function(function, **layers()), torch.randn(5, 4, 5).clamp(-2, 2)
+    x[3, 0, 0] = 9
+    y = torch.arange(5) % 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_same(temporal_fisher(model, x, y, chunk=chunk), one_by_one(model, x, y))
+
+
+@pytest.mark.parametrize("prefix", ["cumulative", "instant"])
+def test_instant_prefixes_and_labels_of_their_own_for_each_t(prefix):
+    model = settle(archs.build("vgg5", timestep=3, num_classes=4, in_channels=1, image_size=8, width=0.1))
+    x, y = torch.randn(5, 1, 8, 8), torch.randint(4, (3, 5))
+    found = temporal_fisher(model, x, y, prefix=prefix, chunk=2)
+    assert_same(found, one_by_one(model, x, y, prefix=prefix))
+    params = list(model.parameters())
+    outputs = model(x[:1])[:, 0]
+    chosen = outputs[2] if prefix == "instant" else outputs.mean(0)
+    grads = torch.autograd.grad(F.cross_entropy(chosen, y[2, 0]), params)
+    torch.testing.assert_close(sum(v[2, 0] for v in found.values()), sum(g.square().sum() for g in grads))
+
+
+def test_drawn_labels_follow_the_prediction_and_not_the_chunks():
+    outputs = torch.randn(2, 1, 3).expand(2, 20000, 3)
+    labels = draw_labels(outputs, torch.Generator().manual_seed(0))
+    share = F.one_hot(labels, 3).double().mean(1)
+    torch.testing.assert_close(share, prefix_outputs(outputs)[:, 0].softmax(1), atol=0.02, rtol=0)
+    generator = torch.Generator().manual_seed(0)
+    parts = [draw_labels(part, generator) for part in outputs.split(7000, 1)]
+    assert torch.equal(torch.cat(parts, 1), labels)
+
+
+def test_a_paired_difference_of_centroids_is_sharper_than_two_intervals():
+    samples = torch.tensor([4.0, 2, 1]).view(3, 1) * torch.empty(3, 100).exponential_()
+    later = samples * torch.tensor([1.0, 1, 1.5]).view(3, 1)
+    low, high = centroid_interval(later, samples)
+    assert low > 0 and high - low < 0.5 * (centroid_interval(later)[1] - centroid_interval(later)[0])
+
+
+@pytest.mark.parametrize("arch", ["fc", "vgg5", "resnet20"])
+def test_a_network_without_a_spike_or_gradient_is_exact(arch):
+    dead = dict(surrogate="rectangle", surrogate_alpha=1e3, threshold=100.0, width=0.1)
+    model = settle(archs.build(arch, timestep=3, num_classes=4, in_channels=1, image_size=8, **dead))
     x, y = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

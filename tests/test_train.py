@@ -1,9 +1,11 @@
 """The scripts: what they write, that measuring and stopping change nothing, and that bad input harms nothing."""
 
 import json
-import random
+import os
 import signal
 import time
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,7 +79,7 @@ def test_a_measurement_has_the_fields_of_the_contract(unbroken):
     line = read_lines(unbroken / "fisher.jsonl")[-1]
     assert line.keys() == {
         "epoch", "timestep", "samples", "split", "labels", "fisher", "fisher_stderr", "ic", "ic_ci", "ic_per_loss",
-        "layers", "prefix_loss", "prefix_accuracy", "seconds",
+        "layers", "layers_scale_free", "prefix", "prefix_loss", "prefix_accuracy", "seconds",
     }  # fmt: skip
     assert (line["epoch"], line["timestep"], line["samples"], line["labels"]) == (2, 2, 6, "data")
     assert set(line["layers"]) == {"fc1", "bn_fc1", "fc2"}
@@ -134,21 +136,62 @@ def test_stopped_at_any_moment_and_resumed_it_is_the_unbroken_run(poisson, unbro
     assert after > 12
 
 
-def test_killed_at_random_moments_and_resumed_it_is_the_unbroken_run(tmp_path):
-    argv = [*ALL, "--epochs", "4", "--fisher_epochs", "0", "2", "4"]
+class Killed(BaseException):
+    """Stands in for SIGKILL: no code of the scripts catches it."""
+
+
+def kill_at_write(monkeypatch, number):
+    """End the run at its `number`-th write: a file written and not yet in place, or half of a line appended."""
+    replace, left = os.replace, iter(range(number, -1, -1))
+
+    def torn_replace(source, target):
+        if next(left) == 0:
+            Path(source).write_bytes(Path(source).read_bytes()[:100])
+            raise Killed
+        replace(source, target)
+
+    def torn_append(run, name, record):
+        line = json.dumps(record) + "\n"
+        with open(run.path(name), "a") as file:
+            killed = next(left) == 0
+            file.write(line[: len(line) // 2] if killed else line)
+        if killed:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", torn_replace)
+    monkeypatch.setattr(Run, "append", torn_append)
+
+
+def test_killed_at_any_write_and_resumed_it_is_the_unbroken_run(unbroken, tmp_path, monkeypatch):
+    for figure in ("training", "fisher"):
+        monkeypatch.setattr(plots, figure, lambda folder: None)
+    killed = set()
+    for number in range(100):
+        with monkeypatch.context() as patch:
+            kill_at_write(patch, number)
+            try:
+                run(tmp_path / str(number), *ALL, script="train_snn_fisherinfo")
+            except Killed:
+                killed.update(path.name for path in (tmp_path / str(number) / "run").glob(".part-*"))
+            else:
+                break
+        folder = run(tmp_path / str(number), "--resume", *ALL, script="train_snn_fisherinfo")
+        assert_identical(everything(folder), everything(unbroken))
+    assert number > 10 and {".part-checkpoint_latest.pt", ".part-checkpoint_best.pt", ".part-args.json"} <= killed
+
+
+def test_killed_by_the_system_while_it_trains_and_resumed_it_is_the_unbroken_run(tmp_path):
+    argv = ["--epochs", "200", "--fisher_epochs", "every:20"]
     expected = run(tmp_path / "unbroken", *argv, script="train_snn_fisherinfo")
-    rng, kills = random.Random(0), 0
-    while kills < 4:
+    seen = [0]
+    for more in (5, 60):
         process = start(tmp_path, "--resume", *argv, script="train_snn_fisherinfo")
-        began, wait = time.monotonic(), rng.uniform(0, 0.3)
-        while (
-            process.poll() is None and not (tmp_path / "run" / "args.json").exists() and time.monotonic() < began + 60
-        ):
-            time.sleep(0.01)
-        time.sleep(2 + wait if kills else wait)
+        while process.poll() is None and len(lines(tmp_path / "run", "log.jsonl")) < seen[-1] + more:
+            time.sleep(0.003)
         process.kill()
         process.communicate()
-        kills += 1
+        seen.append(len(lines(tmp_path / "run", "log.jsonl")))
+    assert 0 < seen[1] < seen[2] < 201
     folder = run(tmp_path, "--resume", *argv, script="train_snn_fisherinfo")
     assert_identical(everything(folder), everything(expected))
 
@@ -185,6 +228,65 @@ def test_resume_takes_the_flags_of_the_run_and_refuses_others(tmp_path, capsys):
             run(tmp_path, "--resume", *argv, flags=[])
         assert end.value.code == 2 and message in capsys.readouterr().err
     assert_identical(everything(folder), before)
+
+
+def test_one_script_goes_on_with_the_run_of_the_other_and_keeps_its_settings(unbroken, tmp_path):
+    run(tmp_path, *ALL, "--fisher_epochs", "0", script="train_snn_fisherinfo")
+    folder = run(tmp_path, "--resume", flags=[])
+    record = json.loads((folder / "args.json").read_text())
+    assert record["args"]["fisher_epochs"] == ["0"] and len(record["resumed"]) == 1
+    assert_identical(everything(folder)["log.jsonl"], everything(unbroken)["log.jsonl"])
+
+
+def test_a_run_whose_checkpoint_is_gone_is_left_alone(tmp_path):
+    folder = run(tmp_path)
+    (folder / "checkpoint_latest.pt").unlink()
+    before = (folder / "log.jsonl").read_text()
+    with pytest.raises(BadInput, match="checkpoint_latest"):
+        run(tmp_path, "--resume")
+    assert (folder / "log.jsonl").read_text() == before
+
+
+def test_a_folder_has_one_process_at_a_time(tmp_path):
+    folder = run(tmp_path)
+    busy = Run(folder, config_of(tmp_path), torch.device("cpu"), resume=True)
+    with pytest.raises(BadInput, match="another process"):
+        run(tmp_path, "--resume")
+    busy.close()
+    run(tmp_path, "--resume")
+
+
+@pytest.mark.parametrize("name, content", [("args.json", "[]"), ("args.json", "{"), ("log.jsonl", "{]}\n")])
+def test_a_damaged_record_is_one_line(name, content, tmp_path, capsys):
+    (run(tmp_path) / name).write_text(content)
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: run(tmp_path, "--resume"), "x.py")
+    assert end.value.code == 2 and "damaged" in capsys.readouterr().err
+    assert (tmp_path / "run" / name).read_text() == content
+
+
+@pytest.mark.parametrize("surrogate", ["rectangle", "triangle"])
+def test_a_surrogate_without_tails_is_measured_from_the_start(surrogate, tmp_path):
+    argv = ["--arch", "vgg5", "--surrogate", surrogate, "--epochs", "1", "--fisher_epochs", "0", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = run(tmp_path, *argv, script="train_snn_fisherinfo")
+    assert len(lines(folder, "fisher.jsonl")) == 2
+
+
+def test_several_kinds_are_measured_in_one_run(tmp_path):
+    argv = ["--fisher_split", "train", "test", "--fisher_labels", "data", "model", "exact", "--fisher_samples", "40"]
+    measured = lines(run(tmp_path, *argv, script="train_snn_fisherinfo"), "fisher.jsonl")
+    assert len({(line["epoch"], line["split"], line["labels"]) for line in measured}) == len(measured) == 12
+    late = {line["labels"]: line for line in measured if (line["epoch"], line["split"]) == (2, "train")}
+    drawn, exact = late["model"], late["exact"]
+    for t in range(2):  # one draw a sample scatters around the expectation
+        assert abs(drawn["fisher"][t] - exact["fisher"][t]) < 5 * drawn["fisher_stderr"][t]
+    state = torch.load(tmp_path / "run" / "checkpoint_latest.pt", weights_only=True)["state_dict"]
+    scale = (state["fc2.weight"].square().sum() + state["fc2.bias"].square().sum()).item()
+    assert exact["layers_scale_free"]["fc2"] == pytest.approx(
+        [value * scale for value in exact["layers"]["fc2"]], rel=1e-4
+    )
 
 
 def test_an_existing_run_is_never_overwritten(tmp_path):
@@ -327,7 +429,7 @@ def test_bad_input_is_one_line_and_status_2(argv, message, tmp_path, capsys):
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     torch.save({"a": 1}, tmp_path / "x.pt")
-    folder = Run(tmp_path / "run", config_of(tmp_path))
+    folder = Run(tmp_path / "run", config_of(tmp_path), torch.device("cpu"))
     folder.save("x.pt", {"a": 1})
     with pytest.raises(Exception, match="pickle"):
         folder.save("x.pt", {"a": 2, "b": lambda: None})
