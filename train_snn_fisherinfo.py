@@ -64,7 +64,7 @@ def measure(args, model, subset, split, labels, stop):
     samples, layers = {"fisher": [], "loss": [], "correct": []}, {}
     generator = torch.Generator().manual_seed(args.seed)
     seed_all(args.seed, "evaluate")
-    for x, y in tqdm(list(subset.batches(CHUNK)), "fisher", disable=None, leave=False):
+    for x, y in tqdm(subset.batches(CHUNK), "fisher", -(-len(subset) // CHUNK), disable=None, leave=False):
         outputs = model(x)
         samples["correct"].append(PREFIXES[args.fisher_prefix](outputs).argmax(2) == y)
         fisher = loss = 0
