@@ -379,7 +379,8 @@ def _probe(model, x, params, samples):
         if all(len(fit) <= 1 for fit in fits):
             break
     layouts = [fit[0] if len(fit) == 1 else None for fit in fits]
-    unknown = set().union(*(call.names for call, layout in zip(calls, layouts) if layout is None))
+    # Several ways to lay out a call that stayed silent are no harm yet: `_measure` looks whether it stays so.
+    unknown = set().union(*(call.names for call, fit in zip(calls, fits) if not fit))
     unseen = params.keys() - set().union(*(call.names for call in calls))
     hooked = {name for name, p in params.items() if p._backward_hooks}
     slow = {name for name in tape.other | unknown | unseen | hooked if gradients[name] is not None}
@@ -448,9 +449,11 @@ class _Use:
 
 
 def _by_parameter(calls, layouts, names, samples):
-    """Uses of every weight and every bias of those names: ({weight: [use, ...]}, {bias: [use, ...]})."""
+    """Uses, in calls of known layout, of those weights and biases: ({weight: [use, ...]}, {bias: [use, ...]})."""
     weights, biases = {}, {}
     for number, (call, layout) in enumerate(zip(calls, layouts)):
+        if layout is None:
+            continue
         for name, table in ((call.weight, weights), (call.bias, biases)):
             if name in names:
                 table.setdefault(name, []).append(_Use(call, number, samples, *layout))
@@ -477,15 +480,18 @@ def _measure(model, x, y, prefix, params, probe):
     grams = {name: _gram(uses) for name, uses in weights.items() if _gram_pays(uses, len(losses))}
     norms = {name: params[name].new_zeros(losses.shape) for name in covered}
     edges = [call.edge for call in tape.calls]
-    for t in range(len(losses) if weights or biases else 0):
+    for t in range(len(losses) if edges else 0):
         try:
             signals = torch.autograd.grad(losses[t].sum(), edges, retain_graph=t + 1 < len(losses), allow_unused=True)
         except CheckpointError:
             return {}  # the model recomputes its convolutions in the backward pass, where they are not noted
+        for d, call, layout in zip(signals, tape.calls, probe.layouts):
+            if layout is None and d is not None and d.count_nonzero():
+                covered = covered - call.names
         signals = [_alive(*each, samples) for each in zip(signals, tape.calls, probe.layouts)]
         for name, values in _norms(weights, biases, signals, grams).items():
             norms[name][t] = values
-    return norms
+    return {name: norms[name] for name in covered}
 
 
 def _norms(weights, biases, signals, grams):

@@ -271,6 +271,7 @@ ODD = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("chunk", [2, None])
 def test_odd_uses_of_a_layer_are_recognised(name, chunk):
@@ -314,13 +315,11 @@ def test_a_paired_difference_of_centroids_is_sharper_than_two_intervals():
 
 
 @pytest.mark.parametrize("arch", ["fc", "vgg5", "resnet20"])
-def test_a_network_without_a_spike_or_gradient_is_exact(arch):
+def test_a_network_without_a_spike_or_gradient_is_exact_and_fast(arch):
     dead = dict(surrogate="rectangle", surrogate_alpha=1e3, threshold=100.0, width=0.1)
     model = settle(archs.build(arch, timestep=3, num_classes=4, in_channels=1, image_size=8, **dead))
     x, y = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert_same(temporal_fisher(model, x, y), one_by_one(model, x, y))
+    assert_exact_and_fast(model, x, y)
 
 
 def test_batch_statistics_are_refused_with_the_cure():
