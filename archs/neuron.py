@@ -4,14 +4,19 @@ import math
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
-# Derivative of each smooth step that stands in for the Heaviside function in the backward pass, as a function of the
+# Derivative of each smooth step that stands in for the Heaviside function in the backward pass, in the place of the
 # distance u = h - threshold. Each integrates to 1 over u; a larger alpha is a narrower peak.
 SURROGATES = {
-    "atan": lambda u, alpha: (alpha / 2) / (1 + (math.pi / 2 * alpha * u) ** 2),
-    "sigmoid": lambda u, alpha: alpha * torch.sigmoid(alpha * u) * torch.sigmoid(-alpha * u),
-    "rectangle": lambda u, alpha: alpha * (u.abs() < 0.5 / alpha).to(u.dtype),
-    "triangle": lambda u, alpha: alpha * (1 - alpha * u.abs()).clamp(min=0),
+    # (alpha / 2) / (1 + (pi/2 alpha u)^2)
+    "atan": lambda u, alpha: u.mul_(math.pi / 2 * alpha).square_().add_(1).reciprocal_().mul_(alpha / 2),
+    # alpha sigmoid(alpha u) (1 - sigmoid(alpha u))
+    "sigmoid": lambda u, alpha: u.mul_(alpha).sigmoid_().addcmul_(u, u, value=-1).mul_(alpha),
+    # alpha if |u| < 1 / (2 alpha) else 0
+    "rectangle": lambda u, alpha: u.abs_().lt_(0.5 / alpha).mul_(alpha),
+    # alpha max(0, 1 - alpha |u|)
+    "triangle": lambda u, alpha: u.abs_().mul_(-alpha).add_(1).clamp_(min=0).mul_(alpha),
 }
 # The slope at which each surrogate's peak is 1: ATan with alpha 2 is the released model's.
 PEAK_ONE_ALPHA = {"atan": 2.0, "sigmoid": 4.0, "rectangle": 1.0, "triangle": 1.0}
@@ -30,7 +35,63 @@ class Spike(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (u,) = ctx.saved_tensors
-        return grad * ctx.derivative(u, ctx.alpha), None, None
+        return grad * ctx.derivative(u.clone(), ctx.alpha), None, None
+
+
+class AllSteps(torch.autograd.Function):
+    """`LIF.loop` as one node of the graph, its backward pass written out: arithmetic in place, and beside the spikes
+    one tensor is kept, the surrogate's derivative (and the membrane, where an undetached hard reset needs it)."""
+
+    @staticmethod
+    def forward(ctx, x, lif):
+        ctx.lif = lif
+        spikes, v = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.zeros_like(x[0])
+        slopes = torch.empty_like(spikes) if ctx.needs_input_grad[0] else [None] * len(x)
+        keep = ctx.needs_input_grad[0] and lif.reset == "hard" and not lif.detach_reset
+        membranes = torch.empty_like(spikes) if keep else [torch.empty_like(v)] * len(x)
+        for x_t, s, slope, h in zip(x, spikes, slopes, membranes):
+            if lif.decay_input:
+                torch.sub(x_t, v, out=h).div_(lif.tau).add_(v)
+            else:
+                torch.add(x_t, v, alpha=1 - 1 / lif.tau, out=h)
+            torch.ge(h, lif.threshold, out=s)
+            if slope is not None:
+                SURROGATES[lif.surrogate](torch.sub(h, lif.threshold, out=slope), lif.surrogate_alpha)
+            if lif.reset == "hard":
+                torch.addcmul(h, h, s, value=-1, out=v)
+            else:
+                torch.sub(h, s, alpha=lif.threshold, out=v)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(spikes, slopes, *([membranes] if keep else []))
+        return spikes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        """From the last step to the first: dL/ds[t] is given, v carries dL/dv[t]."""
+        lif, (spikes, slopes, *membranes) = ctx.lif, ctx.saved_tensors
+        grad_x = torch.empty_like(spikes)
+        steps = len(grad)
+        if grad.device.type == "cpu":  # elsewhere a look would wait for the device
+            while steps and not torch.stack(torch.aminmax(grad[steps - 1])).any():
+                steps -= 1  # nothing depends on this step: it is past the prefix that is differentiated
+            grad_x[steps:] = 0
+        v = torch.zeros_like(spikes[0])
+        for t in reversed(range(steps)):
+            s, slope, h = spikes[t], slopes[t], grad_x[t]
+            if lif.detach_reset:
+                torch.mul(grad[t], slope, out=h)
+            elif lif.reset == "hard":
+                torch.addcmul(grad[t], v, membranes[0][t], value=-1, out=h).mul_(slope)
+            else:
+                torch.sub(grad[t], v, alpha=lif.threshold, out=h).mul_(slope)
+            if lif.reset == "hard":
+                v.addcmul_(v, s, value=-1)
+            h.add_(v)
+            torch.mul(h, 1 - 1 / lif.tau, out=v)
+            if lif.decay_input:
+                h.div_(lif.tau)
+        return grad_x, None
 
 
 class LIF(nn.Module):
@@ -68,22 +129,22 @@ class LIF(nn.Module):
             raise ValueError("an LIF neuron needs tau > 1, threshold > 0 and surrogate_alpha > 0")
 
     def step(self, v, x):
-        """One timestep: membrane after the last step and input, both [N, ...] -> (spikes, membrane after reset)."""
-        if self.decay_input:
-            h = v + (x - v) / self.tau
-        else:
-            h = v * (1 - 1 / self.tau) + x
+        """One timestep, line by line as above: membrane and input [N, ...] -> (spikes, membrane after reset)."""
+        h = v + (x - v) / self.tau if self.decay_input else v * (1 - 1 / self.tau) + x
         s = Spike.apply(h - self.threshold, SURROGATES[self.surrogate], self.surrogate_alpha)
         r = s.detach() if self.detach_reset else s
-        v = h * (1 - r) if self.reset == "hard" else h - self.threshold * r
-        return s, v
+        return s, h * (1 - r) if self.reset == "hard" else h - self.threshold * r
 
-    def forward(self, x):
+    def loop(self, x):
+        """What forward computes, step by step."""
         v, spikes = torch.zeros_like(x[0]), []
         for x_t in x.unbind(0):
             s, v = self.step(v, x_t)
             spikes.append(s)
         return torch.stack(spikes)
+
+    def forward(self, x):
+        return AllSteps.apply(x, self)
 
     def extra_repr(self):
         return f"tau={self.tau}, threshold={self.threshold}, reset={self.reset}, surrogate={self.surrogate}"

@@ -1,5 +1,6 @@
 """The networks: agreement with the released model, shapes, locality of state."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -123,9 +124,36 @@ def test_batchnorm_is_the_loop_over_timesteps_or_the_fold(norm):
 @pytest.mark.parametrize("alpha", [None, 3.0])
 def test_surrogates_integrate_to_one_and_peak_at_one_by_default(name, alpha):
     u = torch.linspace(-2000, 2000, 8_000_001, dtype=torch.float64)
-    derivative = SURROGATES[name](u, alpha or PEAK_ONE_ALPHA[name])
+    derivative = SURROGATES[name](u.clone(), alpha or PEAK_ONE_ALPHA[name])
     assert torch.trapezoid(derivative, u).item() == pytest.approx(1, abs=1e-3)
     assert alpha is not None or derivative.max().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_surrogates_are_their_formulas(name):
+    alpha, u = 1.7, torch.linspace(-3, 3, 101, dtype=torch.float64)
+    formula = {
+        "atan": (alpha / 2) / (1 + (np.pi / 2 * alpha * u) ** 2),
+        "sigmoid": alpha * torch.sigmoid(alpha * u) * torch.sigmoid(-alpha * u),
+        "rectangle": alpha * (u.abs() < 0.5 / alpha).double(),
+        "triangle": alpha * (1 - alpha * u.abs()).clamp(min=0),
+    }[name]
+    torch.testing.assert_close(SURROGATES[name](u.clone(), alpha), formula)
+
+
+@pytest.mark.parametrize("options", list(product(*[(False, True)] * 2, ["hard", "soft"], SURROGATES)))
+@pytest.mark.parametrize("static", [False, True])
+def test_all_steps_at_once_are_the_loop(options, static):
+    decay, detach, reset, surrogate = options
+    lif = LIF(tau=1.7, threshold=0.8, decay_input=decay, detach_reset=detach, reset=reset, surrogate=surrogate)
+    x = (2 * torch.randn(1 if static else 5, 2, 3, 4, dtype=torch.float64)).requires_grad_()
+    loop, fast = lif.loop(x.expand(5, -1, -1, -1)), lif(x.expand(5, -1, -1, -1))
+    assert torch.equal(loop, fast)
+    assert torch.equal(lif(x.detach().expand(5, -1, -1, -1)), fast)
+    for live in (5, 3, 0):  # steps with a gradient
+        cotangent = torch.cat([torch.randn(live, 2, 3, 4), torch.zeros(5 - live, 2, 3, 4)]).double()
+        expected, grad = (torch.autograd.grad(s, x, cotangent, retain_graph=True)[0] for s in (loop, fast))
+        torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_gradient_of_a_spike_is_the_surrogate():
