@@ -37,6 +37,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
 TRAFFIC = 64  # multiplications in the time that one number takes to be written and read again
+FEWEST_COLUMNS = 64  # of a matrix product that is fast
 MOST_POSITIONS = 4096  # of a Gram matrix, which has their square
 
 
@@ -110,32 +111,57 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None):
     Raises ValueError if a BatchNorm layer is in train mode, where one sample's gradient depends on the others, or for
     no samples.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
-            raise ValueError(
-                f"BatchNorm layer {name} uses batch statistics, which mix samples: call model.eval() first"
-            )
     if len(x) == 0:
         raise ValueError("there are no samples to measure")
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not params:
-        return {}
-    parts, slow = [], set()
-    with torch.enable_grad():
-        probe = _probe(model, x, params, 2)
-        chunk = chunk or max(1, min(len(x), _memory(x.device) // probe.bytes))
-        sizes = {len(part) for part in x.split(chunk)}
-        if 2 in sizes:  # rows that do not grow with the samples show only in batches of another size than the probe's
-            probe = _probe(model, x, params, min({3, 4} - sizes, default=5))
-        for x_part, y_part in zip(x.split(chunk), y.split(chunk, -1)):
-            part = _measure(model, x_part, y_part, prefix, params, probe)
-            rest = params.keys() - part.keys()
-            if rest - slow:
-                names = ", ".join(sorted(rest - slow))
-                warnings.warn(f"measured one sample at a time, which is slow: {names}", stacklevel=2)
-                slow |= rest
-            parts.append(part | one_by_one(model, x_part, y_part, prefix=prefix, names=rest))
-    return {name: torch.cat([part[name] for part in parts], 1) for name in params}
+    estimator = TemporalFisher(model, prefix)
+    chunk = chunk or estimator.chunk(x)
+    parts = [estimator(*part) for part in zip(x.split(chunk), y.split(chunk, -1))]
+    return {name: torch.cat([part[name] for part in parts], 1) for name in estimator.params}
+
+
+class TemporalFisher:
+    """`temporal_fisher` of one model batch by batch: estimator(x, y) -> {parameter name: [T, N]}.
+
+    The model is examined with its first batch and whenever a batch might be laid out otherwise, so it must not be
+    changed, other than in the values of its parameters, while an estimator of it is in use.
+    """
+
+    def __init__(self, model, prefix="cumulative"):
+        self.model, self.prefix = model, prefix
+        self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.probes = {}  # by their number of samples
+        self.slow = set()  # parameters that the warning has named
+
+    def probe(self, x, batch):
+        """The _Probe for batches of that many samples, made with the first samples of x. It has another number of
+        them: rows that do not grow with the samples show only so."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+                raise ValueError(
+                    f"BatchNorm layer {name} uses batch statistics, which mix samples: call model.eval() first"
+                )
+        samples = 3 if batch == 2 else 2
+        if samples not in self.probes:
+            with torch.enable_grad():
+                self.probes[samples] = _probe(self.model, x, self.params, samples)
+        return self.probes[samples]
+
+    def chunk(self, x):
+        """How many samples like those of x, at most all of them, one call can take in a bounded memory."""
+        return max(1, min(len(x), _memory(x.device) // self.probe(x, len(x)).bytes)) if self.params else len(x)
+
+    def __call__(self, x, y):
+        if not self.params:
+            return {}
+        probe = self.probe(x, len(x))
+        with torch.enable_grad():
+            part = _measure(self.model, x, y, self.prefix, self.params, probe)
+        rest = self.params.keys() - part.keys()
+        if rest - self.slow:
+            names = ", ".join(sorted(rest - self.slow))
+            warnings.warn(f"measured one sample at a time, which is slow: {names}", stacklevel=3)
+            self.slow |= rest
+        return part | one_by_one(self.model, x, y, prefix=self.prefix, names=rest)
 
 
 def one_by_one(model, x, y, *, prefix="cumulative", names=None):
@@ -183,35 +209,37 @@ class _Call:
     def groups(self):
         return self.options[3] if self.options else 1
 
-    def inputs(self):
-        """What each output position sees: [R, C_in times the kernel, P]."""
+    def inputs(self, rows):
+        """What each output position of the first rows sees: [rows, C_in times the kernel, P]."""
+        a = self.a[:rows]
         if not self.options:
-            return self.a
+            return a
         stride, padding, dilation, _ = self.options
         if len(stride) == 2:
-            return F.unfold(self.a, self.weight_shape[2:], dilation, padding, stride)
-        return F.unfold(self.a.unsqueeze(2), (1, *self.weight_shape[2:]), (1, *dilation), (0, *padding), (1, *stride))
+            return F.unfold(a, self.weight_shape[2:], dilation, padding, stride)
+        return F.unfold(a.unsqueeze(2), (1, *self.weight_shape[2:]), (1, *dilation), (0, *padding), (1, *stride))
 
 
-class _Conv(torch.autograd.Function):
-    """A convolution whose backward skips the timesteps past the prefix, and forms no weight gradient."""
+class _Live(torch.autograd.Function):
+    """A layer z = forward(a) whose backward pass skips the timesteps past the prefix and forms no weight gradient:
+    backward(d, a) is dL/da of some first rows, from dL/dz and a of those."""
 
     @staticmethod
-    def forward(ctx, a, weight, bias, conv, options, block):
-        ctx.save_for_backward(weight)
-        ctx.shape, ctx.options, ctx.block = a.shape, options, block
-        return conv(a, weight, bias, *options)
+    def forward(ctx, a, weight, bias, forward, backward, block):
+        ctx.save_for_backward(a)
+        ctx.run, ctx.block = backward, block
+        return forward(a, weight, bias)
 
     @staticmethod
     def backward(ctx, d):
         if not ctx.needs_input_grad[0]:
             return (None,) * 6
-        (weight,) = ctx.saved_tensors
+        (a,) = ctx.saved_tensors
         rows = _live_rows(d, ctx.block)
-        grad_input = torch.nn.grad.conv2d_input if d.dim() == 4 else torch.nn.grad.conv1d_input
-        grad = grad_input((rows, *ctx.shape[1:]), weight, d[:rows], *ctx.options)
+        grad = ctx.run(d[:rows], a[:rows])
         if rows < len(d):
-            grad = torch.cat([grad, grad.new_zeros(len(d) - rows, *ctx.shape[1:])])
+            live, grad = grad, torch.empty_like(a)
+            grad[:rows], grad[rows:] = live, 0
         return grad, None, None, None, None, None
 
 
@@ -265,11 +293,12 @@ class _Tape(TorchFunctionMode):
         padding = (0,) * dims if isinstance(padding, str) else _tuple(padding)
         padding = padding if len(padding) == dims else (*padding,) * dims
         options = (stride, padding, dilation, groups)
-        if self.blocks is None:
-            z = conv(input, weight, bias, *options)
-        else:
-            block = self.blocks[len(self.calls)] if len(self.calls) < len(self.blocks) else None
-            z = _Conv.apply(input, weight, bias, conv, options, block or len(input))
+
+        def backward(d, a):
+            geometry = (stride, padding, dilation, False, (0,) * dims, groups)
+            return torch.ops.aten.convolution_backward(d, a, weight, None, *geometry, (True, False, False))[0]
+
+        z = self.run(input, weight, bias, lambda a, weight, bias: conv(a, weight, bias, *options), backward)
         kind = {"weight_shape": weight.shape, "options": options, "space": z.shape[2:], "version": input._version}
         return z, self.note(z, weight, bias, len(input), z.shape[1], a=input.detach(), **kind)
 
@@ -288,7 +317,14 @@ class _Tape(TorchFunctionMode):
             raise ValueError("batch_norm with batch statistics mixes samples: call model.eval() first")
         if not self.matters(a, weight, bias):
             return None
-        z = F.batch_norm(a, mean, var, weight, bias, False, momentum, eps)
+
+        def backward(d, a):
+            scale = (var + eps).rsqrt() if weight is None else weight.detach() * (var + eps).rsqrt()
+            return d * scale.view(-1, *(1,) * (d.dim() - 2))
+
+        z = self.run(
+            a, weight, bias, lambda a, weight, bias: F.batch_norm(a, mean, var, weight, bias, eps=eps), backward
+        )
         return z, self.note(z, weight, bias, len(a), z.shape[1], xhat=F.batch_norm(a.detach(), mean, var, eps=eps))
 
     def group_norm(self, a, groups, weight=None, bias=None, eps=1e-5):
@@ -305,6 +341,13 @@ class _Tape(TorchFunctionMode):
         z = F.layer_norm(a, shape, weight, bias, eps)
         rows = math.prod(a.shape[: -len(shape)])
         return z, self.note(z, weight, bias, rows, math.prod(shape), xhat=F.layer_norm(a.detach(), shape, eps=eps))
+
+    def run(self, a, weight, bias, forward, backward):
+        """forward(a, weight, bias), in a backward pass once the layouts are known as `_Live` tells."""
+        if self.blocks is None:
+            return forward(a, weight, bias)
+        block = self.blocks[len(self.calls)] if len(self.calls) < len(self.blocks) else None
+        return _Live.apply(a, weight, bias, forward, backward, block or len(a))
 
     def note(self, z, weight, bias, rows, channels, **kind):
         if not z.requires_grad:  # inside a transform of torch.func, whose graph is another
@@ -406,7 +449,7 @@ def _run(model, x, params, blocks=None):
         outputs = model(x)
     if not isinstance(outputs, torch.Tensor) or outputs.dim() != 3 or outputs.shape[1] != len(x):
         form = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-        raise ValueError(f"model(x) must give outputs [T, N, classes], here N = {len(x)}; it gave {form}")
+        raise ValueError(f"model(x) must give outputs [T, N, classes]; it gave {form} for {len(x)} samples")
     return tape, outputs
 
 
@@ -438,10 +481,10 @@ class _Use:
         """Some first rows of a tensor of the call, [a N B, C P] -> [a, N, B, C, P]."""
         return v.reshape(-1, self.samples, self.inner, self.call.channels, v.shape[1:].numel() // self.call.channels)
 
-    def by_position(self, v):
-        """Rows of inputs or signals, [a N B, C, P] -> [N groups, a B P, C / groups], the positions of each sample."""
-        v = v.reshape(-1, self.samples, self.inner, self.call.groups, v.shape[1] // self.call.groups, v.shape[2])
-        return v.permute(1, 3, 0, 2, 5, 4).flatten(2, 4).flatten(0, 1)
+    def by_channel(self, v):
+        """Rows of inputs or signals, [a N B, C, ...] -> [N groups, C / groups, positions], the same for each sample."""
+        v = v.reshape(-1, self.samples, self.inner, self.call.groups, v.shape[1] // self.call.groups, v[0, 0].numel())
+        return v.permute(1, 3, 4, 0, 2, 5).flatten(3, 5).flatten(0, 1)
 
     def of_sample(self, v, n):
         """Rows of one sample: [a N B, ...] -> [a B, ...]."""
@@ -531,7 +574,7 @@ def _norm_by_gradient(pairs):
     """|| sum_p d_p a_p^T ||^2 of each sample, [N], by way of the gradient itself."""
     use = pairs[0][0]
     if not use.call.options or use.call.a.is_cuda:
-        gradient = sum(use.by_position(d).mT @ use.by_position(use.call.inputs()[: len(d)]) for use, d in pairs)
+        gradient = sum(use.by_channel(d) @ use.by_channel(use.call.inputs(len(d))).mT for use, d in pairs)
         return torch.linalg.vector_norm(gradient.flatten(1), dim=1).square().view(use.samples, -1).sum(1)
     conv_weight = torch.nn.grad.conv2d_weight if len(use.call.space) == 2 else torch.nn.grad.conv1d_weight
     norms = []
@@ -545,25 +588,70 @@ def _norm_by_gradient(pairs):
 
 
 def _norm_by_gram(uses, signals, gram):
-    """sum_pq (a_p . a_q) (d_p . d_q) of each sample, [N]; the a_p . a_q are the same for every t."""
+    """sum_pq (a_p . a_q) (d_p . d_q) of each sample, [N], as sum_q d_q . sum_p d_p (a_p . a_q)."""
     last = max(i for i, use in enumerate(uses) if signals[use.number] is not None)
     parts = []
     for use in uses[: last + 1]:
         d = signals[use.number]
         if d is None:
-            d = gram.new_zeros(use.call.rows, use.call.channels, use.call.positions)
+            d = gram[0].new_zeros(use.call.rows, use.call.channels, use.call.positions)
         elif use is not uses[last] and len(d) < use.call.rows:  # what follows must stay in its place
             d = torch.cat([d, d.new_zeros(use.call.rows - len(d), *d.shape[1:])])
-        parts.append(use.by_position(d))
-    d = torch.cat(parts, 1)
-    count = d.shape[1]
-    return (gram[:, :count, :count] * (d @ d.mT)).sum((1, 2)).view(use.samples, -1).sum(1)
+        parts.append(use.by_channel(d))
+    d = torch.cat(parts, 2) if len(parts) > 1 else parts[0]  # (N groups, C / groups, positions)
+    total, end = 0, 0
+    for block in gram:
+        start, end = end, min(end + block.shape[2], d.shape[2])
+        products = d[:, :, :end] @ block[:, :end, : end - start]
+        total = total + (products * d[:, :, start:end]).sum((1, 2))
+        if end == d.shape[2]:
+            break
+    return total.view(use.samples, -1).sum(1).clamp(min=0)
 
 
 def _gram(uses):
-    """a_p . a_q of each sample over all positions of all calls: [N groups, n, n]."""
-    a = torch.cat([use.by_position(use.call.inputs()) for use in uses], 1)
-    return a @ a.mT
+    """a_p . a_q of each sample over all positions of all calls, the same for every t.
+
+    It is symmetric: of some positions at a time there are the products with those before them, counted twice, and
+    with themselves, [[N groups, up to the last of them, some], ...]. For a convolution of stride 1 they are summed up,
+    over the places in the kernel, from the products of single pixels.
+    """
+    call, space = uses[0].call, uses[0].call.space or (1,)
+    pixels = _by_pixels(call)
+    a = torch.cat([use.by_channel(use.call.a if pixels else use.call.inputs(use.call.rows)) for use in uses], 2)
+    seen = call.a.shape[2:] if pixels else space
+    size, positions = math.prod(seen), math.prod(space)
+    maps, step, blocks = a.shape[2] // size, -(-FEWEST_COLUMNS // positions), []
+    for start in range(0, maps, step):
+        end = min(start + step, maps)
+        block = a[:, :, : end * size].mT @ a[:, :, start * size : end * size]
+        if pixels:
+            block = block.view(len(a), end, *seen, end - start, *seen)
+            _, padding, dilation, _ = call.options
+            for i, geometry in enumerate(zip(space, call.weight_shape[2:], padding, dilation)):
+                block = _over_kernel(block, 2 + i, 3 + len(space) + i, *geometry)
+            block = block.reshape(len(a), end * positions, -1)
+        block[:, : start * positions] *= 2
+        blocks.append(block)
+    return blocks
+
+
+def _over_kernel(pixels, p, q, size, kernel, padding, dilation):
+    """Products of pixels along the dimensions p and q -> products of what outputs see there, both [size]."""
+    shape = list(pixels.shape)
+    shape[p] = shape[q] = size
+    windows = pixels.new_zeros(shape)
+    for shift in range(-padding, kernel * dilation - padding, dilation):
+        low, count = max(0, -shift), min(size, pixels.shape[p] - shift) - max(0, -shift)
+        if count > 0:  # else in the padding
+            seen = pixels.narrow(p, low + shift, count).narrow(q, low + shift, count)
+            windows.narrow(p, low, count).narrow(q, low, count).add_(seen)
+    return windows
+
+
+def _by_pixels(call):
+    """Whether a Gram matrix is summed up from products of pixels, for as many of them as there are outputs."""
+    return bool(call.options) and all(stride == 1 for stride in call.options[0])
 
 
 def _positions(uses):
@@ -574,11 +662,13 @@ def _positions(uses):
 def _gram_pays(uses, timestep):
     """Whether a matrix weight's norms take less work through Gram matrices, over all t = 1..T."""
     call, n = uses[0].call, _positions(uses)
-    if not call.weight_shape or n > MOST_POSITIONS:
+    alike = all((use.call.options, use.call.space) == (call.options, call.space) for use in uses)
+    if not call.weight_shape or n > MOST_POSITIONS or not alike:
         return False
     d_in, d_out = math.prod(call.weight_shape[1:]), call.channels // call.groups
-    over_time = uses[0].call.rows // uses[0].samples % timestep == 0 or len(uses) % timestep == 0
+    over_time = call.rows // uses[0].samples % timestep == 0 or len(uses) % timestep == 0
     share = [t / timestep if over_time else 1 for t in range(1, timestep + 1)]
-    by_gradient = sum(s * n * d_in * (d_out + TRAFFIC) for s in share)
-    by_gram = n**2 * (d_in + TRAFFIC) + sum((s * n) ** 2 * (d_out + TRAFFIC) for s in share)
+    by_gradient = sum((s * n + TRAFFIC) * d_in * d_out for s in share)
+    each = call.weight_shape[1] + TRAFFIC * sum(call.weight_shape[2:]) if _by_pixels(call) else d_in
+    by_gram = n**2 / 2 * (each + TRAFFIC) + sum((s * n) ** 2 / 2 * d_out for s in share)
     return by_gram < by_gradient

@@ -329,7 +329,7 @@ def test_batch_statistics_are_refused_with_the_cure():
 
 
 def test_outputs_of_another_form_are_refused():
-    with pytest.raises(ValueError, match=r"\[T, N, classes\].*\[2, 3\]"):
+    with pytest.raises(ValueError, match=r"\[T, N, classes\].*\[3, 3\] for 3 samples"):
         temporal_fisher(nn.Linear(5, 3), torch.randn(2, 5), torch.tensor([0, 1]))
 
 
