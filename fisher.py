@@ -147,8 +147,11 @@ class TemporalFisher:
         return self.probes[samples]
 
     def chunk(self, x):
-        """How many samples like those of x, at most all of them, one call can take in a bounded memory."""
-        return max(1, min(len(x), _memory(x.device) // self.probe(x, len(x)).bytes)) if self.params else len(x)
+        """How many samples one call can take in a bounded memory, so that the calls for all of x are alike."""
+        if not self.params:
+            return len(x)
+        most = max(1, _memory(x.device) // self.probe(x, len(x)).bytes)
+        return -(-len(x) // -(-len(x) // most))
 
     def __call__(self, x, y):
         if not self.params:
@@ -222,25 +225,32 @@ class _Call:
 
 class _Live(torch.autograd.Function):
     """A layer z = forward(a) whose backward pass skips the timesteps past the prefix and forms no weight gradient:
-    backward(d, a) is dL/da of some first rows, from dL/dz and a of those."""
+    backward(d, out, a) is dL/da of some first rows, in `out` if it is not None, from dL/dz and, with `keep`, a of those.
+
+    The prefixes are taken from the longest to the shortest, so what one leaves behind its last step is 0 already.
+    """
 
     @staticmethod
-    def forward(ctx, a, weight, bias, forward, backward, block):
-        ctx.save_for_backward(a)
-        ctx.run, ctx.block = backward, block
+    def forward(ctx, a, weight, bias, forward, backward, keep, block):
+        ctx.save_for_backward(*[a] * keep)
+        ctx.run, ctx.block, ctx.grad, ctx.rows = backward, block, None, 0
         return forward(a, weight, bias)
 
     @staticmethod
     def backward(ctx, d):
         if not ctx.needs_input_grad[0]:
-            return (None,) * 6
-        (a,) = ctx.saved_tensors
-        rows = _live_rows(d, ctx.block)
-        grad = ctx.run(d[:rows], a[:rows])
-        if rows < len(d):
-            live, grad = grad, torch.empty_like(a)
-            grad[:rows], grad[rows:] = live, 0
-        return grad, None, None, None, None, None
+            return (None,) * 7
+        rows, last = _live_rows(d, ctx.block), ctx.rows
+        ctx.rows = rows
+        kept = [a[:rows] for a in ctx.saved_tensors]
+        if ctx.grad is None:
+            ctx.grad = ctx.run(d[:rows], None, *kept)
+            if rows < len(d):
+                ctx.grad = torch.cat([ctx.grad, ctx.grad.new_zeros(len(d) - rows, *ctx.grad.shape[1:])])
+        else:
+            ctx.run(d[:rows], ctx.grad[:rows], *kept)
+            ctx.grad[rows:last] = 0
+        return ctx.grad, None, None, None, None, None, None
 
 
 def _live_rows(d, block):
@@ -294,11 +304,12 @@ class _Tape(TorchFunctionMode):
         padding = padding if len(padding) == dims else (*padding,) * dims
         options = (stride, padding, dilation, groups)
 
-        def backward(d, a):
+        def backward(d, out, a):
             geometry = (stride, padding, dilation, False, (0,) * dims, groups)
-            return torch.ops.aten.convolution_backward(d, a, weight, None, *geometry, (True, False, False))[0]
+            grad = torch.ops.aten.convolution_backward(d, a, weight, None, *geometry, (True, False, False))[0]
+            return grad if out is None else out.copy_(grad)
 
-        z = self.run(input, weight, bias, lambda a, weight, bias: conv(a, weight, bias, *options), backward)
+        z = self.run(input, weight, bias, lambda a, weight, bias: conv(a, weight, bias, *options), backward, True)
         kind = {"weight_shape": weight.shape, "options": options, "space": z.shape[2:], "version": input._version}
         return z, self.note(z, weight, bias, len(input), z.shape[1], a=input.detach(), **kind)
 
@@ -318,13 +329,14 @@ class _Tape(TorchFunctionMode):
         if not self.matters(a, weight, bias):
             return None
 
-        def backward(d, a):
+        def backward(d, out):
             scale = (var + eps).rsqrt() if weight is None else weight.detach() * (var + eps).rsqrt()
-            return d * scale.view(-1, *(1,) * (d.dim() - 2))
+            return torch.mul(d, scale.view(-1, *(1,) * (d.dim() - 2)), out=out)
 
-        z = self.run(
-            a, weight, bias, lambda a, weight, bias: F.batch_norm(a, mean, var, weight, bias, eps=eps), backward
-        )
+        def forward(a, weight, bias):
+            return F.batch_norm(a, mean, var, weight, bias, eps=eps)
+
+        z = self.run(a, weight, bias, forward, backward)
         return z, self.note(z, weight, bias, len(a), z.shape[1], xhat=F.batch_norm(a.detach(), mean, var, eps=eps))
 
     def group_norm(self, a, groups, weight=None, bias=None, eps=1e-5):
@@ -342,12 +354,12 @@ class _Tape(TorchFunctionMode):
         rows = math.prod(a.shape[: -len(shape)])
         return z, self.note(z, weight, bias, rows, math.prod(shape), xhat=F.layer_norm(a.detach(), shape, eps=eps))
 
-    def run(self, a, weight, bias, forward, backward):
+    def run(self, a, weight, bias, forward, backward, keep=False):
         """forward(a, weight, bias), in a backward pass once the layouts are known as `_Live` tells."""
         if self.blocks is None:
             return forward(a, weight, bias)
         block = self.blocks[len(self.calls)] if len(self.calls) < len(self.blocks) else None
-        return _Live.apply(a, weight, bias, forward, backward, block or len(a))
+        return _Live.apply(a, weight, bias, forward, backward, keep, block or len(a))
 
     def note(self, z, weight, bias, rows, channels, **kind):
         if not z.requires_grad:  # inside a transform of torch.func, whose graph is another
@@ -440,7 +452,7 @@ def _probe(model, x, params, samples):
     grams = sum(_positions(uses) ** 2 for uses in weights.values() if _gram_pays(uses, len(outputs)))
     signal = sum(0 if d is None else d.numel() for d in signals) // samples
     largest = max(p.numel() for p in params.values())
-    return _Probe(layouts, slow, tape.other, (10 * signal + grams + 2 * largest + 1) * outputs.element_size())
+    return _Probe(layouts, slow, tape.other, (6 * signal + grams + 2 * largest + 1) * outputs.element_size())
 
 
 def _run(model, x, params, blocks=None):
@@ -523,9 +535,9 @@ def _measure(model, x, y, prefix, params, probe):
     grams = {name: _gram(uses) for name, uses in weights.items() if _gram_pays(uses, len(losses))}
     norms = {name: params[name].new_zeros(losses.shape) for name in covered}
     edges = [call.edge for call in tape.calls]
-    for t in range(len(losses) if edges else 0):
+    for t in reversed(range(len(losses) if edges else 0)):
         try:
-            signals = torch.autograd.grad(losses[t].sum(), edges, retain_graph=t + 1 < len(losses), allow_unused=True)
+            signals = torch.autograd.grad(losses[t].sum(), edges, retain_graph=t > 0, allow_unused=True)
         except CheckpointError:
             return {}  # the model recomputes its convolutions in the backward pass, where they are not noted
         for d, call, layout in zip(signals, tape.calls, probe.layouts):
