@@ -24,6 +24,10 @@ RECIPES = {
         arch="vgg5", width=0.25, timestep=8, epochs=30, batch_size=64, learning_rate=0.1, save_epochs=["every:10"],
         fisher_samples=256, fisher_epochs=["0", "1", "2", "3", "5", "8", "12", "20", "30"],
     ),
+    "planted": dict(
+        arch="vgg5", width=0.25, timestep=8, epochs=20, batch_size=64, learning_rate=0.1, save_epochs=["every:10"],
+        fisher_samples=256, fisher_epochs=["0", "1", "2", "3", "5", "8", "12", "20"],
+    ),
     "fashion_mnist": dict(
         arch="vgg5", width=0.25, timestep=8, epochs=10, learning_rate=0.1, save_epochs=["every:5"],
         fisher_epochs=["0", "1", "2", "5", "10"],
@@ -35,6 +39,7 @@ ONLY_WITH = {
     "data_file": ("dataset", {"npz"}),
     "no_augment": ("dataset", {name for name, (pad, flip) in AUGMENT.items() if pad or flip}),
     "fake_shape": ("dataset", {"fake"}),
+    "planted_time": ("dataset", {"planted"}),
     "data_dir": ("dataset", {"cifar10", "cifar100", "svhn", "mnist", "fashion_mnist"}),
     "momentum": ("optimizer", {"sgd"}),
     "lr_step": ("scheduler", {"step"}),
@@ -44,8 +49,8 @@ ONLY_WITH = {
 PLACES = {"resume", "dry_run", "device", "out_dir", "exp_name"}
 # What a checkpoint knows of the model and the data it was trained on; --checkpoints takes these from it.
 MODEL_FLAGS = {
-    "dataset", "data_file", "fake_shape", "datanum", "label_corrupt_prob", "encode", "arch", "width", "layernum",
-    "timestep", "norm", "tau", "threshold", "reset", "surrogate", "surrogate_alpha", "undecayed_input",
+    "dataset", "data_file", "fake_shape", "planted_time", "datanum", "label_corrupt_prob", "encode", "arch", "width",
+    "layernum", "timestep", "norm", "tau", "threshold", "reset", "surrogate", "surrogate_alpha", "undecayed_input",
     "undetached_reset", "seed",
 }  # fmt: skip
 # With --checkpoints nothing is trained: these would do nothing, so they are refused.
@@ -131,6 +136,8 @@ def make_parser(script, description=None):
     flag("--data_file", metavar="X.NPZ", help="file of --dataset npz: arrays x_train, y_train, x_test, y_test")
     flag("--fake_shape", nargs="+", type=number(int, 1), default=[3, 32, 32], metavar="D",
          help="shape of an input of --dataset fake: C H W, or T C H W for frames")
+    flag("--planted_time", nargs="+", type=number(int, 1), default=[1], metavar="t",
+         help="timesteps, counted from 1, at which the class shows in --dataset planted; elsewhere there is noise")
     flag("--datanum", type=number(int, 2), metavar="N", help="train on N samples only; without it, all")
     flag("--label_corrupt_prob", type=number(float, 0, 1), default=0.0, metavar="P",
          help="replace this share of the training labels by random ones")
@@ -183,6 +190,11 @@ def make_parser(script, description=None):
                   "summed over the classes, as many times the work")
         flag("--fisher_prefix", choices=PREFIXES, default="cumulative",
              help="prediction of step t: of the mean of outputs 1..t, or of the output at t alone")
+        flag("--fisher_estimator", choices=["exact", "release"], default="exact",
+             help="exact: the norm of each sample's gradient, squared; release: of the mean gradient of each batch, "
+                  "which the paper's released script prints; it shrinks with the batch")
+        flag("--fisher_batch", type=number(int, 1), metavar="N",
+             help="samples in one pass; without it, as many as fit; of --fisher_estimator release, in one mean: 128")
         flag("--checkpoints", nargs="+", metavar="CKPT",
              help="measure these saved models instead of training one; their own flags are taken from them")
 
@@ -266,8 +278,14 @@ def check(args, given):
         raise BadInput("--dataset npz needs --data_file x.npz")
     if len(args.fake_shape) not in (3, 4):
         raise BadInput("--fake_shape takes C H W, or T C H W")
+    if args.dataset == "planted" and max(args.planted_time) > args.timestep:
+        raise BadInput(f"--planted_time {max(args.planted_time)} is past --timestep {args.timestep}")
     if args.warmup_epochs >= args.epochs:
         raise BadInput(f"--warmup_epochs {args.warmup_epochs} leaves nothing of --epochs {args.epochs}")
+    if getattr(args, "fisher_estimator", "exact") == "release" and "exact" in args.fisher_labels:
+        raise BadInput(
+            "--fisher_labels exact is an expectation over one sample's classes: not of a batch's mean gradient"
+        )
     if args.dry_run and args.resume:
         raise BadInput("--dry_run keeps nothing, so there is nothing to --resume")
     if "0" in args.save_epochs:

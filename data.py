@@ -18,7 +18,7 @@ from utils import BadInput, seed_all
 # name -> (padding of the random crop, random horizontal flip)
 AUGMENT = {
     "cifar10": (4, True), "cifar100": (4, True), "svhn": (4, False), "fashion_mnist": (2, True), "mnist": (2, False),
-    "digits": (0, False), "npz": (0, False), "fake": (4, True),
+    "digits": (0, False), "npz": (0, False), "fake": (4, True), "planted": (0, False),
 }  # fmt: skip
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -31,6 +31,7 @@ DATASETS = tuple(AUGMENT)
 # The release's constants; any other set is measured.
 MEAN_STD = {"cifar10": ((0.4913, 0.4821, 0.4465), (0.2023, 0.1994, 0.2010))}
 FAKE_SIZE, FAKE_CLASSES = (256, 128), 10
+PLANTED_SIZE, PLANTED_SHAPE = (2000, 500), (1, 8, 8)
 MOST_CLASSES = 100_000
 
 
@@ -190,6 +191,21 @@ def read_fake(args):
     return tuple(arrays)
 
 
+def read_planted(args):
+    """Seeded frames [N, T, 1, 8, 8] in [0, 1], each the mean of random black and white pixels and of uniform noise. At
+    --planted_time, counted from 1, the former are those of the class: a frame alone does not tell that it is one."""
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(2, size=(FAKE_CLASSES, 1, *PLANTED_SHAPE))
+    arrays = []
+    for size in PLANTED_SIZE:
+        labels = np.arange(size) % FAKE_CLASSES
+        pixels = rng.integers(2, size=(size, args.timestep, *PLANTED_SHAPE))
+        pixels[:, [t - 1 for t in args.planted_time]] = patterns[labels]
+        frames = (pixels + rng.uniform(0, 1, pixels.shape)) / 2
+        arrays += [torch.from_numpy(frames.astype(np.float32)), torch.from_numpy(labels)]
+    return tuple(arrays)
+
+
 def read_npz(args):
     """x_train, y_train, x_test, y_test of an .npz file: images or frames, uint8 or float, and integer labels."""
     try:
@@ -262,4 +278,4 @@ def import_torchvision():
     return datasets
 
 
-READERS = {"digits": read_digits, "npz": read_npz, "fake": read_fake}
+READERS = {"digits": read_digits, "npz": read_npz, "fake": read_fake, "planted": read_planted}

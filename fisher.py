@@ -169,16 +169,25 @@ class TemporalFisher:
 
 def one_by_one(model, x, y, *, prefix="cumulative", names=None):
     """What `temporal_fisher` computes, by definition: one forward for each sample, one backward for each t."""
+    return batch_means(model, x, y, 1, prefix=prefix, names=names)
+
+
+def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
+    """Squared norms of the gradient of the mean loss of each batch of `size` samples: {parameter name: [T, batches]}.
+
+    With more than one sample this is not the Fisher information: gradients cancel in the mean, and what is left shrinks
+    with the batch. It is what the paper's released script prints (with 128 samples), for comparison with its curves.
+    """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names)}
     norms = {name: [] for name in params}
     with torch.enable_grad():
-        for n in range(len(x) if params else 0):
-            losses = prefix_losses(model(x[n : n + 1]), y[..., n : n + 1], prefix)[:, 0]
+        for x_part, y_part in zip(x.split(size), y.split(size, -1)) if params else ():
+            losses = prefix_losses(model(x_part), y_part, prefix).mean(1)
             for t, loss in enumerate(losses, 1):
                 grads = torch.autograd.grad(loss, params.values(), retain_graph=t < len(losses), allow_unused=True)
                 for name, grad in zip(params, grads):
                     norms[name].append(loss.new_zeros(()) if grad is None else grad.square().sum())
-    return {name: torch.stack(values).view(len(x), -1).T for name, values in norms.items()}
+    return {name: torch.stack(values).view(-1, len(losses)).T for name, values in norms.items()}
 
 
 # ---------------------------------------------------------------- noting the calls
@@ -225,7 +234,7 @@ class _Call:
 
 class _Live(torch.autograd.Function):
     """A layer z = forward(a) whose backward pass skips the timesteps past the prefix and forms no weight gradient:
-    backward(d, out, a) is dL/da of some first rows, in `out` if it is not None, from dL/dz and, with `keep`, a of those.
+    backward(d, out, a) is dL/da of some first rows, in `out` if it is given, from dL/dz and, with `keep`, a of those.
 
     The prefixes are taken from the longest to the shortest, so what one leaves behind its last step is 0 already.
     """

@@ -39,7 +39,9 @@ from utils import (
     StopSignals,
     load_checkpoint,
     load_weights,
+    no_bar,
     pick_device,
+    processes,
     run_script,
     seed_all,
 )
@@ -168,7 +170,7 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
     loss_sum, correct = at["loss"].to(device), at["correct"].to(device)
     first_bad = torch.tensor(len(batches), device=device)
     seen, start = at["images"], time.perf_counter()
-    for step in tqdm(range(at["step"], len(batches)), f"epoch {epoch}", disable=None, leave=False):
+    for step in tqdm(range(at["step"], len(batches)), f"epoch {epoch}", disable=no_bar(), leave=False):
         seed_all(args.seed, "step", epoch, step)
         x, y = train_set.batch(batches[step], augment=True)
         outputs = model(x)  # (T, N, classes)
@@ -198,6 +200,8 @@ def fit(args, run, model, train_set, test_set, after_epoch):
 
     Raises BadInput if a loss or gradient is not finite, and Stopped after a signal, when everything is saved.
     """
+    if processes() > 1:
+        raise BadInput("training takes one process; torchrun is for train_snn_fisherinfo.py --checkpoints")
     optimizer = make_optimizer(args, model)
     # Finished epochs, the best test accuracy so far, and the progress within the next epoch.
     at = {"epoch": 0, "best": -1.0} | epoch_start()
@@ -238,7 +242,7 @@ def fit(args, run, model, train_set, test_set, after_epoch):
         line = lines[-1]
         if at["step"] == 0:
             after_epoch(line, stop)
-        for epoch in tqdm(range(at["epoch"] + 1, args.epochs + 1), "epochs", disable=None, leave=False):
+        for epoch in tqdm(range(at["epoch"] + 1, args.epochs + 1), "epochs", disable=no_bar(), leave=False):
             try:
                 stop.check()
                 for group in optimizer.param_groups:

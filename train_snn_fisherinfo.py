@@ -14,12 +14,18 @@ Saved models, this project's or those that the release published, instead of tra
     python train_snn_fisherinfo.py --checkpoints runs/NAME/checkpoint_0010.pt runs/NAME/checkpoint_latest.pt
     python train_snn_fisherinfo.py --dataset cifar10 --arch resnet19 --timestep 10 --checkpoints *_ckpt_0020.pth.tar
 
+on several devices, each with its share of the samples, with the same result:
+
+    torchrun --standalone --nproc_per_node=8 train_snn_fisherinfo.py --checkpoints runs/NAME/checkpoint_*.pt
+
 Measuring changes nothing in the training: the weights are those of train_snn.py with the same flags. The run folder
-has, beside that script's files, fisher.jsonl (a line a measurement) and figures/fisher.png.
+has, beside that script's files, fisher.jsonl (a line a measurement), fisher_samples.pt (the squared gradient norms
+[T, N] of each, which IC of two measurements is compared by) and figures/fisher.png.
 """
 
 import re
 import time
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -27,23 +33,56 @@ from tqdm import tqdm
 
 import config
 import plots
-from fisher import PREFIXES, centroid, centroid_interval, draw_labels, prefix_losses, temporal_fisher
+from fisher import PREFIXES, TemporalFisher, batch_means, centroid, centroid_interval, draw_labels, prefix_losses
 from train_snn import evaluate, fit, run_folder, setup
-from utils import FISHER_FILE, LABELS_FILE, BadInput, StopSignals, load_checkpoint, load_weights, run_script, seed_all
+from utils import (
+    FISHER_FILE,
+    LABELS_FILE,
+    SAMPLES_FILE,
+    BadInput,
+    StopSignals,
+    load_checkpoint,
+    load_weights,
+    no_bar,
+    of_all,
+    processes,
+    rank,
+    run_script,
+    seed_all,
+)
 
-CHUNK = 32  # samples between looks at the stop signal
+RELEASE_BATCH = 128  # samples in a batch of the released script
+
+
+@dataclass
+class Subset:
+    """This process's share of the samples that are measured: inputs x [N, ...] and labels y [N] on the device, how many
+    the shares before it have, and all of them."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    before: int
+    total: int
 
 
 def fisher_subsets(args, train_set, test_set):
-    """The samples that are measured, the same at every epoch: `--fisher_samples` of each `--fisher_split`."""
+    """The samples that are measured, encoded once, the same at every epoch: `--fisher_samples` of each split."""
     subsets = {}
+    batch = (args.fisher_batch or RELEASE_BATCH) if args.fisher_estimator == "release" else 1
     for split in args.fisher_split:
         dataset = {"train": train_set, "test": test_set}[split]
         seed_all(args.seed, "subset")
-        index = torch.randperm(len(dataset))[: args.fisher_samples]
-        if len(index) < 2:
-            raise BadInput(f"--fisher_split {split} has {len(index)} sample; a standard error needs at least 2")
-        subsets[split] = dataset.subset(index.to(dataset.labels.device))
+        index = torch.randperm(len(dataset))[: args.fisher_samples].to(dataset.labels.device)
+        batches = len(index) // batch
+        if batches < max(2, processes()):
+            kind = "sample" if batch == 1 else f"whole batch of {batch}"
+            raise BadInput(
+                f"--fisher_split {split} has {batches} {kind}: a standard error needs at least 2, and each process 1"
+            )
+        seed_all(args.seed, "evaluate")
+        x, y = dataset.batch(index)
+        start, end = (r * batches // processes() * batch for r in (rank(), rank() + 1))
+        subsets[split] = Subset(x[start:end], y[start:end], start, batches * batch)
     return subsets
 
 
@@ -56,39 +95,55 @@ def weighted_labels(kind, outputs, y, prefix, generator):
     return [(torch.full_like(y, k), share) for k, share in enumerate(PREFIXES[prefix](outputs).softmax(2).unbind(2))]
 
 
+def squared_norms(args, model, x):
+    """What measures samples like those of x: (function of x and y -> {parameter name: [T, N]}, samples in one call).
+
+    The function of --fisher_estimator release gives a column a batch instead of a column a sample.
+    """
+    if args.fisher_estimator == "release":
+        size = args.fisher_batch or RELEASE_BATCH
+        return lambda x, y: batch_means(model, x, y, size, prefix=args.fisher_prefix), size
+    estimator = TemporalFisher(model, args.fisher_prefix)
+    return estimator, args.fisher_batch or estimator.chunk(x)
+
+
 @torch.no_grad()
-def measure(args, model, subset, split, labels, stop):
-    """One line of fisher.jsonl, without its epoch. Raises Stopped after a signal."""
+def measure(args, model, subset, labels, stop):
+    """The measured part of a line of fisher.jsonl, and the squared norms [T, N] that it is of.
+
+    Raises Stopped after a signal.
+    """
     start = time.perf_counter()
     model.eval()
-    samples, layers = {"fisher": [], "loss": [], "correct": []}, {}
     generator = torch.Generator().manual_seed(args.seed)
-    seed_all(args.seed, "evaluate")
-    for x, y in tqdm(subset.batches(CHUNK), "fisher", -(-len(subset) // CHUNK), disable=None, leave=False):
+    torch.rand(subset.before * args.timestep, generator=generator, dtype=torch.float64)  # what other processes draw
+    norms_of, size = squared_norms(args, model, subset.x)
+    parts, layers = [], {}
+    chunks = list(zip(subset.x.split(size), subset.y.split(size)))
+    for x, y in tqdm(chunks, "fisher", disable=no_bar(), leave=False):
         outputs = model(x)
-        samples["correct"].append(PREFIXES[args.fisher_prefix](outputs).argmax(2) == y)
+        correct = PREFIXES[args.fisher_prefix](outputs).argmax(2) == y
         fisher = loss = 0
         for label, weight in weighted_labels(labels, outputs, y, args.fisher_prefix, generator):
             loss = loss + weight * prefix_losses(outputs, label, args.fisher_prefix)
-            norms = temporal_fisher(model, x, label, prefix=args.fisher_prefix)
-            for name, norm in norms.items():
+            for name, norm in norms_of(x, label).items():
                 norm, layer = (weight * norm).cpu().double(), name.rpartition(".")[0]  # (T, N)
                 fisher = fisher + norm
-                layers[layer] = layers.get(layer, 0) + norm.sum(1) / len(subset)
-        samples["fisher"].append(fisher)
-        samples["loss"].append(loss)
+                layers[layer] = layers.get(layer, 0) + norm.sum(1)
+        parts.append((fisher, loss.cpu().double(), correct.cpu().double()))
         stop.check()
-    per_sample, loss, correct = (torch.cat(parts, 1).cpu().double() for parts in samples.values())  # (T, N)
+    shares = of_all(([torch.cat(columns, 1) for columns in zip(*parts)], layers))
+    per_sample, loss, correct = (torch.cat(columns, 1) for columns in zip(*(share for share, _ in shares)))
+    layers = {name: sum(sums[name] for _, sums in shares) / per_sample.shape[1] for name in layers}
     curve, loss = per_sample.mean(1), loss.mean(1)
     scale = {name: sum(p.square().sum().item() for p in model.get_submodule(name).parameters(False)) for name in layers}
     return {
         "timestep": len(curve),
-        "samples": len(subset),
-        "split": split,
-        "labels": labels,
+        "samples": subset.total,
         "prefix": args.fisher_prefix,
+        "estimator": args.fisher_estimator,
         "fisher": curve.tolist(),
-        "fisher_stderr": (per_sample.std(1) / len(subset) ** 0.5).tolist(),
+        "fisher_stderr": (per_sample.std(1) / per_sample.shape[1] ** 0.5).tolist(),
         "ic": centroid(curve).item(),
         "ic_ci": centroid_interval(per_sample),
         "ic_per_loss": centroid(curve / loss).item(),
@@ -97,7 +152,7 @@ def measure(args, model, subset, split, labels, stop):
         "prefix_loss": loss.tolist(),
         "prefix_accuracy": correct.mean(1).tolist(),
         "seconds": time.perf_counter() - start,
-    }
+    }, per_sample
 
 
 def print_header(timestep):
@@ -123,14 +178,22 @@ def measure_all(args, run, model, subsets, about, accuracy, stop):
     what the lines begin with: the epoch, and the checkpoint if it is one."""
 
     def key(line):
-        return line["epoch"], line.get("checkpoint"), line["split"], line["labels"]
+        return ", ".join(str(line[name]) for name in ("epoch", "checkpoint", "split", "labels") if name in line)
 
-    measured = {key(line) for line in run.lines(FISHER_FILE)}
     for (split, subset), labels in product(subsets.items(), args.fisher_labels):
-        if key(about | {"split": split, "labels": labels}) not in measured:
-            line = about | measure(args, model, subset, split, labels, stop)
-            run.append(FISHER_FILE, line)
-            print_measurement(line, accuracy)
+        line = about | {"split": split, "labels": labels}
+        lines, samples = of_all((run.lines(FISHER_FILE), run.load(SAMPLES_FILE)))[0]
+        if key(line) in map(key, lines):
+            continue
+        found, per_sample = measure(args, model, subset, labels, stop)
+        line |= found
+        before = [key(other) for other in lines if (other["split"], other["labels"]) == (split, labels)]
+        if before and samples.get(before[-1], per_sample[:0]).shape == per_sample.shape:
+            line["ic_change"] = line["ic"] - centroid(samples[before[-1]].double().mean(1)).item()
+            line["ic_change_ci"] = centroid_interval(per_sample, samples[before[-1]])
+        run.save(SAMPLES_FILE, samples | {key(line): per_sample.float()})
+        run.append(FISHER_FILE, line)
+        print_measurement(line, accuracy)
 
 
 def measure_checkpoints(args, run, model, subsets, test_set):
@@ -165,8 +228,8 @@ def main(argv=None):
         else:
             fit(args, run, model, train_set, test_set, after_epoch)
             plots.training(run.folder)
-        figure = plots.fisher(run.folder)
-        print(f"run folder {run.folder}\nfigure     {figure}")
+        if rank() == 0:
+            print(f"run folder {run.folder}\nfigure     {plots.fisher(run.folder)}")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
-ARGS_FILE, LOG_FILE, FISHER_FILE, LABELS_FILE = "args.json", "log.jsonl", "fisher.jsonl", "train_labels.pt"
+ARGS_FILE, LOG_FILE, LABELS_FILE = "args.json", "log.jsonl", "train_labels.pt"
+FISHER_FILE, SAMPLES_FILE = "fisher.jsonl", "fisher_samples.pt"
 LATEST, BEST = "checkpoint_latest.pt", "checkpoint_best.pt"
+# What torch.load raises for a file that is not, or not all of, what torch.save wrote.
+DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError)
 
 
 class BadInput(Exception):
@@ -33,6 +37,7 @@ def run_script(main, name):
     """Call main() as a script: bad input and unusable files end it with one line on stderr and exit status 2, a signal
     with 128 plus its number."""
     try:
+        join_processes()
         main()
     except (BadInput, OSError) as error:
         print(f"{name}: error: {error}".replace("\n", " "), file=sys.stderr)
@@ -43,6 +48,45 @@ def run_script(main, name):
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+# ---------------------------------------------------------------- processes
+
+
+def join_processes():
+    """Under torchrun, meet the other processes. The first one alone writes and prints."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("gloo")
+        if rank():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def rank():
+    """Which of the processes this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes():
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def of_all(value):
+    """[value in process 0, value in process 1, ...], the same in all of them; all have to call it."""
+    values = [value] * processes()
+    if dist.is_initialized():
+        try:
+            dist.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise BadInput(f"process {rank()} lost the others ({str(error).splitlines()[0]})") from error
+    return values
+
+
+def no_bar():
+    """What tqdm's `disable` is: no progress bar but in the first process, and there only at a terminal."""
+    return True if rank() else None
 
 
 # ---------------------------------------------------------------- files
@@ -60,13 +104,19 @@ def write_atomically(path, write):
 
 
 class Run:
-    """A run folder. JSON lines are appended whole; other files are replaced atomically.
+    """A run folder. JSON lines are appended whole; other files are replaced atomically; process 0 alone writes.
 
     Raises BadInput if the folder cannot be made or written, is in use, or holds a run and `resume` is False.
     """
 
     def __init__(self, folder, args, device, resume=False):
-        self.folder = Path(folder)
+        self.folder, self.lock = Path(folder), None
+        if rank() == 0:
+            self.open(args, device, resume)
+        of_all(None)  # the others wait until it is there
+
+    def open(self, args, device, resume):
+        """Make the folder this process's own."""
         try:
             (self.folder / "figures").mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.folder, os.O_RDONLY)
@@ -97,14 +147,17 @@ class Run:
         write_atomically(self.path(ARGS_FILE), lambda f: f.write(json.dumps(record, indent=1).encode()))
 
     def close(self):
-        """Let another process have the folder."""
-        os.close(self.lock)
+        """Let another command have the folder."""
+        if self.lock is not None:
+            os.close(self.lock)
 
     def path(self, name):
         return self.folder / name
 
     def append(self, name, record):
         """Append one JSON line; one that a killed process left torn is passed over by `lines`."""
+        if rank():
+            return
         with open(self.path(name), "ab") as file:
             file.write((json.dumps(record, allow_nan=False) + "\n").encode())
             file.flush()
@@ -116,12 +169,22 @@ class Run:
 
     def keep_lines(self, name, keep):
         """Rewrite a JSON-lines file with the records for which keep(record) is true."""
-        if self.path(name).exists():
+        if rank() == 0 and self.path(name).exists():
             kept = [json.dumps(record) + "\n" for record in self.lines(name) if keep(record)]
             write_atomically(self.path(name), lambda f: f.write("".join(kept).encode()))
 
+    def load(self, name):
+        """What `save` wrote there, on the CPU; {} if there is no such file. Raises BadInput if it is damaged."""
+        try:
+            return torch.load(self.path(name), map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return {}
+        except DAMAGE as error:
+            raise BadInput(f"{self.path(name)} is damaged: restore it, or start another run") from error
+
     def save(self, name, content):
-        write_atomically(self.path(name), lambda f: torch.save(content, f))
+        if rank() == 0:
+            write_atomically(self.path(name), lambda f: torch.save(content, f))
 
 
 def read_lines(path):
@@ -171,16 +234,7 @@ def load_checkpoint(path):
             raise ValueError("other content")
     except FileNotFoundError as error:
         raise BadInput(f"there is no checkpoint {path}") from error
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        OSError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except DAMAGE as error:
         raise BadInput(f"{path} is damaged, or no checkpoint of this project or of the release") from error
     return content
 
@@ -212,9 +266,9 @@ def seed_all(seed, purpose, *when):
 
 
 def pick_device(name):
-    """A torch device by name; "auto" is the GPU if there is one. Raises BadInput if it is not there."""
+    """A torch device by name; "auto" is each process's own GPU, if there is any. Raises BadInput if it is missing."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.zeros(1, device=name)
         device.item()  # "meta" holds no numbers

@@ -31,9 +31,10 @@ def run(out_dir, *argv, script="train_snn", flags=None):
     return Path(out_dir) / "run"
 
 
-def start(out_dir, *argv, script="train_snn", flags=None):
-    """The script in a process of its own."""
-    command = [sys.executable, ROOT / f"{script}.py", *arguments(out_dir, *argv, script=script, flags=flags)]
+def start(out_dir, *argv, script="train_snn", flags=None, processes=None):
+    """The script in a process of its own, or in several."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
+    command = [sys.executable, *torchrun, ROOT / f"{script}.py", *arguments(out_dir, *argv, script=script, flags=flags)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -21,7 +21,9 @@ OTHER = {
     "lr_gamma": ["0.5", "--scheduler", "step", "--lr_step", "1"], "warmup_epochs": ["1"], "label_smoothing": ["0.3"],
     "seed": ["1"],
     "fisher_epochs": ["every:1"], "fisher_samples": ["5"], "fisher_split": ["test"], "fisher_labels": ["exact"],
-    "fisher_prefix": ["instant"], "checkpoints": ["CHECKPOINT"],
+    "fisher_prefix": ["instant"], "fisher_estimator": ["release", "--fisher_batch", "3"],
+    "fisher_batch": ["2", "--fisher_estimator", "release"],
+    "checkpoints": ["CHECKPOINT"],
     "save_epochs": ["1"],
     "out_dir": None, "exp_name": None, "resume": None, "device": None, "dry_run": None,  # tests/test_train.py
 }  # fmt: skip
@@ -31,6 +33,7 @@ BESIDE = {
     "norm": ["--layernum", "3"],
     "lr_step": ["--scheduler", "step", "--lr_step", "2"],
     "lr_gamma": ["--scheduler", "step", "--lr_step", "1"],
+    "fisher_batch": ["--fisher_estimator", "release", "--fisher_batch", "3"],
 }
 
 
@@ -122,6 +125,7 @@ def test_lists_of_epochs(entries, last, epochs):
         (["--learning_rate", "inf"], "above 0"),
         (["--width", "1e9"], "at most 64"),
         (["--save_epochs", "0"], "counts from 1"),
+        (["--fisher_estimator", "release", "--fisher_labels", "exact"], "expectation"),
         (["--dataset", "digits", "--no_augment"], "--dataset cifar10"),
     ],
 )

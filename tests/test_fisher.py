@@ -307,6 +307,16 @@ def test_drawn_labels_follow_the_prediction_and_not_the_chunks():
     assert torch.equal(torch.cat(parts, 1), labels)
 
 
+def test_the_release_squares_the_gradient_of_a_batch_mean():
+    model, x, y = Steps(), torch.randn(5, 4, 5), torch.randint(3, (5,))
+    found = fisher.batch_means(model, x, y, 2)
+    for batch, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
+        for t in range(1, 5):
+            loss = F.cross_entropy(model(x[part])[:t].mean(0), y[part])
+            for (name, _), grad in zip(model.named_parameters(), torch.autograd.grad(loss, list(model.parameters()))):
+                torch.testing.assert_close(found[name][t - 1, batch], grad.square().sum())
+
+
 def test_a_paired_difference_of_centroids_is_sharper_than_two_intervals():
     samples = torch.tensor([4.0, 2, 1]).view(3, 1) * torch.empty(3, 100).exponential_()
     later = samples * torch.tensor([1.0, 1, 1.5]).view(3, 1)

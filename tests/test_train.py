@@ -63,8 +63,8 @@ def test_every_arch_runs_through_every_script(arch, tmp_path, capsys):
 
 def test_a_run_folder_holds_what_was_promised(unbroken):
     names = {path.name for path in unbroken.iterdir()}
-    assert names == {"args.json", "log.jsonl", "fisher.jsonl", "figures", "checkpoint_latest.pt", "checkpoint_best.pt",
-                     "checkpoint_0001.pt", "checkpoint_0002.pt"}  # fmt: skip
+    assert names == {"args.json", "log.jsonl", "fisher.jsonl", "fisher_samples.pt", "figures", "checkpoint_latest.pt",
+                     "checkpoint_best.pt", "checkpoint_0001.pt", "checkpoint_0002.pt"}  # fmt: skip
     assert {path.name for path in (unbroken / "figures").iterdir()} == {"training.png", "fisher.png"}
     record = json.loads((unbroken / "args.json").read_text())
     assert record["args"]["arch"] == "fc" and {"versions", "device", "git", "command"} <= record.keys()
@@ -76,11 +76,14 @@ def test_a_run_folder_holds_what_was_promised(unbroken):
 
 
 def test_a_measurement_has_the_fields_of_the_contract(unbroken):
-    line = read_lines(unbroken / "fisher.jsonl")[-1]
-    assert line.keys() == {
+    first, line = read_lines(unbroken / "fisher.jsonl")
+    assert first.keys() == {
         "epoch", "timestep", "samples", "split", "labels", "fisher", "fisher_stderr", "ic", "ic_ci", "ic_per_loss",
-        "layers", "layers_scale_free", "prefix", "prefix_loss", "prefix_accuracy", "seconds",
+        "layers", "layers_scale_free", "prefix", "prefix_loss", "prefix_accuracy", "estimator", "seconds",
     }  # fmt: skip
+    assert line.keys() - first.keys() == {"ic_change", "ic_change_ci"}
+    assert line["ic_change"] == pytest.approx(line["ic"] - first["ic"], abs=1e-6)
+    assert line["ic_change_ci"][0] < line["ic_change"] < line["ic_change_ci"][1]
     assert (line["epoch"], line["timestep"], line["samples"], line["labels"]) == (2, 2, 6, "data")
     assert set(line["layers"]) == {"fc1", "bn_fc1", "fc2"}
     total = [sum(values[t] for values in line["layers"].values()) for t in range(2)]
@@ -289,6 +292,50 @@ def test_several_kinds_are_measured_in_one_run(tmp_path):
     )
 
 
+def flat(value):
+    """All numbers in lines of a record, and the rest as it is."""
+    if isinstance(value, dict):
+        return [part for key in sorted(value) for part in (key, *flat(value[key]))]
+    return [part for one in value for part in flat(one)] if isinstance(value, list) else [value]
+
+
+def assert_close(found, expected):
+    """The same lines but for rounding."""
+    found, expected = flat(found), flat(expected)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected):
+        assert one == (pytest.approx(other, rel=1e-6) if isinstance(other, float) else other)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "release"])
+def test_samples_are_split_over_processes_and_the_result_is_the_same(estimator, tmp_path):
+    model = run(tmp_path / "model", "--encode", "p") / "checkpoint_latest.pt"
+    argv = ["--checkpoints", str(model), "--fisher_samples", "23", "--fisher_labels", "data", "model", "--fisher_batch",
+            "4", "--fisher_split", "train", "test", "--fisher_estimator", estimator]  # fmt: skip
+    measured = {}
+    for count in (1, 2, 3):
+        folder = tmp_path / str(count)
+        process = start(folder, *argv, script="train_snn_fisherinfo", flags=[], processes=count)
+        out, error = process.communicate()
+        assert process.returncode == 0, error
+        assert out.count("run folder") == 1
+        measured[count] = lines(folder / "run", "fisher.jsonl")
+    assert len(measured[1]) == 4 and measured[1][0]["samples"] == (23 if estimator == "exact" else 20)
+    assert_close(measured[2], measured[1])
+    assert_close(measured[3], measured[1])
+
+
+def test_the_release_estimator_is_that_of_the_mean_gradient(unbroken, tmp_path):
+    argv = ["--fisher_samples", "7", "--checkpoints", str(unbroken / "checkpoint_latest.pt")]
+    kinds = {}
+    for name, extra in (("release", ["--fisher_estimator", "release", "--fisher_batch", "3"]), ("exact", [])):
+        folder = run(tmp_path / name, *argv, *extra, script="train_snn_fisherinfo", flags=[])
+        kinds[name] = lines(folder, "fisher.jsonl")[0]
+    assert kinds["release"]["estimator"] == "release" and kinds["release"]["samples"] == 6
+    assert kinds["exact"]["samples"] == 7
+    assert all(r < e for r, e in zip(kinds["release"]["fisher"], kinds["exact"]["fisher"]))
+
+
 def test_an_existing_run_is_never_overwritten(tmp_path):
     before = everything(run(tmp_path))
     with pytest.raises(BadInput, match="--resume"):
@@ -314,7 +361,11 @@ def test_saved_models_are_measured_as_they_were_in_training(unbroken, tmp_path):
     argv = ["--fisher_samples", "6", "--checkpoints", *paths]
     folder = run(tmp_path, *argv, script="train_snn_fisherinfo", flags=[])
     measured = lines(folder, "fisher.jsonl")
-    assert [line["epoch"] for line in measured] == [1, 2] and measured[1] == lines(unbroken, "fisher.jsonl")[-1]
+    assert [line["epoch"] for line in measured] == [1, 2]
+    before = lines(unbroken, "fisher.jsonl")[-1]
+    for line in (measured[1], before):  # from epoch 1, and from epoch 0
+        line.pop("ic_change"), line.pop("ic_change_ci")
+    assert measured[1] == before
     assert (folder / "figures" / "fisher.png").exists()
 
 
