@@ -10,7 +10,8 @@ import config
 OTHER = {
     "dataset": ["digits"],
     "data_dir": None, "data_file": None,  # read by sets with files: tests/test_data.py
-    "fake_shape": ["1", "10", "10"], "datanum": ["64"], "label_corrupt_prob": ["0.5"], "encode": ["p"],
+    "fake_shape": ["1", "10", "10"], "planted_time": ["2", "--dataset", "planted"],
+    "datanum": ["64"], "label_corrupt_prob": ["0.5"], "encode": ["p"],
     "no_augment": [],
     "arch": ["vgg5"], "width": ["0.2"], "layernum": ["3"], "timestep": ["3"], "norm": ["folded", "--layernum", "3"],
     "tau": ["4"],
@@ -30,6 +31,7 @@ OTHER = {
 # A flag that works only beside another is compared with a run that has the other alone. (Before the first LIF a static
 # image has one timestep, so BatchNorm's two ways differ from the second hidden layer on.)
 BESIDE = {
+    "planted_time": ["--dataset", "planted"],
     "norm": ["--layernum", "3"],
     "lr_step": ["--scheduler", "step", "--lr_step", "2"],
     "lr_gamma": ["--scheduler", "step", "--lr_step", "1"],
@@ -125,6 +127,8 @@ def test_lists_of_epochs(entries, last, epochs):
         (["--learning_rate", "inf"], "above 0"),
         (["--width", "1e9"], "at most 64"),
         (["--save_epochs", "0"], "counts from 1"),
+        (["--dataset", "planted", "--planted_time", "2", "9"], "past --timestep 8"),
+        (["--planted_time", "2"], "--dataset planted"),
         (["--fisher_estimator", "release", "--fisher_labels", "exact"], "expectation"),
         (["--dataset", "digits", "--no_augment"], "--dataset cifar10"),
     ],

@@ -27,6 +27,19 @@ def test_digits_are_real_and_split_without_overlap():
     assert x.mean().abs() < 1e-4 and (x.std() - 1).abs() < 1e-3 and torch.equal(y, train.labels)
 
 
+def test_the_class_shows_at_the_planted_timesteps_alone():
+    train, test, _ = data.load(args_for("--dataset", "planted", "--planted_time", "2", "5"), torch.device("cpu"))
+    patterns = torch.stack([train.images[train.labels == k].mean(0) for k in range(10)])  # (classes, T, 1, 8, 8)
+    centred = test.images - test.images.mean((0, 2, 3, 4), keepdim=True)
+    for t in range(8):
+        guess = (centred[:, t].flatten(1) @ (patterns[:, t] - patterns[:, t].mean(0)).flatten(1).T).argmax(1)
+        accuracy = (guess == test.labels).float().mean().item()
+        assert accuracy == 1 if t in (1, 4) else accuracy < 0.2
+        # One distribution everywhere: two values, equally often, and uniform noise.
+        assert train.images[:, t].mean().item() == pytest.approx(0.5, abs=0.1)
+        assert train.images[:, t].std().item() == pytest.approx((0.25 / 4 + 1 / 48) ** 0.5, abs=0.02)
+
+
 @pytest.mark.parametrize("shape", [(6, 3, 9, 7), (6, 4, 2, 9, 7)])
 def test_crop_and_flip_is_the_padded_image_cut_at_some_offset(shape):
     torch.manual_seed(0)
