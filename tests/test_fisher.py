@@ -363,12 +363,28 @@ def test_float32_is_near_float64():
     assert_same(temporal_fisher(single, x.float(), y), one_by_one(single, x.float(), y), tolerance=1e-3)
 
 
+def network(arch="vgg5", **options):
+    return settle(archs.build(arch, timestep=3, num_classes=4, in_channels=2, image_size=12, width=0.2, **options))
+
+
+CUDA = {arch: lambda arch=arch: (network(arch), (2, 12, 12)) for arch in archs.ARCHS} | {
+    "soft": lambda: (network(reset="soft", surrogate="triangle"), (2, 12, 12)),
+    "folded": lambda: (network(norm="folded", detach_reset=False), (2, 12, 12)),
+    "loop": lambda: (Loop(), (2, 6, 6)),
+    "samples first": lambda: (settle(SamplesFirst()), (4, 2, 8)),
+}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("arch", ["resnet20", "vgg5", "fc"])
-def test_cuda_agrees_with_one_sample_at_a_time(arch):
-    model = settle(archs.build(arch, timestep=3, num_classes=4, in_channels=2, image_size=12, width=0.2)).cuda()
-    x, y = torch.randn(3, 2, 12, 12).cuda(), torch.arange(3).cuda()
-    assert_same(temporal_fisher(model, x, y), one_by_one(model, x, y))
+@pytest.mark.parametrize("name", CUDA)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+def test_cuda_agrees_with_one_sample_at_a_time(name, dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model, shape = CUDA[name]()
+    model, x, y = model.to("cuda", dtype), torch.randn(3, *shape).to("cuda", dtype), torch.arange(3, device="cuda")
+    found, expected = (sum(way(model, x, y).values()) for way in (temporal_fisher, one_by_one))
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
 
 
 def test_prefixes_and_centroid_are_as_written():
