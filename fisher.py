@@ -451,11 +451,12 @@ def _probe(model, x, params, samples):
     weights, biases = _by_parameter(calls, layouts, params.keys() - slow - unseen, samples)
     norms = _norms(weights, biases, [_alive(*each, samples) for each in zip(signals, calls, layouts)], {})
     precision = {torch.float64: 1e-8, torch.float32: 1e-3}.get(outputs.dtype, 0.1)
-    total = sum(g.square().sum() for g in gradients.values() if g is not None) ** 0.5
-    for name, gradient in gradients.items():
+    lengths = {name: outputs.new_zeros(()) if g is None else _square(g).sqrt() for name, g in gradients.items()}
+    total = sum(length.square() for length in lengths.values()).sqrt()
+    for name, length in lengths.items():
         got = norms.get(name, outputs.new_zeros(samples)).sqrt()
         wanted = torch.zeros_like(got)
-        wanted[0] = 0 if gradient is None else gradient.norm()
+        wanted[0] = length
         if not ((got - wanted).abs() <= precision * wanted + 1e-3 * precision * total).all():
             slow.add(name)
     grams = sum(_positions(uses) ** 2 for uses in weights.values() if _gram_pays(uses, len(outputs)))
@@ -604,8 +605,13 @@ def _norm_by_gradient(pairs):
         for use, d in pairs:
             a, d = use.of_sample(use.call.a[: len(d)], n), use.of_sample(d.unflatten(2, use.call.space), n)
             gradient = gradient + conv_weight(a, use.call.weight_shape, d, *use.call.options)
-        norms.append(gradient.square().sum())
+        norms.append(_square(gradient))
     return torch.stack(norms)
+
+
+def _square(gradient):
+    """Squared norm of one gradient, read once."""
+    return torch.linalg.vector_norm(gradient.reshape(*gradient.shape[:1], -1), dim=-1).square().sum()
 
 
 def _norm_by_gram(uses, signals, gram):

@@ -256,6 +256,7 @@ ODD = {
                                     lambda: dict(a=nn.Linear(5, 6), p=nn.Linear(4, 6))),
     "tied, without a bias": (lambda m, x: torch.tanh(m.a(x) @ m.a.weight) @ m.a.weight.t(),
                              lambda: dict(a=nn.Linear(5, 6, bias=False))),
+    "a number": (lambda m, x: m.a(x) * m.g, lambda: dict(a=nn.Linear(5, 6), g=nn.Parameter(torch.tensor(0.7)))),
     "assigned": (assigned, lambda: dict(a=nn.Linear(5, 6))),
     "used by some data only": (lambda m, x: m.a(x) * (m.g if (x > 3).any() else 1),
                                lambda: dict(a=nn.Linear(5, 6), g=nn.Parameter(torch.ones(6)))),
