@@ -4,12 +4,20 @@ The temporal Fisher information of ResNet19 on inputs of CIFAR-10's shape, T = 1
 
     python bench.py fisher
 
+A training step of that network by this project's modes, step by step in a Python loop as the release does it, and with
+the neurons of SpikingJelly and snnTorch where they are installed; and a layer of neurons alone, forward and backward:
+
+    python bench.py train --timestep 4 --samples 16
+    python bench.py neuron --timestep 8 --samples 64
+
 Every way does its work once to warm up and then --repeats times in turn with the others, in one process; figures are
 medians of these. P is the yardstick: one forward and T ordinary backward passes through the prefix losses, on the same
 batch, with no per-sample anything. Weights and inputs are random: time does not depend on them.
 """
 
 import argparse
+import contextlib
+import copy
 import ctypes
 import platform
 import statistics
@@ -17,11 +25,12 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import archs
 from config import Parser, number
-from fisher import one_by_one, prefix_losses, temporal_fisher
+from fisher import TemporalFisher, one_by_one, prefix_losses
 from utils import pick_device, run_script
 
 RELEASE_BATCH = 16  # samples in a mean, of the released way
@@ -95,16 +104,19 @@ def fisher(args, device):
         for loss in losses:
             torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
 
+    estimator = TemporalFisher(model)
+    size = args.fisher_batch or estimator.chunk(x)
     ways = {
         "P": ordinary,
-        "estimator": lambda: temporal_fisher(model, x, y, chunk=args.fisher_batch),
+        "estimator": lambda: [estimator(*part) for part in zip(x.split(size), y.split(size))],
+        "examination": lambda: TemporalFisher(model).probe(x, size),
         "batch of one": lambda: one_by_one(model, x[few], y[few]),
         "released": lambda: released(model, args.timestep, x, y),
     }
     results = compare(ways, args.repeats, device)
-    counts = dict.fromkeys(ways, args.samples) | {"batch of one": len(x[few])}
+    counts = dict.fromkeys(ways, args.samples) | {"batch of one": len(x[few]), "examination": 1}
     each = {name: [s / counts[name] for s in seconds] for name, (seconds, _) in results.items()}
-    print(f"{args.arch}, width {args.width}, T = {args.timestep}, {args.samples} samples of 3x32x32, float32")
+    print(f"{args.arch}, width {args.width}, T = {args.timestep}, {args.samples} samples of 3x32x32, {size} in a pass")
     print(f"{'way':<14}{'ms a sample':>12}{'times P':>9}{'times estimator':>17}{'peak MB':>9}")
     for name in ways:
         of_p, of_estimator = (
@@ -117,10 +129,173 @@ def fisher(args, device):
         )
 
 
+class StepLIF(archs.LIF):
+    """LIF neurons that are called once for each timestep, [1, N, ...], and keep the membrane in between."""
+
+    v = 0.0
+
+    def forward(self, x):
+        s, self.v = self.step(self.v, x[0])
+        return s.unsqueeze(0)
+
+
+class Once(torch.nn.Module):
+    """A layer whose output is kept: the static stem."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.output = layer, None
+
+    def forward(self, x):
+        if self.output is None:
+            self.output = self.layer(x)
+        return self.output
+
+
+class StepByStep(torch.nn.Module):
+    """The released script's way: the network of one timestep in a loop over t, the static stem once."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.timestep = with_neurons(model, StepLIF), model.timestep
+        self.model.timestep = 1
+        for name in {"conv1", "bn1"} & {name for name, _ in self.model.named_children()}:
+            setattr(self.model, name, Once(getattr(self.model, name)))
+
+    def forward(self, x):
+        for module in self.model.modules():
+            if isinstance(module, StepLIF):
+                module.v = 0.0
+            elif isinstance(module, Once):
+                module.output = None
+        return torch.cat([self.model(x) for _ in range(self.timestep)])
+
+
+def with_neurons(model, make):
+    """A copy of the network with other neurons."""
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, archs.LIF):
+                setattr(module, name, make())
+    return model
+
+
+def foreign_neurons():
+    """{library: function that makes a module [T, N, ...] -> [T, N, ...]} of those that are installed, with tau = 2,
+    threshold 1, hard reset that is detached, ATan."""
+    found = {}
+    with contextlib.suppress(ImportError):
+        from spikingjelly.activation_based import functional, neuron
+
+        class Jelly(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.node = neuron.LIFNode(tau=2.0, detach_reset=True, step_mode="m", backend="torch")
+
+            def forward(self, x):
+                functional.reset_net(self.node)
+                return self.node(x)
+
+        found["SpikingJelly"] = Jelly
+    with contextlib.suppress(ImportError):
+        import snntorch
+
+        class Leaky(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.node = snntorch.Leaky(beta=0.5, reset_mechanism="zero")
+
+            def forward(self, x):
+                v, spikes = self.node.init_leaky(), []
+                for x_t in x:
+                    s, v = self.node(x_t, v)
+                    spikes.append(s)
+                return torch.stack(spikes)
+
+        found["snnTorch"] = Leaky
+    return found
+
+
+def neuron(args, device):
+    """Print the table of the ways through a layer of neurons, forward and backward."""
+    torch.manual_seed(0)
+    x = torch.randn(args.timestep, args.samples, 32, 16, 16, device=device).mul_(2).requires_grad_()
+    half, cotangent = x.detach().bfloat16().requires_grad_(), torch.randn_like(x)
+    lif = archs.LIF()
+
+    def way(layer, x):
+        d = cotangent.to(x.dtype)
+        return lambda: torch.autograd.grad(layer(x), x, d)
+
+    ways = {"one call": way(lif, x), "one call, bf16": way(lif, half), "loop": way(lif.loop, x)}
+    ways |= {name: way(make().to(device), x) for name, make in foreign_neurons().items()}
+    print(f"LIF {list(x.shape)}, forward and backward")
+    table(compare(ways, args.repeats, device), "ms a call", 1, "one call")
+
+
+def train(args, device):
+    """Print the table of the ways to a training step."""
+    torch.manual_seed(0)
+    model = archs.build(args.arch, timestep=args.timestep, num_classes=10, width=args.width)
+    x, y = torch.randn(args.samples, 3, 32, 32, device=device), torch.arange(args.samples, device=device) % 10
+
+    def way(model, amp=False):
+        model = model.to(device).train()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+
+        def step():
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                outputs = model(x)
+            loss = F.cross_entropy(outputs.float().mean(0), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    ways = {
+        "float32": way(copy.deepcopy(model)),
+        "bf16": way(copy.deepcopy(model), amp=True),
+        "step by step": way(StepByStep(model)),
+    }
+    ways |= {name: way(with_neurons(model, make)) for name, make in foreign_neurons().items()}
+    print(f"{args.arch}, width {args.width}, T = {args.timestep}, batch {args.samples} of 3x32x32, training step")
+    results = compare(ways, args.repeats, device)
+    table(results, "ms an image", args.samples, "step by step")
+    for name, step in ways.items():
+        print(f"{name:<16} {convolution_share(step, device):4.0%} of the time in convolutions")
+
+
+def convolution_share(function, device):
+    """Share of the device's time that convolutions take."""
+    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")
+    with torch.profiler.profile(activities=kinds) as profile:
+        function()
+        synchronize(device)
+    field = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    events = profile.key_averages()
+    convolution = sum(getattr(event, field) for event in events if "conv" in event.key)
+    return convolution / sum(getattr(event, field) for event in events)
+
+
+def table(results, unit, count, other):
+    """Print a row for each way: its time over `count`, its time over that of the way `other`, its memory."""
+    print(f"{'way':<16}{unit:>12}{'times ' + other:>20}{'peak MB':>9}")
+    for name, (seconds, most) in results.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds, results[other][0]))
+        most = "-" if most is None else f"{most / 1e6:.0f}"
+        print(f"{name:<16}{1000 * statistics.median(seconds) / count:12.2f}{ratio:20.2f}{most:>9}")
+
+
 def main(argv=None):
     parser = Parser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("what", choices=["fisher"], help="fisher: ways to the temporal Fisher information")
+    add(
+        "what",
+        choices=["fisher", "train", "neuron"],
+        help="the temporal Fisher information, a training step, or a layer",
+    )
     add("--arch", choices=archs.ARCHS, default="resnet19", help="network (default resnet19)")
     add("--width", type=number(float, 0, 64, open_low=True), default=1.0, help="factor on its channels (default 1)")
     add("--timestep", type=number(int, 1), default=10, metavar="T", help="timesteps (default 10)")
@@ -135,7 +310,7 @@ def main(argv=None):
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
     )
     print(f"{name}; torch {torch.__version__}, python {platform.python_version()}")
-    {"fisher": fisher}[args.what](args, device)
+    {"fisher": fisher, "train": train, "neuron": neuron}[args.what](args, device)
 
 
 if __name__ == "__main__":

@@ -40,23 +40,26 @@ ONLY_WITH = {
     "no_augment": ("dataset", {name for name, (pad, flip) in AUGMENT.items() if pad or flip}),
     "fake_shape": ("dataset", {"fake"}),
     "planted_time": ("dataset", {"planted"}),
-    "data_dir": ("dataset", {"cifar10", "cifar100", "svhn", "mnist", "fashion_mnist"}),
+    "data_dir": ("dataset", {"cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "folder"}),
+    "image_size": ("dataset", {"folder"}),
+    "workers": ("dataset", {"folder"}),
     "momentum": ("optimizer", {"sgd"}),
     "lr_step": ("scheduler", {"step"}),
     "lr_gamma": ("scheduler", {"step"}),
 }
 # What belongs to one start of a script and not to the run; --data_dir is the run's, but may change.
-PLACES = {"resume", "dry_run", "device", "out_dir", "exp_name"}
+PLACES = {"resume", "dry_run", "device", "out_dir", "exp_name", "workers"}
 # What a checkpoint knows of the model and the data it was trained on; --checkpoints takes these from it.
 MODEL_FLAGS = {
-    "dataset", "data_file", "fake_shape", "planted_time", "datanum", "label_corrupt_prob", "encode", "arch", "width",
-    "layernum", "timestep", "norm", "tau", "threshold", "reset", "surrogate", "surrogate_alpha", "undecayed_input",
-    "undetached_reset", "seed",
+    "dataset", "data_file", "image_size", "fake_shape", "planted_time", "datanum", "label_corrupt_prob", "encode",
+    "arch", "width", "layernum", "timestep", "norm", "tau", "threshold", "reset", "surrogate", "surrogate_alpha",
+    "undecayed_input", "undetached_reset", "seed",
 }  # fmt: skip
 # With --checkpoints nothing is trained: these would do nothing, so they are refused.
 TRAINING_FLAGS = {
     "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "scheduler", "lr_step",
-    "lr_gamma", "warmup_epochs", "label_smoothing", "no_augment", "init", "save_epochs", "fisher_epochs",
+    "lr_gamma", "warmup_epochs", "label_smoothing", "amp", "checkpoint_activations", "no_augment", "init",
+    "save_epochs", "fisher_epochs",
 }  # fmt: skip
 
 
@@ -133,8 +136,12 @@ def make_parser(script, description=None):
     # fmt: off
     flag = group("data")
     flag("--dataset", choices=DATASETS, default="cifar10", help="data set; digits and fake need no file")
-    flag("--data_dir", default="data", help="where torchvision's data sets are, or are downloaded to")
+    flag("--data_dir", default="data", help="where torchvision's data sets are, or are downloaded to; for --dataset "
+         "folder, where train/<class>/<image> and val/<class>/<image> are")
     flag("--data_file", metavar="X.NPZ", help="file of --dataset npz: arrays x_train, y_train, x_test, y_test")
+    flag("--image_size", type=number(int, 8), default=224, metavar="S",
+         help="images of --dataset folder are scaled and cut to S x S")
+    flag("--workers", type=number(int, 0), default=4, help="processes that decode the images of --dataset folder")
     flag("--fake_shape", nargs="+", type=number(int, 1), default=[3, 32, 32], metavar="D",
          help="shape of an input of --dataset fake: C H W, or T C H W for frames")
     flag("--planted_time", nargs="+", type=number(int, 1), default=[1], metavar="t",
@@ -176,6 +183,10 @@ def make_parser(script, description=None):
     flag("--lr_gamma", type=number(float, 0, 1), default=0.1, help="factor of each drop of --scheduler step")
     flag("--warmup_epochs", type=number(int, 0), default=0, help="epochs of linear warm-up")
     flag("--label_smoothing", type=number(float, 0, 1), default=0.0, help="label smoothing of the training loss")
+    flag("--amp", choices=["bf16"], help="train with bfloat16 convolutions and activations; without it, float32; "
+         "validation and Fisher information are float32 in both")
+    flag("--checkpoint_activations", action="store_true",
+         help="less memory for a second forward pass: a training step keeps the inputs of blocks only; for large T")
     flag("--seed", type=number(int, 0), default=0, help="seed of weights, order, augmentation, corruption, encoding")
 
     if script == "train_snn_fisherinfo":

@@ -1,16 +1,20 @@
-"""Data sets as tensors on the device; batches are cut, augmented and encoded there, all images at once.
+"""Data sets as tensors on the device; batches are cut, augmented and encoded there, all images at once. A folder of
+image files stays on disk instead, and is decoded by worker processes.
 
 A set is two `ImageSet`s, made by `load`. Values are in [0, 1] where they are stored as uint8; a batch is standardised
 channel by channel with the training set's mean and standard deviation.
 """
 
 import sys
+from collections import deque
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 from archs import SMALLEST_IMAGE
 from utils import BadInput, seed_all
@@ -19,6 +23,7 @@ from utils import BadInput, seed_all
 AUGMENT = {
     "cifar10": (4, True), "cifar100": (4, True), "svhn": (4, False), "fashion_mnist": (2, True), "mnist": (2, False),
     "digits": (0, False), "npz": (0, False), "fake": (4, True), "planted": (0, False),
+    "folder": (8, True),
 }  # fmt: skip
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -35,14 +40,72 @@ PLANTED_SIZE, PLANTED_SHAPE = (2000, 500), (1, 8, 8)
 MOST_CLASSES = 100_000
 
 
+class Files:
+    """Images of a tree root/<class>/<image> that stay on disk: indexed like a uint8 tensor [N, 3, size, size].
+
+    Worker processes decode them, the shorter side to `size`, the middle cut out. Batches that are announced by `expect`
+    are decoded ahead of their use.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, root, size, workers):
+        folder = import_torchvision().ImageFolder
+        from torchvision import transforms
+
+        steps = [transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()]
+        try:
+            self.files = folder(root, transforms.Compose(steps))
+        except (OSError, RuntimeError) as error:
+            raise BadInput(f"--dataset folder needs images in {root}/<class>/: {error}") from error
+        self.labels = torch.tensor(self.files.targets)
+        self.chosen = torch.arange(len(self.labels))  # of the files, in the order of the labels
+        self.size, self.workers, self.device, self.coming = size, workers, None, deque()
+
+    @property
+    def shape(self):
+        return len(self.chosen), 3, self.size, self.size
+
+    def select(self, index):
+        """The images of that index, in its order."""
+        files = copy(self)
+        files.chosen = self.chosen[index]
+        return files
+
+    def to(self, device):
+        files = copy(self)
+        files.device = device
+        return files
+
+    def dim(self):
+        return len(self.shape)
+
+    def load(self, batches):
+        """Decode batches, each a list of positions."""
+        lists = [self.chosen[batch.cpu()].tolist() for batch in batches]
+        return iter(DataLoader(self.files, batch_sampler=lists, num_workers=self.workers))
+
+    def expect(self, batches):
+        """These batches are asked for next, in that order."""
+        self.coming, self.ahead = deque(batches), self.load(batches) if batches else None
+
+    def __getitem__(self, index):
+        if self.coming and torch.equal(self.coming[0], index):
+            self.coming.popleft()
+            images, _ = next(self.ahead)
+        else:
+            images, _ = next(self.load([index]))
+        return images.to(self.device)
+
+
 @dataclass
 class ImageSet:
     """Samples and how a batch is made of them.
 
-    images [N, C, H, W], or frames [N, T, C, H, W], uint8 or float32; labels [N] int64; mean and std [C].
+    images [N, C, H, W], or frames [N, T, C, H, W], uint8 or float32, or `Files`; labels [N] int64; mean and std [C].
     """
 
-    images: torch.Tensor
+    images: torch.Tensor | Files
     labels: torch.Tensor
     num_classes: int
     mean: torch.Tensor
@@ -56,46 +119,48 @@ class ImageSet:
 
     def subset(self, index):
         """The set of the samples of that index, in its order."""
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        images = self.images.select(index) if isinstance(self.images, Files) else self.images[index]
+        return replace(self, images=images, labels=self.labels[index])
 
     def to(self, device):
         """The set on that device."""
         moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}
         return replace(self, **moved)
 
-    def batch(self, index, augment=False):
+    def expect(self, batches, parts=None):
+        """These batches are asked for next, each of them an index [B] with its part: files are read ahead."""
+        if isinstance(self.images, Files):
+            self.images.expect([index[part] for index, part in zip(batches, parts or [slice(None)] * len(batches))])
+
+    def batch(self, index, augment=False, part=slice(None)):
         """Inputs [B, C, H, W] or [B, T, C, H, W], standardised float32, and labels [B], of the samples `index` [B].
 
-        What is random (crops, flips, Poisson spikes) is drawn from torch's global generator of the device. Poisson
-        spikes are 0 or 1 with the pixel's value as probability, and are not standardised.
+        Of these, `part` is given out; it is what it would be within the whole batch. What is random (crops, flips,
+        Poisson spikes) is drawn from torch's global generator of the device. Poisson spikes are 0 or 1 with the
+        pixel's value as probability, and are not standardised.
         """
-        x = self.images[index]
+        x, labels = self.images[index[part]], self.labels[index[part]]
         if augment and (self.pad or self.flip):
-            x = crop_and_flip(x, self.pad, self.flip)
+            x = crop_and_flip(x, self.pad, self.flip, len(index), part)
         x = x / 255 if x.dtype == torch.uint8 else x
         if self.poisson_steps:
-            p = x.unsqueeze(1).expand(-1, self.poisson_steps, -1, -1, -1)  # (B, T, C, H, W)
-            return torch.bernoulli(p), self.labels[index]
-        return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1), self.labels[index]
-
-    def batches(self, size):
-        """All samples in order, (inputs, labels) of `size` samples, the last batch smaller if need be."""
-        for index in torch.arange(len(self), device=self.labels.device).split(size):
-            yield self.batch(index)
+            chance = torch.rand(len(index), self.poisson_steps, *x.shape[1:], device=x.device)  # (B, T, C, H, W)
+            return (chance[part] < x.unsqueeze(1)).to(x.dtype), labels
+        return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1), labels
 
 
-def crop_and_flip(x, pad, flip):
+def crop_and_flip(x, pad, flip, size=None, part=slice(None)):
     """Shift each image of [B, ..., H, W] by up to `pad` pixels, zeros coming in, and mirror half of them if `flip`.
 
-    The frames of one sample move together.
+    The frames of one sample move together. Of a batch of `size` images, x may be the `part`.
     """
-    size, (height, width) = len(x), x.shape[-2:]
-    rows = torch.arange(height, device=x.device) + torch.randint(0, 2 * pad + 1, (size, 1), device=x.device)
-    cols = torch.arange(width, device=x.device) + torch.randint(0, 2 * pad + 1, (size, 1), device=x.device)
+    size, (height, width) = size or len(x), x.shape[-2:]
+    down, right = (torch.randint(0, 2 * pad + 1, (size, 1), device=x.device)[part] for _ in range(2))
+    rows, cols = torch.arange(height, device=x.device) + down, torch.arange(width, device=x.device) + right
     if flip:
-        cols = torch.where(torch.rand(size, 1, device=x.device) < 0.5, cols.flip(1), cols)
+        cols = torch.where(torch.rand(size, 1, device=x.device)[part] < 0.5, cols.flip(1), cols)
     padded = F.pad(x.flatten(1, -3), (pad,) * 4)  # (B, channels, H + 2 pad, W + 2 pad)
-    sample = torch.arange(size, device=x.device).view(-1, 1, 1)
+    sample = torch.arange(len(x), device=x.device).view(-1, 1, 1)
     moved = padded.transpose(0, 1)[:, sample, rows.unsqueeze(2), cols.unsqueeze(1)]  # (channels, B, H, W)
     return moved.transpose(0, 1).reshape(x.shape)
 
@@ -125,8 +190,8 @@ def load(args, device):
     if args.encode == "p":
         if x_train.dim() == 5:
             raise BadInput("--encode p makes spikes of images; frames are in time already")
-        if min(x_train.min(), x_test.min()) < 0 or (
-            x_train.is_floating_point() and max(x_train.max(), x_test.max()) > 1
+        if x_train.dtype != torch.uint8 and (
+            min(x_train.min(), x_test.min()) < 0 or max(x_train.max(), x_test.max()) > 1
         ):
             raise BadInput("--encode p needs values in [0, 1], as probabilities")
         train.poisson_steps = args.timestep
@@ -154,8 +219,11 @@ def load(args, device):
 
 def channel_statistics(images):
     """Mean and standard deviation [C] over samples, timesteps and positions; a constant channel has 1."""
-    mean, square, chunks = 0, 0, images.split(1000)
-    for chunk in chunks:
+    mean, square = 0, 0
+    if isinstance(images, Files):  # a sample of them tells
+        seed_all(0, "subset")
+        images = images[torch.randperm(len(images.chosen))[:1000]]
+    for chunk in images.split(1000):
         flat = chunk.transpose(0, -3).flatten(1).double() / (255 if images.dtype == torch.uint8 else 1)
         mean, square = mean + flat.sum(1), square + flat.square().sum(1)
     count = images.numel() / images.shape[-3]
@@ -165,6 +233,14 @@ def channel_statistics(images):
 
 
 # ---------------------------------------------------------------- readers: x_train, y_train, x_test, y_test
+
+
+def read_folder(args):
+    """--data_dir/train/<class>/<image> and --data_dir/val/<class>/<image>, as ImageNet is laid out, read as needed."""
+    train, test = (Files(Path(args.data_dir) / split, args.image_size, args.workers) for split in ("train", "val"))
+    if train.files.classes != test.files.classes:
+        raise BadInput(f"{args.data_dir}/train and {args.data_dir}/val must have folders of the same classes")
+    return train, train.labels, test, test.labels
 
 
 def read_digits(args):
@@ -278,4 +354,4 @@ def import_torchvision():
     return datasets
 
 
-READERS = {"digits": read_digits, "npz": read_npz, "fake": read_fake, "planted": read_planted}
+READERS = {"folder": read_folder, "digits": read_digits, "npz": read_npz, "fake": read_fake, "planted": read_planted}

@@ -37,7 +37,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
 TRAFFIC = 64  # multiplications in the time that one number takes to be written and read again
-FEWEST_COLUMNS = 64  # of a matrix product that is fast
+FEWEST_COLUMNS = 128  # of a matrix product that is fast
 MOST_POSITIONS = 4096  # of a Gram matrix, which has their square
 
 

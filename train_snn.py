@@ -4,6 +4,10 @@ The recipe of the release (ResNet19, CIFAR-10, T = 10, 300 epochs) on a GPU:
 
     python train_snn.py
 
+on several, each with its share of every batch:
+
+    torchrun --standalone --nproc_per_node=8 train_snn.py
+
 A small VGG on the 8x8 digits, T = 8, on two CPU cores in under half a minute; test accuracy 0.98 to 0.99:
 
     python train_snn.py --dataset digits
@@ -20,7 +24,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import archs
@@ -40,8 +46,11 @@ from utils import (
     load_checkpoint,
     load_weights,
     no_bar,
+    of_all,
+    own_part,
     pick_device,
     processes,
+    rank,
     run_script,
     seed_all,
 )
@@ -58,7 +67,11 @@ def epoch_start():
 def setup(args):
     """Model and data of a run: (model, training set, test set, corruption of the training labels)."""
     device = pick_device(args.device)
+    if rank():
+        of_all(None)  # the first process alone downloads
     train_set, test_set, corrupted = data.load(args, device)
+    if rank() == 0:
+        of_all(None)
     seed_all(args.seed, "model")  # drawn on the CPU: the same weights for every device
     model = archs.build(
         args.arch,
@@ -76,6 +89,7 @@ def setup(args):
         surrogate_alpha=args.surrogate_alpha,
         decay_input=not args.undecayed_input,
         detach_reset=not args.undetached_reset,
+        checkpoint_activations=args.checkpoint_activations,
     ).to(device)
     latest = Path(args.out_dir) / config.run_name(args) / LATEST
     if args.init and not (args.resume and latest.exists()):
@@ -128,21 +142,26 @@ def evaluate(model, dataset, args, stop):
     for name, module in model.named_modules():
         if isinstance(module, archs.LIF):
             hooks.append(module.register_forward_hook(count_spikes(name)))
-    loss = correct = 0
-    seed_all(args.seed, "evaluate")
+    loss = correct = torch.zeros(args.timestep)
+    batches = torch.arange(len(dataset), device=dataset.labels.device).split(args.batch_size)
+    dataset.expect(batches[rank() :: processes()])
     try:
-        for x, y in dataset.batches(args.batch_size):
+        for number in range(rank(), len(batches), processes()):
+            seed_all(args.seed, "evaluate", number)
+            x, y = dataset.batch(batches[number])
             outputs = model(x)  # (T, N, classes)
-            loss = loss + prefix_losses(outputs, y).sum(1)
-            correct = correct + (prefix_outputs(outputs).argmax(2) == y).sum(1)
+            loss = loss.to(x.device) + prefix_losses(outputs, y).sum(1)
+            correct = correct.to(x.device) + (prefix_outputs(outputs).argmax(2) == y).sum(1)
             stop.check()
     finally:
         for hook in hooks:
             hook.remove()
+    sums = of_all((loss.cpu(), correct.cpu(), {name: rate.item() for name, rate in rates.items()}))
+    losses, corrects, rates = zip(*sums)
     return {
-        "prefix_loss": (loss / len(dataset)).tolist(),
-        "prefix_accuracy": (correct / len(dataset)).tolist(),
-        "spike_rate": {name: (rate / len(dataset)).item() for name, rate in rates.items()},
+        "prefix_loss": (sum(losses) / len(dataset)).tolist(),
+        "prefix_accuracy": (sum(corrects) / len(dataset)).tolist(),
+        "spike_rate": {name: sum(rate.get(name, 0) for rate in rates) / len(dataset) for name in rates[0]},
     }
 
 
@@ -164,29 +183,38 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
     epoch, device = at["epoch"] + 1, train_set.labels.device
     seed_all(args.seed, "order", epoch)
     batches = torch.randperm(len(train_set), device=device).split(args.batch_size)
-    if len(batches[-1]) == 1:
+    if len(batches[-1]) < 2 * processes():
         batches = batches[:-1]  # BatchNorm has no statistics of one sample
     parameters = [p for p in model.parameters() if p.requires_grad]
-    loss_sum, correct = at["loss"].to(device), at["correct"].to(device)
+    # Sums of this process; those of a resumed epoch go on in the first one.
+    loss_sum, correct = (at[name].to(device) * (rank() == 0) for name in ("loss", "correct"))
     first_bad = torch.tensor(len(batches), device=device)
+    todo = batches[at["step"] :]
+    train_set.expect(todo, [own_part(len(batch)) for batch in todo])
     seen, start = at["images"], time.perf_counter()
     for step in tqdm(range(at["step"], len(batches)), f"epoch {epoch}", disable=no_bar(), leave=False):
         seed_all(args.seed, "step", epoch, step)
-        x, y = train_set.batch(batches[step], augment=True)
-        outputs = model(x)  # (T, N, classes)
+        x, y = train_set.batch(batches[step], augment=True, part=own_part(len(batches[step])))
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+            outputs = model(x).float()  # (T, N, classes)
         loss = F.cross_entropy(outputs.mean(0), y, label_smoothing=args.label_smoothing)
         optimizer.zero_grad()
-        loss.backward()
+        # Gradients of the processes are averaged: a larger share counts for more.
+        (loss * (len(y) * processes() / len(batches[step]))).backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         first_bad = torch.where(torch.isfinite(loss + norm), first_bad, first_bad.clamp(max=step))
         optimizer.step()
         loss_sum += loss.detach() * len(y)
         correct += (outputs.detach().mean(0).argmax(1) == y).sum()
-        at["step"], at["images"] = step + 1, at["images"] + len(y)
-        if stop.requested or at["step"] % CHECK_EVERY == 0 or at["step"] == len(batches):
-            check_finite(float("nan") if first_bad < len(batches) else 0, epoch, int(first_bad) + 1)
-            at["loss"], at["correct"] = loss_sum.cpu(), correct.cpu()
-            stop.check()
+        at["step"], at["images"] = step + 1, at["images"] + len(batches[step])
+        alone = stop.requested and processes() == 1
+        if alone or at["step"] % CHECK_EVERY == 0 or at["step"] == len(batches):
+            bad, losses, corrects = zip(*of_all((first_bad.item(), loss_sum.cpu(), correct.cpu())))
+            check_finite(float("nan") if min(bad) < len(batches) else 0, epoch, min(bad) + 1)
+            at["loss"], at["correct"] = sum(losses), sum(corrects)
+            stop.check(together=True)
+    for buffer in model.buffers() if processes() > 1 else ():  # running statistics: those of the first process
+        dist.broadcast(buffer, 0)
     seen = at["images"] - seen
     return seen / (time.perf_counter() - start) if seen else None
 
@@ -200,8 +228,6 @@ def fit(args, run, model, train_set, test_set, after_epoch):
 
     Raises BadInput if a loss or gradient is not finite, and Stopped after a signal, when everything is saved.
     """
-    if processes() > 1:
-        raise BadInput("training takes one process; torchrun is for train_snn_fisherinfo.py --checkpoints")
     optimizer = make_optimizer(args, model)
     # Finished epochs, the best test accuracy so far, and the progress within the next epoch.
     at = {"epoch": 0, "best": -1.0} | epoch_start()
@@ -215,6 +241,10 @@ def fit(args, run, model, train_set, test_set, after_epoch):
     elif len(run.lines(LOG_FILE)) > 2:  # a kill in the first epoch leaves the lines of epochs 0 and 1 at most
         raise BadInput(f"{run.folder} has epochs in {LOG_FILE} but no {LATEST}: restore it, or start another run")
     run.keep_lines(LOG_FILE, lambda line: line["epoch"] <= at["epoch"])
+    replica = model
+    if processes() > 1:
+        device = train_set.labels.device
+        replica = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
     keep_at = config.expand_epochs(args.save_epochs, args.epochs)
     warned = set()
 
@@ -231,11 +261,12 @@ def fit(args, run, model, train_set, test_set, after_epoch):
             names = [name for name, rate in found["spike_rate"].items() if odd(rate) and name not in warned]
             if names and line["epoch"]:
                 warned.update(names)
-                tqdm.write(f"warning: {word} after epoch {line['epoch']}: {', '.join(names)}", sys.stderr)
+                if rank() == 0:
+                    tqdm.write(f"warning: {word} after epoch {line['epoch']}: {', '.join(names)}", sys.stderr)
         return line
 
     with StopSignals() as stop:
-        lines = run.lines(LOG_FILE)
+        lines = of_all(run.lines(LOG_FILE))[0]
         if not lines:
             before = dict.fromkeys(("lr", "train_loss", "train_accuracy", "images_per_second"))
             lines = [log({"epoch": 0} | before, evaluate(model, test_set, args, stop))]
@@ -244,10 +275,10 @@ def fit(args, run, model, train_set, test_set, after_epoch):
             after_epoch(line, stop)
         for epoch in tqdm(range(at["epoch"] + 1, args.epochs + 1), "epochs", disable=no_bar(), leave=False):
             try:
-                stop.check()
+                stop.check(together=True)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(args, epoch)
-                rate = train_epoch(args, at, model, optimizer, train_set, stop)
+                rate = train_epoch(args, at, replica, optimizer, train_set, stop)
                 found = evaluate(model, test_set, args, stop)
                 check_finite(sum(found["prefix_loss"]), epoch, at["step"])
             except Stopped:
@@ -289,9 +320,9 @@ def main(argv=None):
         if corrupted:
             run.save(LABELS_FILE, corrupted)
         line = fit(args, run, model, train_set, test_set, print_line)
-        figure = plots.training(run.folder)
-        print(f"test accuracy {line['test_accuracy']:.4f} after {line['epoch']} epochs")
-        print(f"run folder {run.folder}\nfigure     {figure}")
+        if rank() == 0:
+            print(f"test accuracy {line['test_accuracy']:.4f} after {line['epoch']} epochs")
+            print(f"run folder {run.folder}\nfigure     {plots.training(run.folder)}")
 
 
 if __name__ == "__main__":

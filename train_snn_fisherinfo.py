@@ -45,6 +45,7 @@ from utils import (
     load_weights,
     no_bar,
     of_all,
+    own_part,
     processes,
     rank,
     run_script,
@@ -81,7 +82,7 @@ def fisher_subsets(args, train_set, test_set):
             )
         seed_all(args.seed, "evaluate")
         x, y = dataset.batch(index)
-        start, end = (r * batches // processes() * batch for r in (rank(), rank() + 1))
+        start, end = own_part(batches).start * batch, own_part(batches).stop * batch
         subsets[split] = Subset(x[start:end], y[start:end], start, batches * batch)
     return subsets
 
@@ -132,6 +133,7 @@ def measure(args, model, subset, labels, stop):
                 layers[layer] = layers.get(layer, 0) + norm.sum(1)
         parts.append((fisher, loss.cpu().double(), correct.cpu().double()))
         stop.check()
+    stop.check(together=True)
     shares = of_all(([torch.cat(columns, 1) for columns in zip(*parts)], layers))
     per_sample, loss, correct = (torch.cat(columns, 1) for columns in zip(*(share for share, _ in shares)))
     layers = {name: sum(sums[name] for _, sums in shares) / per_sample.shape[1] for name in layers}
@@ -227,7 +229,8 @@ def main(argv=None):
             measure_checkpoints(args, run, model, subsets, test_set)
         else:
             fit(args, run, model, train_set, test_set, after_epoch)
-            plots.training(run.folder)
+            if rank() == 0:
+                plots.training(run.folder)
         if rank() == 0:
             print(f"run folder {run.folder}\nfigure     {plots.fisher(run.folder)}")
 

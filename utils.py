@@ -48,6 +48,11 @@ def run_script(main, name):
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except RuntimeError as error:
+        if not dist.is_initialized() or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        print(f"{name}: process {rank()} lost the others; when they can run again, --resume goes on", file=sys.stderr)
+        sys.exit(1)
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -58,7 +63,9 @@ def run_script(main, name):
 def join_processes():
     """Under torchrun, meet the other processes. The first one alone writes and prints."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         if rank():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -77,11 +84,13 @@ def of_all(value):
     """[value in process 0, value in process 1, ...], the same in all of them; all have to call it."""
     values = [value] * processes()
     if dist.is_initialized():
-        try:
-            dist.all_gather_object(values, value)
-        except RuntimeError as error:
-            raise BadInput(f"process {rank()} lost the others ({str(error).splitlines()[0]})") from error
+        dist.all_gather_object(values, value)
     return values
+
+
+def own_part(count):
+    """This process's part of `count` things, as a slice; every thing is in one part."""
+    return slice(rank() * count // processes(), (rank() + 1) * count // processes())
 
 
 def no_bar():
@@ -280,7 +289,10 @@ def pick_device(name):
 
 class StopSignals:
     """Inside `with StopSignals() as stop:` Ctrl-C and SIGTERM only take note: stop.check() raises Stopped at a moment
-    at which everything can be saved, and stop.requested is true. A second signal ends the process at once."""
+    at which everything can be saved. A second signal ends the process at once.
+
+    Several processes stop together, where all of them call stop.check(together=True).
+    """
 
     def __enter__(self):
         self.requested, self.before = None, {}
@@ -293,8 +305,10 @@ class StopSignals:
             sys.exit(128 + number)
         self.requested = number
 
-    def check(self):
-        if self.requested:
+    def check(self, together=False):
+        if together:
+            self.requested = next(filter(None, of_all(self.requested)), None)
+        if self.requested and (together or processes() == 1):
             raise Stopped(self.requested)
 
     def __exit__(self, *exc):

@@ -24,6 +24,7 @@ def build(
     width=1.0,
     layernum=2,
     norm="step",
+    checkpoint_activations=False,
     **neuron,
 ):
     """Make a spiking network.
@@ -35,6 +36,8 @@ def build(
         width: factor on the number of channels.
         layernum: linear layers of `fc`, the read-out included; other networks ignore it.
         norm: "step" (BatchNorm statistics per timestep) or "folded" (time counts as batch).
+        checkpoint_activations: keep only the input of each block (ResNet) or layer for the backward pass of a training
+            step, which does the rest of the forward pass again.
         neuron: arguments of `archs.neuron.LIF`: tau=2.0, threshold=1.0, reset, surrogate, surrogate_alpha, ...
 
     Raises ValueError for an unknown name or a size out of range.
@@ -47,7 +50,7 @@ def build(
     if min(image_size) < SMALLEST_IMAGE:
         raise ValueError(f"image_size must be at least {SMALLEST_IMAGE}, not {image_size}")
     shape = dict(timestep=timestep, num_classes=num_classes, in_channels=in_channels, width=width, norm=norm)
-    shape["make_lif"] = partial(LIF, **neuron)
+    shape |= dict(make_lif=partial(LIF, **neuron), checkpoint_activations=checkpoint_activations)
     if arch in resnet.PLANS:
         return resnet.ResNet(arch, **shape)
     if arch in vgg.PLANS:

@@ -10,9 +10,9 @@ from archs.vgg import add_linear
 HIDDEN = 256
 
 
-def fc(*, timestep, num_classes, in_channels, image_size, width, layernum, norm, make_lif):
+def fc(*, timestep, num_classes, in_channels, image_size, width, layernum, norm, make_lif, checkpoint_activations):
     """`layernum` linear layers, the read-out included; the hidden ones have 256 * width neurons."""
     layers = OrderedDict(flatten=nn.Flatten(2))  # (T, N, C * H * W)
     hidden = [max(1, round(HIDDEN * width))] * (layernum - 1)
     add_linear(layers, in_channels * image_size[0] * image_size[1], hidden, num_classes, norm, make_lif)
-    return SpikingSequential(layers, timestep)
+    return SpikingSequential(layers, timestep, checkpoint_activations)

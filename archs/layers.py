@@ -1,7 +1,12 @@
 """Layers that take every timestep at once, [T, N, ...], and the way in for images and frames."""
 
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from archs.neuron import LIF
 
@@ -61,21 +66,51 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x):
         if not self.training or self.norm == "folded":
-            return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return torch.stack([super(BatchNorm, self).forward(x_t) for x_t in x])
+            return self.normalise(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return torch.stack([self.normalise(x_t) for x_t in x])
+
+    def normalise(self, x):
+        if BatchNorm.recomputing:  # the running statistics have seen this batch
+            unused = self.running_mean.clone(), self.running_var.clone()
+            return F.batch_norm(x, *unused, self.weight, self.bias, training=True, eps=self.eps)
+        return super().forward(x)
+
+    recomputing = False
+
+
+@contextmanager
+def recomputation():
+    """While a forward pass is done again, BatchNorm does not count its batch twice."""
+    BatchNorm.recomputing = True
+    try:
+        yield
+    finally:
+        BatchNorm.recomputing = False
+
+
+def forgetful(part, x):
+    """part(x), whose activations are not kept for the backward pass, but computed there again from x."""
+    return checkpoint(part, x, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputation()))
 
 
 class SpikingSequential(nn.Sequential):
     """Layers in order: images [N, C, H, W] or frames [N, T, C, H, W] -> outputs [T, N, classes]."""
 
-    def __init__(self, layers, timestep):
+    def __init__(self, layers, timestep, checkpoint_activations):
         super().__init__(layers)
-        self.timestep = timestep
+        self.timestep, self.checkpoint_activations = timestep, checkpoint_activations
 
     def forward(self, x):
-        x = time_first(x, self.timestep)
+        x, part = time_first(x, self.timestep), []
         for layer in self:
-            if isinstance(layer, LIF):
-                x = repeat_static(x, self.timestep)
-            x = layer(x)
+            part.append(layer)
+            if isinstance(layer, LIF) or layer is self[-1]:
+                run = partial(self.run, part)
+                x = forgetful(run, x) if self.checkpoint_activations and self.training else run(x)
+                part = []
+        return x
+
+    def run(self, layers, x):
+        for layer in layers:
+            x = layer(repeat_static(x, self.timestep) if isinstance(layer, LIF) else x)
         return x

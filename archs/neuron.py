@@ -40,28 +40,42 @@ class Spike(torch.autograd.Function):
 
 class AllSteps(torch.autograd.Function):
     """`LIF.loop` as one node of the graph, its backward pass written out: arithmetic in place, and beside the spikes
-    one tensor is kept, the surrogate's derivative (and the membrane, where an undetached hard reset needs it)."""
+    one tensor is kept, the surrogate's derivative (and the membrane, where an undetached hard reset needs it).
+
+    With half-precision input, membranes and their gradient are single-precision, what is kept is half-precision.
+    """
 
     @staticmethod
     def forward(ctx, x, lif):
         ctx.lif = lif
-        spikes, v = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.zeros_like(x[0])
-        slopes = torch.empty_like(spikes) if ctx.needs_input_grad[0] else [None] * len(x)
+        work = torch.promote_types(x.dtype, torch.float32)
         keep = ctx.needs_input_grad[0] and lif.reset == "hard" and not lif.detach_reset
-        membranes = torch.empty_like(spikes) if keep else [torch.empty_like(v)] * len(x)
-        for x_t, s, slope, h in zip(x, spikes, slopes, membranes):
+        v = torch.zeros_like(x[0], dtype=work)
+        spikes = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        slopes = torch.empty_like(spikes) if ctx.needs_input_grad[0] else None
+        membranes = torch.empty_like(spikes) if keep else None
+
+        def rows(kept):
+            """Where each timestep's values are computed: where they stay, if they do and in that precision."""
+            return kept if kept is not None and x.dtype == work else [torch.empty_like(v)] * len(x)
+
+        for t, (s, slope, h) in enumerate(zip(rows(spikes), rows(slopes), rows(membranes))):
+            x_t = x[t] if x.dtype == work else h.copy_(x[t])
             if lif.decay_input:
                 torch.sub(x_t, v, out=h).div_(lif.tau).add_(v)
             else:
                 torch.add(x_t, v, alpha=1 - 1 / lif.tau, out=h)
             torch.ge(h, lif.threshold, out=s)
-            if slope is not None:
+            if slopes is not None:
                 SURROGATES[lif.surrogate](torch.sub(h, lif.threshold, out=slope), lif.surrogate_alpha)
             if lif.reset == "hard":
                 torch.addcmul(h, h, s, value=-1, out=v)
             else:
                 torch.sub(h, s, alpha=lif.threshold, out=v)
-        if ctx.needs_input_grad[0]:
+            for kept, row in ((spikes, s), (slopes, slope), (membranes, h)):
+                if kept is not None and x.dtype != work:
+                    kept[t] = row
+        if slopes is not None:
             ctx.save_for_backward(spikes, slopes, *([membranes] if keep else []))
         return spikes
 
@@ -70,27 +84,33 @@ class AllSteps(torch.autograd.Function):
     def backward(ctx, grad):
         """From the last step to the first: dL/ds[t] is given, v carries dL/dv[t]."""
         lif, (spikes, slopes, *membranes) = ctx.lif, ctx.saved_tensors
+        work = torch.promote_types(spikes.dtype, torch.float32)
         grad_x = torch.empty_like(spikes)
         steps = len(grad)
         if grad.device.type == "cpu":  # elsewhere a look would wait for the device
             while steps and not torch.stack(torch.aminmax(grad[steps - 1])).any():
                 steps -= 1  # nothing depends on this step: it is past the prefix that is differentiated
             grad_x[steps:] = 0
-        v = torch.zeros_like(spikes[0])
+        v = torch.zeros_like(spikes[0], dtype=work)
+        room = torch.empty_like(v) if spikes.dtype != work else None
         for t in reversed(range(steps)):
-            s, slope, h = spikes[t], slopes[t], grad_x[t]
+            s, slope, h, grad_t = spikes[t], slopes[t], grad_x[t], grad[t]
+            if room is not None:
+                h = grad_t = room.copy_(grad_t)
             if lif.detach_reset:
-                torch.mul(grad[t], slope, out=h)
+                torch.mul(grad_t, slope, out=h)
             elif lif.reset == "hard":
-                torch.addcmul(grad[t], v, membranes[0][t], value=-1, out=h).mul_(slope)
+                torch.addcmul(grad_t, v, membranes[0][t].to(work), value=-1, out=h).mul_(slope)
             else:
-                torch.sub(grad[t], v, alpha=lif.threshold, out=h).mul_(slope)
+                torch.sub(grad_t, v, alpha=lif.threshold, out=h).mul_(slope)
             if lif.reset == "hard":
-                v.addcmul_(v, s, value=-1)
+                v.addcmul_(v, s.to(work), value=-1)
             h.add_(v)
             torch.mul(h, 1 - 1 / lif.tau, out=v)
             if lif.decay_input:
                 h.div_(lif.tau)
+            if room is not None:
+                grad_x[t] = room
         return grad_x, None
 
 

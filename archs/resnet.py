@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from archs.layers import BatchNorm, Conv2d, repeat_static, time_first
+from archs.layers import BatchNorm, Conv2d, forgetful, repeat_static, time_first
 
 # name -> (stem channels, [(channels, blocks, stride of the first block), ...])
 PLANS = {
@@ -36,11 +36,11 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Images [N, C, H, W] or frames [N, T, C, H, W] -> outputs [T, N, classes]."""
 
-    def __init__(self, arch, *, timestep, num_classes, in_channels, width, norm, make_lif):
+    def __init__(self, arch, *, timestep, num_classes, in_channels, width, norm, make_lif, checkpoint_activations):
         super().__init__()
         stem, stages = PLANS[arch]
         channels = max(1, round(stem * width))
-        self.timestep = timestep
+        self.timestep, self.checkpoint_activations = timestep, checkpoint_activations
         self.conv1 = Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.bn1 = BatchNorm(channels, norm)
         self.lif_input = make_lif()
@@ -58,5 +58,6 @@ class ResNet(nn.Module):
         x = self.bn1(self.conv1(time_first(x, self.timestep)))
         x = self.lif_input(repeat_static(x, self.timestep))  # (T, N, C, H, W)
         for stage in self.stages:
-            x = self.get_submodule(stage)(x)
+            for block in self.get_submodule(stage):
+                x = forgetful(block, x) if self.checkpoint_activations and self.training else block(x)
         return self.fc1(x.mean((3, 4)))  # (T, N, classes)

@@ -16,7 +16,7 @@ PLANS = {
 }
 
 
-def vgg(arch, *, timestep, num_classes, in_channels, image_size, width, norm, make_lif):
+def vgg(arch, *, timestep, num_classes, in_channels, image_size, width, norm, make_lif, checkpoint_activations):
     """The VGG of that name, channels times `width`; a pooling that would find less than 2x2 positions is left out."""
     channels, hidden = PLANS[arch]
     layers, (rows, cols), convs = OrderedDict(), image_size, 0
@@ -34,7 +34,7 @@ def vgg(arch, *, timestep, num_classes, in_channels, image_size, width, norm, ma
     layers["flatten"] = nn.Flatten(2)  # (T, N, C * H * W)
     hidden = [max(1, round(features * width)) for features in hidden]
     add_linear(layers, in_channels * rows * cols, hidden, num_classes, norm, make_lif)
-    return SpikingSequential(layers, timestep)
+    return SpikingSequential(layers, timestep, checkpoint_activations)
 
 
 def add_linear(layers, in_features, hidden, num_classes, norm, make_lif):

@@ -1,6 +1,7 @@
 """A tiny run of a script, in this process or in its own, and what it left behind."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,8 @@ def start(out_dir, *argv, script="train_snn", flags=None, processes=None):
     """The script in a process of its own, or in several."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
     command = [sys.executable, *torchrun, ROOT / f"{script}.py", *arguments(out_dir, *argv, script=script, flags=flags)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def lines(folder, name):

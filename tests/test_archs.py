@@ -156,6 +156,34 @@ def test_all_steps_at_once_are_the_loop(options, static):
         torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("arch", ["resnet20", "vgg5", "fc"])
+@pytest.mark.parametrize("norm", ["step", "folded"])
+def test_activations_that_are_computed_again_change_nothing(arch, norm):
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        shape = dict(timestep=3, num_classes=4, image_size=8, width=0.1, norm=norm, threshold=0.3)
+        model = archs.build(arch, **shape, checkpoint_activations=again).double()
+        x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+        outputs = model(x)
+        outputs.square().sum().backward()
+        found.append([outputs, *(p.grad for p in model.parameters()), *model.buffers()])
+    assert all(torch.equal(one, other) for one, other in zip(*found))
+
+
+@pytest.mark.parametrize("options", [dict(), dict(reset="soft"), dict(detach_reset=False), dict(decay_input=False)])
+def test_half_precision_has_the_spikes_of_single_precision_and_its_gradient_but_for_rounding(options):
+    lif, x = LIF(**options), torch.randn(6, 5, 40).mul(2).bfloat16()
+    half, single = x.clone().requires_grad_(), x.float().requires_grad_()
+    spikes, expected = lif(half), lif.loop(single)
+    assert spikes.dtype == torch.bfloat16 and torch.equal(spikes.float(), expected)
+    cotangent = torch.randn(6, 5, 40).bfloat16()
+    (found,) = torch.autograd.grad(spikes, half, cotangent)
+    (wanted,) = torch.autograd.grad(expected, single, cotangent.float())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, rtol=0.03, atol=0.03)
+
+
 def test_the_gradient_of_a_spike_is_the_surrogate():
     x = torch.tensor([[0.3], [2.5]], dtype=torch.float64, requires_grad=True)
     lif = LIF(tau=2.0, threshold=0.7, surrogate="triangle", surrogate_alpha=0.5)

@@ -9,9 +9,27 @@ def test_fisher_prints_a_row_for_each_way(capsys):
     argv = ["--arch", "fc", "--width", "0.05", "--timestep", "2", "--samples", "3", "--repeats", "1", "--device", "cpu"]
     bench.main(["fisher", *argv])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
-    assert [row[0] for row in rows] == ["P", "estimator", "batch", "released"]
+    assert [row[0] for row in rows] == ["P", "estimator", "examination", "batch", "released"]
     figures = [row[-4:] for row in rows]
     assert float(figures[0][1]) == 1 and float(figures[1][2]) == 1 and all(float(row[0]) > 0 for row in figures)
+
+
+@pytest.mark.parametrize("what", ["train", "neuron"])
+def test_the_other_tables_have_a_row_for_each_way(what, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "foreign_neurons", lambda: {"foreign": lambda: bench.archs.LIF()})
+    argv = ["--arch", "resnet20", "--width", "0.1", "--timestep", "2", "--samples", "3", "--repeats", "1"]
+    bench.main([what, *argv, "--device", "cpu"])
+    shown = capsys.readouterr().out
+    names = ["float32", "bf16", "step by step"] if what == "train" else ["one call", "one call, bf16", "loop"]
+    assert all(f"\n{name} " in shown for name in [*names, "foreign"])
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "vgg5", "fc"])
+def test_the_step_by_step_network_is_the_same_network(arch):
+    model = bench.archs.build(arch, timestep=3, num_classes=4, width=0.1).double()
+    x = bench.torch.randn(4, 3, 32, 32).double()
+    plain = bench.StepByStep(model)
+    bench.torch.testing.assert_close(plain(x), model(x))
 
 
 def test_memory_counts_what_a_function_takes_and_not_what_was_freed():

@@ -9,7 +9,7 @@ import config
 # Another value for each flag, and what it needs beside it. A flag that is missing here fails the test below.
 OTHER = {
     "dataset": ["digits"],
-    "data_dir": None, "data_file": None,  # read by sets with files: tests/test_data.py
+    "data_dir": None, "data_file": None, "image_size": None, "workers": None,  # with files: tests/test_data.py
     "fake_shape": ["1", "10", "10"], "planted_time": ["2", "--dataset", "planted"],
     "datanum": ["64"], "label_corrupt_prob": ["0.5"], "encode": ["p"],
     "no_augment": [],
@@ -20,12 +20,14 @@ OTHER = {
     "epochs": ["3"], "batch_size": ["50"], "optimizer": ["adam"], "learning_rate": ["0.01"], "momentum": ["0.5"],
     "weight_decay": ["0.1"], "scheduler": ["none"], "lr_step": ["1", "--scheduler", "step"],
     "lr_gamma": ["0.5", "--scheduler", "step", "--lr_step", "1"], "warmup_epochs": ["1"], "label_smoothing": ["0.3"],
+    "amp": ["bf16"],
     "seed": ["1"],
     "fisher_epochs": ["every:1"], "fisher_samples": ["5"], "fisher_split": ["test"], "fisher_labels": ["exact"],
     "fisher_prefix": ["instant"], "fisher_estimator": ["release", "--fisher_batch", "3"],
     "fisher_batch": ["2", "--fisher_estimator", "release"],
     "checkpoints": ["CHECKPOINT"],
     "save_epochs": ["1"],
+    "checkpoint_activations": None,  # changes nothing: tests/test_archs.py
     "out_dir": None, "exp_name": None, "resume": None, "device": None, "dry_run": None,  # tests/test_train.py
 }  # fmt: skip
 # A flag that works only beside another is compared with a run that has the other alone. (Before the first LIF a static

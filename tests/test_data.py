@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import config
 import data
@@ -161,3 +162,48 @@ def test_a_file_that_is_no_npz_is_one_clear_line(tmp_path):
             data.load(args, torch.device("cpu"))
     with pytest.raises(BadInput, match=r"no .*y\.npz"):
         data.load(argparse.Namespace(**(vars(args) | {"data_file": str(tmp_path / "y.npz")})), torch.device("cpu"))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Three classes of grey images, 4 in train and 2 in val, each class and image of its own brightness."""
+    for split, count in (("train", 4), ("val", 2)):
+        for label in range(3):
+            folder = tmp_path / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (20, 12), (60 * label + 10 * number,) * 3).save(folder / f"{number}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_folder_of_images_is_read_ahead_and_as_it_would_be_from_memory(workers, tree):
+    argv = ["--dataset", "folder", "--data_dir", str(tree), "--image_size", "8", "--workers", workers]
+    train, test, _ = data.load(args_for(*argv), torch.device("cpu"))
+    assert (len(train), len(test), train.num_classes, train.images.shape) == (12, 6, 3, (12, 3, 8, 8))
+    assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    order = torch.tensor([7, 0, 11, 3, 5])
+    brightness = torch.tensor([60.0 * (n // 4) + 10 * (n % 4) for n in order]) / 255
+    expected = ((brightness - train.mean[0]) / train.std[0]).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+    batches = list(order.split(2))
+    train.expect(batches, [slice(None), slice(1, 2), slice(None)])
+    found = [train.batch(batches[0])[0], train.batch(batches[1], part=slice(1, 2))[0], train.batch(batches[2])[0]]
+    torch.testing.assert_close(torch.cat(found), expected[[0, 1, 3, 4]])
+    x, y = train.subset(order).batch(torch.tensor([4, 0]))  # not announced
+    torch.testing.assert_close(x, expected[[4, 0]])
+    assert y.tolist() == [1, 1]
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):
+    with pytest.raises(BadInput, match="train"):
+        data.load(args_for("--dataset", "folder", "--data_dir", str(tmp_path)), torch.device("cpu"))
+
+
+def test_a_part_of_a_batch_is_what_it_is_within_the_whole():
+    for argv in (["--dataset", "fake"], ["--dataset", "digits", "--encode", "p"]):
+        train, _, _ = data.load(args_for(*argv), torch.device("cpu"))
+        found = []
+        for part in (slice(None), slice(2, 5)):
+            torch.manual_seed(3)
+            found.append(train.batch(torch.arange(7), augment=True, part=part))
+        assert torch.equal(found[0][0][2:5], found[1][0]) and torch.equal(found[0][1][2:5], found[1][1])
