@@ -31,6 +31,7 @@ from tqdm import tqdm
 import archs
 from config import Parser, number
 from fisher import TemporalFisher, one_by_one, prefix_losses
+from train_snn import compile_neurons
 from utils import pick_device, run_script
 
 RELEASE_BATCH = 16  # samples in a mean, of the released way
@@ -191,7 +192,7 @@ def foreign_neurons():
         class Jelly(torch.nn.Module):
             def __init__(self):
                 super().__init__()
-                self.node = neuron.LIFNode(tau=2.0, detach_reset=True, step_mode="m", backend="torch")
+                self.node = neuron.LIFNode(tau=2.0, detach_reset=True, step_mode="m")
 
             def forward(self, x):
                 functional.reset_net(self.node)
@@ -228,7 +229,15 @@ def neuron(args, device):
         d = cotangent.to(x.dtype)
         return lambda: torch.autograd.grad(layer(x), x, d)
 
-    ways = {"one call": way(lif, x), "one call, bf16": way(lif, half), "loop": way(lif.loop, x)}
+    compiled = archs.LIF()
+    compiled.compile()
+    ways = {
+        "one call": way(lif, x),
+        "one call, bf16": way(lif, half),
+        "compiled": way(compiled, x),
+        "compiled, bf16": way(compiled, half),
+        "loop": way(lif.loop, x),
+    }
     ways |= {name: way(make().to(device), x) for name, make in foreign_neurons().items()}
     print(f"LIF {list(x.shape)}, forward and backward")
     table(compare(ways, args.repeats, device), "ms a call", 1, "one call")
@@ -240,8 +249,10 @@ def train(args, device):
     model = archs.build(args.arch, timestep=args.timestep, num_classes=10, width=args.width)
     x, y = torch.randn(args.samples, 3, 32, 32, device=device), torch.arange(args.samples, device=device) % 10
 
-    def way(model, amp=False):
-        model = model.to(device).train()
+    def way(model, amp=False, compiled=False):
+        model = copy.deepcopy(model).to(device).train()
+        if compiled:
+            compile_neurons(model)
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
 
         def step():
@@ -255,8 +266,10 @@ def train(args, device):
         return step
 
     ways = {
-        "float32": way(copy.deepcopy(model)),
-        "bf16": way(copy.deepcopy(model), amp=True),
+        "float32": way(model),
+        "float32, compiled": way(model, compiled=True),
+        "bf16": way(model, amp=True),
+        "bf16, compiled": way(model, amp=True, compiled=True),
         "step by step": way(StepByStep(model)),
     }
     ways |= {name: way(with_neurons(model, make)) for name, make in foreign_neurons().items()}
@@ -264,7 +277,7 @@ def train(args, device):
     results = compare(ways, args.repeats, device)
     table(results, "ms an image", args.samples, "step by step")
     for name, step in ways.items():
-        print(f"{name:<16} {convolution_share(step, device):4.0%} of the time in convolutions")
+        print(f"{name:<17} {convolution_share(step, device):4.0%} of the time in convolutions")
 
 
 def convolution_share(function, device):
@@ -281,11 +294,11 @@ def convolution_share(function, device):
 
 def table(results, unit, count, other):
     """Print a row for each way: its time over `count`, its time over that of the way `other`, its memory."""
-    print(f"{'way':<16}{unit:>12}{'times ' + other:>20}{'peak MB':>9}")
+    print(f"{'way':<18}{unit:>12}{'times ' + other:>20}{'peak MB':>9}")
     for name, (seconds, most) in results.items():
         ratio = statistics.median(a / b for a, b in zip(seconds, results[other][0]))
         most = "-" if most is None else f"{most / 1e6:.0f}"
-        print(f"{name:<16}{1000 * statistics.median(seconds) / count:12.2f}{ratio:20.2f}{most:>9}")
+        print(f"{name:<18}{1000 * statistics.median(seconds) / count:12.2f}{ratio:20.2f}{most:>9}")
 
 
 def main(argv=None):

@@ -109,6 +109,13 @@ def run_folder(args, device):
             run.close()
 
 
+def compile_neurons(model):
+    """Have each layer of neurons compiled at its first training step."""
+    for module in model.modules():
+        if isinstance(module, archs.LIF):
+            module.compile()
+
+
 def make_optimizer(args, model):
     """The optimizer of the parameters of `model`."""
     common = dict(lr=args.learning_rate, weight_decay=args.weight_decay)

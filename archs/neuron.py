@@ -6,17 +6,19 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-# Derivative of each smooth step that stands in for the Heaviside function in the backward pass, in the place of the
-# distance u = h - threshold. Each integrates to 1 over u; a larger alpha is a narrower peak.
+# Derivative of each smooth step that stands in for the Heaviside function in the backward pass, times `scale`, in the
+# place of the distance u = h - threshold. Each integrates to 1 over u; a larger alpha is a narrower peak.
 SURROGATES = {
-    # (alpha / 2) / (1 + (pi/2 alpha u)^2)
-    "atan": lambda u, alpha: u.mul_(math.pi / 2 * alpha).square_().add_(1).reciprocal_().mul_(alpha / 2),
+    # (alpha / 2) / (1 + (pi/2 alpha u)^2) = 1 / (2 / alpha + pi^2/2 alpha u^2)
+    "atan": lambda u, alpha, scale=1: torch.addcmul(
+        u.new_tensor(2 / alpha / scale), u, u, value=math.pi**2 / 2 * alpha / scale, out=u
+    ).reciprocal_(),
     # alpha sigmoid(alpha u) (1 - sigmoid(alpha u))
-    "sigmoid": lambda u, alpha: u.mul_(alpha).sigmoid_().addcmul_(u, u, value=-1).mul_(alpha),
+    "sigmoid": lambda u, alpha, scale=1: u.mul_(alpha).sigmoid_().addcmul_(u, u, value=-1).mul_(alpha * scale),
     # alpha if |u| < 1 / (2 alpha) else 0
-    "rectangle": lambda u, alpha: u.abs_().lt_(0.5 / alpha).mul_(alpha),
+    "rectangle": lambda u, alpha, scale=1: u.abs_().lt_(0.5 / alpha).mul_(alpha * scale),
     # alpha max(0, 1 - alpha |u|)
-    "triangle": lambda u, alpha: u.abs_().mul_(-alpha).add_(1).clamp_(min=0).mul_(alpha),
+    "triangle": lambda u, alpha, scale=1: u.abs_().mul_(-alpha).add_(1).clamp_(min=0).mul_(alpha * scale),
 }
 # The slope at which each surrogate's peak is 1: ATan with alpha 2 is the released model's.
 PEAK_ONE_ALPHA = {"atan": 2.0, "sigmoid": 4.0, "rectangle": 1.0, "triangle": 1.0}
@@ -39,8 +41,14 @@ class Spike(torch.autograd.Function):
 
 
 class AllSteps(torch.autograd.Function):
-    """`LIF.loop` as one node of the graph, its backward pass written out: arithmetic in place, and beside the spikes
-    one tensor is kept, the surrogate's derivative (and the membrane, where an undetached hard reset needs it).
+    """`LIF.loop` as one node of the graph, its backward pass written out: few passes over memory, in place. Beside the
+    spikes s one tensor is kept, the surrogate's derivative times dh/dx (and the membrane h, where an undetached hard
+    reset needs it). From the last step to the first, with c = 1 / (dh/dx) and a = 1 - 1/tau,
+
+        g[t] = slope[t] dL/ds[t] + a g[t+1] (1 - s[t])    of dL/dx, hard reset, detached
+        g[t] = slope[t] dL/ds[t] + a g[t+1]               soft reset, detached
+
+    and without detaching, dL/ds[t] has the term -a c g[t+1] h[t] (soft: -a c g[t+1] threshold) in addition.
 
     With half-precision input, membranes and their gradient are single-precision, what is kept is half-precision.
     """
@@ -62,12 +70,13 @@ class AllSteps(torch.autograd.Function):
         for t, (s, slope, h) in enumerate(zip(rows(spikes), rows(slopes), rows(membranes))):
             x_t = x[t] if x.dtype == work else h.copy_(x[t])
             if lif.decay_input:
-                torch.sub(x_t, v, out=h).div_(lif.tau).add_(v)
+                torch.add(v, torch.sub(x_t, v, out=h), alpha=1 / lif.tau, out=h)
             else:
                 torch.add(x_t, v, alpha=1 - 1 / lif.tau, out=h)
             torch.ge(h, lif.threshold, out=s)
             if slopes is not None:
-                SURROGATES[lif.surrogate](torch.sub(h, lif.threshold, out=slope), lif.surrogate_alpha)
+                scale = 1 / lif.tau if lif.decay_input else 1
+                SURROGATES[lif.surrogate](torch.sub(h, lif.threshold, out=slope), lif.surrogate_alpha, scale)
             if lif.reset == "hard":
                 torch.addcmul(h, h, s, value=-1, out=v)
             else:
@@ -82,35 +91,35 @@ class AllSteps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        """From the last step to the first: dL/ds[t] is given, v carries dL/dv[t]."""
         lif, (spikes, slopes, *membranes) = ctx.lif, ctx.saved_tensors
         work = torch.promote_types(spikes.dtype, torch.float32)
+        a = 1 - 1 / lif.tau
+        ac = a * lif.tau if lif.decay_input else a
         grad_x = torch.empty_like(spikes)
         steps = len(grad)
         if grad.device.type == "cpu":  # elsewhere a look would wait for the device
             while steps and not torch.stack(torch.aminmax(grad[steps - 1])).any():
                 steps -= 1  # nothing depends on this step: it is past the prefix that is differentiated
             grad_x[steps:] = 0
-        v = torch.zeros_like(spikes[0], dtype=work)
-        room = torch.empty_like(v) if spikes.dtype != work else None
+        later, room = torch.zeros_like(spikes[0], dtype=work), torch.empty_like(spikes[0], dtype=work)
+        half = [torch.empty_like(room) for _ in range(2)] if spikes.dtype != work else None
         for t in reversed(range(steps)):
-            s, slope, h, grad_t = spikes[t], slopes[t], grad_x[t], grad[t]
-            if room is not None:
-                h = grad_t = room.copy_(grad_t)
+            s, slope, grad_t, g = spikes[t], slopes[t], grad[t], grad_x[t]
+            if half:
+                s, g, grad_t = s.to(work), half[t % 2], half[t % 2].copy_(grad_t)
             if lif.detach_reset:
-                torch.mul(grad_t, slope, out=h)
+                torch.mul(grad_t, slope, out=g)
             elif lif.reset == "hard":
-                torch.addcmul(grad_t, v, membranes[0][t].to(work), value=-1, out=h).mul_(slope)
+                torch.mul(later, membranes[0][t], out=room)
+                torch.sub(grad_t, room, alpha=ac, out=g).mul_(slope)
             else:
-                torch.sub(grad_t, v, alpha=lif.threshold, out=h).mul_(slope)
+                torch.sub(grad_t, later, alpha=ac * lif.threshold, out=g).mul_(slope)
             if lif.reset == "hard":
-                v.addcmul_(v, s.to(work), value=-1)
-            h.add_(v)
-            torch.mul(h, 1 - 1 / lif.tau, out=v)
-            if lif.decay_input:
-                h.div_(lif.tau)
-            if room is not None:
-                grad_x[t] = room
+                later = torch.addcmul(later, later, s, value=-1, out=room)
+            g.add_(later, alpha=a)
+            later = g
+            if half:
+                grad_x[t] = g
         return grad_x, None
 
 
@@ -157,14 +166,16 @@ class LIF(nn.Module):
 
     def loop(self, x):
         """What forward computes, step by step."""
-        v, spikes = torch.zeros_like(x[0]), []
+        work = torch.promote_types(x.dtype, torch.float32)  # of the membrane
+        v, spikes = torch.zeros_like(x[0], dtype=work), []
         for x_t in x.unbind(0):
-            s, v = self.step(v, x_t)
-            spikes.append(s)
+            s, v = self.step(v, x_t.to(work))
+            spikes.append(s.to(x.dtype))
         return torch.stack(spikes)
 
     def forward(self, x):
-        return AllSteps.apply(x, self)
+        # Compiled, the loop is one kernel each way: the compiler does what AllSteps does by hand, and better.
+        return self.loop(x) if torch.compiler.is_compiling() else AllSteps.apply(x, self)
 
     def extra_repr(self):
         return f"tau={self.tau}, threshold={self.threshold}, reset={self.reset}, surrogate={self.surrogate}"
