@@ -58,8 +58,8 @@ MODEL_FLAGS = {
 # With --checkpoints nothing is trained: these would do nothing, so they are refused.
 TRAINING_FLAGS = {
     "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "scheduler", "lr_step",
-    "lr_gamma", "warmup_epochs", "label_smoothing", "amp", "checkpoint_activations", "no_augment", "init",
-    "save_epochs", "fisher_epochs",
+    "lr_gamma", "warmup_epochs", "label_smoothing", "amp", "compile", "checkpoint_activations", "no_augment",
+    "init", "save_epochs", "fisher_epochs",
 }  # fmt: skip
 
 
@@ -185,6 +185,8 @@ def make_parser(script, description=None):
     flag("--label_smoothing", type=number(float, 0, 1), default=0.0, help="label smoothing of the training loss")
     flag("--amp", choices=["bf16"], help="train with bfloat16 convolutions and activations; without it, float32; "
          "validation and Fisher information are float32 in both")
+    flag("--compile", action="store_true",
+         help="compile the neurons for training, half a minute or so at the start; on a CPU this needs a C++ compiler")
     flag("--checkpoint_activations", action="store_true",
          help="less memory for a second forward pass: a training step keeps the inputs of blocks only; for large T")
     flag("--seed", type=number(int, 0), default=0, help="seed of weights, order, augmentation, corruption, encoding")

@@ -17,6 +17,8 @@ runs/<name>, holds args.json, log.jsonl (a line an epoch), checkpoints and figur
 """
 
 import math
+import os
+import shutil
 import sys
 import time
 from contextlib import contextmanager
@@ -110,7 +112,9 @@ def run_folder(args, device):
 
 
 def compile_neurons(model):
-    """Have each layer of neurons compiled at its first training step."""
+    """Have each layer of neurons compiled at its first training step. Raises BadInput if there is no compiler."""
+    if next(model.parameters()).device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise BadInput("--compile on a CPU needs a C++ compiler, and there is no g++: leave it out, or name one in CXX")
     for module in model.modules():
         if isinstance(module, archs.LIF):
             module.compile()
@@ -135,6 +139,7 @@ def learning_rate(args, epoch):
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")
 def evaluate(model, dataset, args, stop):
     """Loss (nats) and accuracy of every prefix t = 1..T, and spikes per neuron and timestep of each LIF layer."""
     model.eval()
@@ -235,6 +240,8 @@ def fit(args, run, model, train_set, test_set, after_epoch):
 
     Raises BadInput if a loss or gradient is not finite, and Stopped after a signal, when everything is saved.
     """
+    if args.compile:
+        compile_neurons(model)
     optimizer = make_optimizer(args, model)
     # Finished epochs, the best test accuracy so far, and the progress within the next epoch.
     at = {"epoch": 0, "best": -1.0} | epoch_start()

@@ -27,7 +27,7 @@ OTHER = {
     "fisher_batch": ["2", "--fisher_estimator", "release"],
     "checkpoints": ["CHECKPOINT"],
     "save_epochs": ["1"],
-    "checkpoint_activations": None,  # changes nothing: tests/test_archs.py
+    "checkpoint_activations": None, "compile": None,  # change nothing: tests/test_archs.py, tests/test_train.py
     "out_dir": None, "exp_name": None, "resume": None, "device": None, "dry_run": None,  # tests/test_train.py
 }  # fmt: skip
 # A flag that works only beside another is compared with a run that has the other alone. (Before the first LIF a static

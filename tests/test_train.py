@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -358,6 +359,18 @@ def test_a_process_that_dies_ends_the_others_and_resume_goes_on(tmp_path):
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=60)
     assert read_lines(tmp_path / "run" / "log.jsonl")[-1]["epoch"] > epochs + 1
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
+def test_compiled_neurons_train_as_the_others(unbroken, tmp_path):
+    compiled = run(tmp_path, "--compile", "--checkpoint_activations", *ALL, script="train_snn_fisherinfo")
+    assert_close(lines(compiled, "log.jsonl"), lines(unbroken, "log.jsonl"), 1e-3)
+
+
+def test_compiling_without_a_compiler_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BadInput, match=r"no g\+\+"):
+        run(tmp_path, "--compile")
 
 
 def test_the_release_estimator_is_that_of_the_mean_gradient(unbroken, tmp_path):
