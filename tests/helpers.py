@@ -16,7 +16,7 @@ TINY_FISHER = ["--fisher_epochs", "0", "2", "--fisher_samples", "6"]
 
 def arguments(out_dir, *argv, script="train_snn", flags=None):
     """Flags of a tiny run; where `argv` has one of them too, it alone is given."""
-    flags = (TINY + (TINY_FISHER if script == "train_snn_fisherinfo" else [])) if flags is None else flags
+    flags = (TINY + ([] if script == "train_snn" else TINY_FISHER)) if flags is None else flags
     given = {arg for arg in argv if arg.startswith("--")}
     kept, keep = [], True
     for arg in flags:

@@ -17,7 +17,7 @@ def test_fisher_prints_a_row_for_each_way(capsys):
 @pytest.mark.parametrize("what", ["train", "neuron"])
 def test_the_other_tables_have_a_row_for_each_way(what, capsys, monkeypatch):
     monkeypatch.setattr(bench, "foreign_neurons", lambda: {"foreign": lambda: bench.archs.LIF()})
-    argv = ["--arch", "resnet20", "--width", "0.1", "--timestep", "2", "--samples", "3", "--repeats", "1"]
+    argv = ["--arch", "fc", "--width", "0.1", "--timestep", "2", "--samples", "3", "--repeats", "1"]
     bench.main([what, *argv, "--device", "cpu"])
     shown = capsys.readouterr().out
     names = ["float32", "bf16", "step by step"] if what == "train" else ["one call", "one call, bf16", "loop"]
