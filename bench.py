@@ -249,11 +249,12 @@ def train(args, device):
     model = archs.build(args.arch, timestep=args.timestep, num_classes=10, width=args.width)
     x, y = torch.randn(args.samples, 3, 32, 32, device=device), torch.arange(args.samples, device=device) % 10
 
-    def way(model, amp=False, compiled=False):
+    def way(model, amp=False, compiled=False, checkpointed=False, fused=True):
         model = copy.deepcopy(model).to(device).train()
+        model.checkpoint_activations = checkpointed
         if compiled:
             compile_neurons(model)
-        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=fused)
 
         def step():
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
@@ -270,9 +271,10 @@ def train(args, device):
         "float32, compiled": way(model, compiled=True),
         "bf16": way(model, amp=True),
         "bf16, compiled": way(model, amp=True, compiled=True),
-        "step by step": way(StepByStep(model)),
+        "bf16, checkpointed": way(model, amp=True, checkpointed=True),
+        "step by step": way(StepByStep(model), fused=False),
     }
-    ways |= {name: way(with_neurons(model, make)) for name, make in foreign_neurons().items()}
+    ways |= {name: way(with_neurons(model, make), fused=False) for name, make in foreign_neurons().items()}
     print(f"{args.arch}, width {args.width}, T = {args.timestep}, batch {args.samples} of 3x32x32, training step")
     results = compare(ways, args.repeats, device)
     table(results, "ms an image", args.samples, "step by step")

@@ -83,7 +83,9 @@ class Files:
     def load(self, batches):
         """Decode batches, each a list of positions."""
         lists = [self.chosen[batch.cpu()].tolist() for batch in batches]
-        return iter(DataLoader(self.files, batch_sampler=lists, num_workers=self.workers))
+        return iter(
+            DataLoader(Decoder(self.files), batch_sampler=lists, num_workers=self.workers, collate_fn=stack_images)
+        )
 
     def expect(self, batches):
         """These batches are asked for next, in that order."""
@@ -92,10 +94,31 @@ class Files:
     def __getitem__(self, index):
         if self.coming and torch.equal(self.coming[0], index):
             self.coming.popleft()
-            images, _ = next(self.ahead)
+            images = next(self.ahead)
         else:
-            images, _ = next(self.load([index]))
+            images = next(self.load([index]))
+        if isinstance(images, BadInput):
+            raise images
         return images.to(self.device)
+
+
+class Decoder:
+    """Images [3, size, size] of an ImageFolder, by number, for a worker process. In the place of one that is damaged it
+    gives BadInput: raised there, it would lose its message."""
+
+    def __init__(self, files):
+        self.files = files
+
+    def __getitem__(self, number):
+        try:
+            return self.files[number][0]
+        except Exception as error:  # OSError, SyntaxError, ValueError, DecompressionBombError, ... of a foreign reader
+            return BadInput(f"{self.files.samples[number][0]} cannot be read, repair or remove it ({error})")
+
+
+def stack_images(images):
+    """One tensor, or the first BadInput among them."""
+    return next((image for image in images if isinstance(image, BadInput)), None) or torch.stack(images)
 
 
 @dataclass

@@ -123,6 +123,7 @@ def compile_neurons(model):
 def make_optimizer(args, model):
     """The optimizer of the parameters of `model`."""
     common = dict(lr=args.learning_rate, weight_decay=args.weight_decay)
+    common["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass over each parameter
     if args.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=args.momentum, **common)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer](model.parameters(), **common)

@@ -20,7 +20,11 @@ def test_the_other_tables_have_a_row_for_each_way(what, capsys, monkeypatch):
     argv = ["--arch", "fc", "--width", "0.1", "--timestep", "2", "--samples", "3", "--repeats", "1"]
     bench.main([what, *argv, "--device", "cpu"])
     shown = capsys.readouterr().out
-    names = ["float32", "bf16", "step by step"] if what == "train" else ["one call", "one call, bf16", "loop"]
+    names = (
+        ["float32", "bf16", "bf16, checkpointed", "step by step"]
+        if what == "train"
+        else ["one call", "one call, bf16", "loop"]
+    )
     assert all(f"\n{name} " in shown for name in [*names, "foreign"])
 
 

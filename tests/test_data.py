@@ -194,6 +194,16 @@ def test_a_folder_of_images_is_read_ahead_and_as_it_would_be_from_memory(workers
     assert y.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_damaged_image_is_named_in_one_line(workers, tree):
+    damaged = tree / "train" / "class1" / "2.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    argv = ["--dataset", "folder", "--data_dir", str(tree), "--image_size", "8", "--workers", workers]
+    with pytest.raises(BadInput, match=r"class1/2\.png cannot be read") as error:
+        data.load(args_for(*argv), torch.device("cpu"))
+    assert "\n" not in str(error.value)
+
+
 def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):
     with pytest.raises(BadInput, match="train"):
         data.load(args_for("--dataset", "folder", "--data_dir", str(tmp_path)), torch.device("cpu"))
