@@ -16,6 +16,7 @@ from archs.layers import NORMS
 from archs.neuron import RESETS, SURROGATES
 from data import AUGMENT, DATASETS
 from fisher import PREFIXES
+from losses import LOSSES, kept_steps
 from utils import ARGS_FILE, BadInput, load_checkpoint, read_record
 
 # Over the release's recipe, which is the parser's defaults. Any flag on the command line overrides both.
@@ -46,6 +47,11 @@ ONLY_WITH = {
     "momentum": ("optimizer", {"sgd"}),
     "lr_step": ("scheduler", {"step"}),
     "lr_gamma": ("scheduler", {"step"}),
+    "tet_lambda": ("loss", {"tet"}),
+    "prefix_time": ("loss", {"prefix"}),
+    "prefix_weight": ("loss", {"prefix"}),
+    "target_ic": ("loss", {"centroid"}),
+    "loss_threshold": ("loss", {"ce", "tet", "prefix"}),
 }
 # What belongs to one start of a script and not to the run; --data_dir is the run's, but may change.
 PLACES = {"resume", "dry_run", "device", "out_dir", "exp_name", "workers"}
@@ -59,7 +65,8 @@ MODEL_FLAGS = {
 TRAINING_FLAGS = {
     "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "scheduler", "lr_step",
     "lr_gamma", "warmup_epochs", "label_smoothing", "amp", "compile", "checkpoint_activations", "no_augment",
-    "init", "save_epochs", "fisher_epochs",
+    "init", "save_epochs", "fisher_epochs", "loss", "lossskiptime", "loss_threshold", "tet_lambda", "prefix_time",
+    "prefix_weight", "target_ic",
 }  # fmt: skip
 
 
@@ -183,6 +190,19 @@ def make_parser(script, description=None):
     flag("--lr_gamma", type=number(float, 0, 1), default=0.1, help="factor of each drop of --scheduler step")
     flag("--warmup_epochs", type=number(int, 0), default=0, help="epochs of linear warm-up")
     flag("--label_smoothing", type=number(float, 0, 1), default=0.0, help="label smoothing of the training loss")
+    flag("--loss", choices=LOSSES, default="ce",
+         help="ce: cross-entropy of the mean output; tet: mean cross-entropy of each output; prefix: cross-entropy of "
+              "early prefixes too; centroid: steer the information to --target_ic; formulas in losses.py")
+    flag("--tet_lambda", type=number(float, 0, 1), default=0.05, metavar="L",
+         help="weight of the squared distance of outputs from 1 in --loss tet")
+    flag("--prefix_time", nargs="+", type=number(int, 1), metavar="t",
+         help="prefixes of --loss prefix; without it, 1 to T/2")
+    flag("--prefix_weight", type=number(float, 0, 1), default=0.5, metavar="W", help="their weight")
+    flag("--target_ic", type=number(float, 1), metavar="C", help="information centroid that --loss centroid steers to")
+    flag("--lossskiptime", nargs="+", type=number(int, 1), default=[], metavar="t",
+         help="leave the outputs of these timesteps, counted from 1, out of the loss")
+    flag("--loss_threshold", type=number(float, 0), metavar="B",
+         help="flooding: |loss - B| + B in the place of each cross-entropy; of --loss prefix, of the prefixes alone")
     flag("--amp", choices=["bf16"], help="train with bfloat16 convolutions and activations; without it, float32; "
          "validation and Fisher information are float32 in both")
     flag("--compile", action="store_true",
@@ -280,6 +300,20 @@ def check_checkpoints(args):
                 raise BadInput(f"{path} has --{name} {saved[name]}, not {getattr(args, name)}: measure it alone")
 
 
+def check_loss(args):
+    """Raise BadInput for timesteps that the loss cannot use, and set --prefix_time where it is not given."""
+    if args.loss == "centroid" and not 1 <= (args.target_ic or 0) <= args.timestep:
+        raise BadInput(f"--loss centroid needs --target_ic from 1 to {args.timestep}")
+    if args.loss == "prefix":
+        args.prefix_time = args.prefix_time or list(range(1, max(1, args.timestep // 2) + 1))
+    for name in ("lossskiptime", "prefix_time"):
+        if max(getattr(args, name) or [0]) > args.timestep:
+            raise BadInput(f"--{name} {max(getattr(args, name))} is past --timestep {args.timestep}")
+    for t in [args.timestep, *(args.prefix_time or [])]:
+        if not kept_steps(t, args.lossskiptime):
+            raise BadInput(f"--lossskiptime leaves no output of the first {t}: the loss needs one")
+
+
 def check(args, given):
     """Raise BadInput for flags that do not fit together."""
     for name in sorted(given & ONLY_WITH.keys()):
@@ -294,6 +328,7 @@ def check(args, given):
         raise BadInput("--fake_shape takes C H W, or T C H W")
     if args.dataset == "planted" and max(args.planted_time) > args.timestep:
         raise BadInput(f"--planted_time {max(args.planted_time)} is past --timestep {args.timestep}")
+    check_loss(args)
     if args.warmup_epochs >= args.epochs:
         raise BadInput(f"--warmup_epochs {args.warmup_epochs} leaves nothing of --epochs {args.epochs}")
     if getattr(args, "fisher_estimator", "exact") == "release" and "exact" in args.fisher_labels:

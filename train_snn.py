@@ -27,13 +27,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import archs
 import config
 import data
+import losses
 import plots
 from fisher import prefix_losses, prefix_outputs
 from utils import (
@@ -170,9 +170,9 @@ def evaluate(model, dataset, args, stop):
         for hook in hooks:
             hook.remove()
     sums = of_all((loss.cpu(), correct.cpu(), {name: rate.item() for name, rate in rates.items()}))
-    losses, corrects, rates = zip(*sums)
+    loss_sums, corrects, rates = zip(*sums)
     return {
-        "prefix_loss": (sum(losses) / len(dataset)).tolist(),
+        "prefix_loss": (sum(loss_sums) / len(dataset)).tolist(),
         "prefix_accuracy": (sum(corrects) / len(dataset)).tolist(),
         "spike_rate": {name: sum(rate.get(name, 0) for rate in rates) / len(dataset) for name in rates[0]},
     }
@@ -198,7 +198,7 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
     batches = torch.randperm(len(train_set), device=device).split(args.batch_size)
     if len(batches[-1]) < 2 * processes():
         batches = batches[:-1]  # BatchNorm has no statistics of one sample
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters, loss_of = [p for p in model.parameters() if p.requires_grad], losses.make(args)
     # Sums of this process; those of a resumed epoch go on in the first one.
     loss_sum, correct = (at[name].to(device) * (rank() == 0) for name in ("loss", "correct"))
     first_bad = torch.tensor(len(batches), device=device)
@@ -210,7 +210,7 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
         x, y = train_set.batch(batches[step], augment=True, part=own_part(len(batches[step])))
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
             outputs = model(x).float()  # (T, N, classes)
-        loss = F.cross_entropy(outputs.mean(0), y, label_smoothing=args.label_smoothing)
+        loss = loss_of(outputs, y)
         optimizer.zero_grad()
         # Gradients of the processes are averaged: a larger share counts for more.
         (loss * (len(y) * processes() / len(batches[step]))).backward()
@@ -222,9 +222,9 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
         at["step"], at["images"] = step + 1, at["images"] + len(batches[step])
         alone = stop.requested and processes() == 1
         if alone or at["step"] % CHECK_EVERY == 0 or at["step"] == len(batches):
-            bad, losses, corrects = zip(*of_all((first_bad.item(), loss_sum.cpu(), correct.cpu())))
+            bad, loss_sums, corrects = zip(*of_all((first_bad.item(), loss_sum.cpu(), correct.cpu())))
             check_finite(float("nan") if min(bad) < len(batches) else 0, epoch, min(bad) + 1)
-            at["loss"], at["correct"] = sum(losses), sum(corrects)
+            at["loss"], at["correct"] = sum(loss_sums), sum(corrects)
             stop.check(together=True)
     for buffer in model.buffers() if processes() > 1 else ():  # running statistics: those of the first process
         dist.broadcast(buffer, 0)

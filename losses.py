@@ -1,0 +1,98 @@
+"""What training minimises: each loss is a function of outputs [T, N, classes] and labels [N], in nats, a mean over N.
+
+CE_t is the cross-entropy of the mean of outputs 1..t (the prefix t), CE(o_t) that of the output at t alone. The outputs
+of `skip` count nowhere: the mean for prefix t is over the others of 1..t. With a `level` b, |CE - b| + b is in the place
+of CE, so that the loss rises again below b (flooding: Ishida et al. 2020, "Do We Need Zero Training Loss After
+Achieving Zero Training Error?").
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+TET_TARGET = 1.0  # phi of Deng et al.: the firing threshold
+CENTROID_WEIGHT = 1.0
+
+
+def kept_steps(timestep, skip):
+    """Timesteps 1..T without those of `skip`."""
+    return [t for t in range(1, timestep + 1) if t not in skip]
+
+
+def flooded(loss, level):
+    """|loss - level| + level, elementwise; `loss` itself without a level."""
+    return loss if level is None else (loss - level).abs() + level
+
+
+def prefix_means(outputs, times, skip=()):
+    """Mean of the outputs 1..t without those of `skip`, for each t of `times`: [len(times), N, classes].
+
+    Raises ValueError if nothing is left of a prefix.
+    """
+    means = []
+    for t in times:
+        kept = kept_steps(t, skip)
+        if not kept:
+            raise ValueError(f"no output is left of the first {t}")
+        means.append(outputs[[s - 1 for s in kept]].mean(0))
+    return torch.stack(means)
+
+
+def cross_entropies(outputs, y, smoothing):
+    """Mean over N of the cross-entropy of each step's outputs [S, N, classes]: [S]."""
+    return torch.stack([F.cross_entropy(o, y, label_smoothing=smoothing) for o in outputs])
+
+
+def ce(outputs, y, *, skip=(), level=None, smoothing=0.0):
+    """CE_T: cross-entropy of the mean output."""
+    whole = prefix_means(outputs, [len(outputs)], skip)
+    return flooded(cross_entropies(whole, y, smoothing), level)[0]
+
+
+def tet(outputs, y, *, lam, skip=(), level=None, smoothing=0.0):
+    """(1 - lam) mean_t CE(o_t) + lam mean_t MSE(o_t, phi), phi = 1, of temporal efficient training (Deng et al. 2022,
+    "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting", eq. 9 to 11)."""
+    kept = outputs[[t - 1 for t in kept_steps(len(outputs), skip)]]
+    per_step = flooded(cross_entropies(kept, y, smoothing), level).mean()
+    return (1 - lam) * per_step + lam * (kept - TET_TARGET).square().mean()
+
+
+def prefix(outputs, y, *, times, weight, skip=(), level=None, smoothing=0.0):
+    """(1 - w) CE_T + w mean of CE_t over t in `times`; flooding is of these CE_t alone."""
+    early = cross_entropies(prefix_means(outputs, times, skip), y, smoothing)
+    return (1 - weight) * ce(outputs, y, skip=skip, smoothing=smoothing) + weight * flooded(early, level).mean()
+
+
+def residuals(outputs, y, skip=()):
+    """R_t = mean over N of ||p_t - y||^2, p_t the softmax prediction of prefix t, y one-hot: [T], 0 where no output is
+    left. The squared gradient of CE_t by the outputs' bias is ||p_t - y||^2, and every other gradient has it as factor.
+    """
+    first = kept_steps(len(outputs), skip)[0]
+    shares = prefix_means(outputs, range(first, len(outputs) + 1), skip).softmax(2)
+    found = (shares - F.one_hot(y, outputs.shape[2])).square().sum(2).mean(1)
+    return F.pad(found, (first - 1, 0))
+
+
+def centroid(outputs, y, *, target, skip=(), smoothing=0.0):
+    """CE_T + (c - target)^2, c = sum_t t R_t / sum_t R_t with the `residuals` R_t."""
+    r = residuals(outputs, y, skip)
+    steps = torch.arange(1, len(r) + 1, device=r.device, dtype=r.dtype)
+    c = (steps * r).sum() / r.sum()
+    return ce(outputs, y, skip=skip, smoothing=smoothing) + CENTROID_WEIGHT * (c - target).square()
+
+
+LOSSES = ("ce", "tet", "prefix", "centroid")
+
+
+def make(args):
+    """The loss that `args` names: a function of outputs [T, N, classes] and labels [N]."""
+    common = dict(skip=frozenset(args.lossskiptime), smoothing=args.label_smoothing)
+    if args.loss == "centroid":
+        return partial(centroid, target=args.target_ic, **common)
+    common["level"] = args.loss_threshold
+    if args.loss == "tet":
+        return partial(tet, lam=args.tet_lambda, **common)
+    if args.loss == "prefix":
+        return partial(prefix, times=args.prefix_time, weight=args.prefix_weight, **common)
+    return partial(ce, **common)
