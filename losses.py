@@ -1,8 +1,8 @@
 """What training minimises: each loss is a function of outputs [T, N, classes] and labels [N], in nats, a mean over N.
 
 CE_t is the cross-entropy of the mean of outputs 1..t (the prefix t), CE(o_t) that of the output at t alone. The outputs
-of `skip` count nowhere: the mean for prefix t is over the others of 1..t. With a `level` b, |CE - b| + b is in the place
-of CE, so that the loss rises again below b (flooding: Ishida et al. 2020, "Do We Need Zero Training Loss After
+of `skip` count nowhere: the mean for prefix t is over the others of 1..t. With a `level` b, |CE - b| + b stands
+for CE, so that the loss rises again below b (flooding: Ishida et al. 2020, "Do We Need Zero Training Loss After
 Achieving Zero Training Error?").
 """
 
