@@ -41,6 +41,8 @@ ONLY_WITH = {
     "no_augment": ("dataset", {name for name, (pad, flip) in AUGMENT.items() if pad or flip}),
     "fake_shape": ("dataset", {"fake"}),
     "planted_time": ("dataset", {"planted"}),
+    "noise_level": ("noisetype", {"gaussian_noise", "blur"}),
+    "freq_radius": ("freqlevel", {"low", "high"}),
     "data_dir": ("dataset", {"cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "folder"}),
     "image_size": ("dataset", {"folder"}),
     "workers": ("dataset", {"folder"}),
@@ -158,6 +160,15 @@ def make_parser(script, description=None):
          help="replace this share of the training labels by random ones")
     flag("--encode", choices=["d", "p"], default="d",
          help="d: the image itself at every timestep; p: Poisson, a spike with the pixel's value as probability")
+    flag("--noisetype", choices=["gaussian_noise", "blur"],
+         help="corrupt inputs, in training, validation and measurement")
+    flag("--noise_level", type=number(float, 0, open_low=True), metavar="S",
+         help="standard deviation of the noise, of pixels in [0, 1] (without it, 0.1), or of the blur, in pixels (1)")
+    flag("--freqlevel", choices=["low", "high"], help="keep the low or the high spatial frequencies of inputs alone")
+    flag("--freq_radius", type=number(float, 0), default=4.0, metavar="R",
+         help="in cycles an image, where low frequencies end")
+    flag("--noisetime", nargs="+", type=number(int, 1), default=[], metavar="t",
+         help="timesteps, counted from 1, of --noisetype and --freqlevel; without it, all")
     flag("--no_augment", action="store_true", help="train without random crops and flips")
 
     flag = group("model")
@@ -300,6 +311,16 @@ def check_checkpoints(args):
                 raise BadInput(f"{path} has --{name} {saved[name]}, not {getattr(args, name)}: measure it alone")
 
 
+def check_corruption(args):
+    """Raise BadInput for timesteps that cannot be corrupted, and set --noise_level where it is not given."""
+    if args.noisetype:
+        args.noise_level = args.noise_level or {"gaussian_noise": 0.1, "blur": 1.0}[args.noisetype]
+    if args.noisetime and not (args.noisetype or args.freqlevel):
+        raise BadInput("--noisetime has an effect only with --noisetype or --freqlevel")
+    if max(args.noisetime, default=0) > args.timestep:
+        raise BadInput(f"--noisetime {max(args.noisetime)} is past --timestep {args.timestep}")
+
+
 def check_loss(args):
     """Raise BadInput for timesteps that the loss cannot use, and set --prefix_time where it is not given."""
     if args.loss == "centroid" and not 1 <= (args.target_ic or 0) <= args.timestep:
@@ -328,6 +349,7 @@ def check(args, given):
         raise BadInput("--fake_shape takes C H W, or T C H W")
     if args.dataset == "planted" and max(args.planted_time) > args.timestep:
         raise BadInput(f"--planted_time {max(args.planted_time)} is past --timestep {args.timestep}")
+    check_corruption(args)
     check_loss(args)
     if args.warmup_epochs >= args.epochs:
         raise BadInput(f"--warmup_epochs {args.warmup_epochs} leaves nothing of --epochs {args.epochs}")

@@ -5,6 +5,7 @@ A set is two `ImageSet`s, made by `load`. Values are in [0, 1] where they are st
 channel by channel with the training set's mean and standard deviation.
 """
 
+import math
 import sys
 from collections import deque
 from copy import copy
@@ -122,6 +123,58 @@ def stack_images(images):
 
 
 @dataclass
+class Corruption:
+    """What is done to inputs in [0, 1], images [B, C, H, W] or frames [B, T, C, H, W], before they are standardised.
+
+    kind "gaussian_noise" adds noise of standard deviation `level` and cuts at 0 and 1; "blur" is Gaussian, of standard
+    deviation `level` in pixels. `band` "low" keeps the spatial frequencies up to `radius` cycles an image, "high" those
+    above. An image is corrupted once and shown at `times`, counted from 1, itself at the others of the `timestep`;
+    without `times`, it is shown at all.
+    """
+
+    timestep: int
+    times: tuple = ()
+    kind: str | None = None
+    level: float = 0.0
+    band: str | None = None
+    radius: float = 0.0
+
+    def __call__(self, x, size=None, part=slice(None)):
+        """Of a batch of `size` inputs, x may be the `part`. Noise is drawn from torch's generator of the device."""
+        changed = x
+        if self.kind == "gaussian_noise":
+            noise = torch.randn(size or len(x), *x.shape[1:], device=x.device, dtype=x.dtype)[part]
+            changed = (changed + self.level * noise).clamp(0, 1)
+        elif self.kind == "blur":
+            changed = blurred(changed, self.level)
+        if self.band:
+            changed = filtered(changed, self.band, self.radius)
+        if not self.times:
+            return changed
+        frames = [image.unsqueeze(1).expand(-1, self.timestep, *x.shape[1:]) for image in (x, changed)]
+        x, changed = (x, changed) if x.dim() == 5 else frames
+        chosen = torch.zeros(self.timestep, dtype=torch.bool, device=x.device)
+        chosen[[t - 1 for t in self.times]] = True
+        return torch.where(chosen.view(-1, 1, 1, 1), changed, x)
+
+
+def blurred(x, sigma):
+    """Gaussian blur of [..., H, W], standard deviation in pixels, mirrored at the edges."""
+    import_torchvision()
+    from torchvision.transforms.functional import gaussian_blur
+
+    reach = min(math.ceil(3 * sigma), min(x.shape[-2:]) - 1)
+    return gaussian_blur(x.flatten(1, -3), 2 * reach + 1, sigma).view(x.shape)
+
+
+def filtered(x, band, radius):
+    """The spatial frequencies of [..., H, W] up to `radius` cycles an image ("low"), or those above ("high")."""
+    down, right = (torch.fft.fftfreq(size, 1 / size, device=x.device) for size in x.shape[-2:])
+    low = down.square().unsqueeze(1) + right.square() <= radius**2
+    return torch.fft.ifft2(torch.fft.fft2(x) * (low if band == "low" else ~low)).real
+
+
+@dataclass
 class ImageSet:
     """Samples and how a batch is made of them.
 
@@ -136,6 +189,7 @@ class ImageSet:
     pad: int = 0
     flip: bool = False
     poisson_steps: int = 0
+    corruption: Corruption | None = None
 
     def __len__(self):
         return len(self.labels)
@@ -166,9 +220,11 @@ class ImageSet:
         if augment and (self.pad or self.flip):
             x = crop_and_flip(x, self.pad, self.flip, len(index), part)
         x = x / 255 if x.dtype == torch.uint8 else x
+        if self.corruption:
+            x = self.corruption(x, len(index), part)
         if self.poisson_steps:
-            chance = torch.rand(len(index), self.poisson_steps, *x.shape[1:], device=x.device)  # (B, T, C, H, W)
-            return (chance[part] < x.unsqueeze(1)).to(x.dtype), labels
+            chance = torch.rand(len(index), self.poisson_steps, *x.shape[-3:], device=x.device)  # (B, T, C, H, W)
+            return (chance[part] < (x if x.dim() == 5 else x.unsqueeze(1))).to(x.dtype), labels
         return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1), labels
 
 
@@ -213,11 +269,12 @@ def load(args, device):
     if args.encode == "p":
         if x_train.dim() == 5:
             raise BadInput("--encode p makes spikes of images; frames are in time already")
-        if x_train.dtype != torch.uint8 and (
-            min(x_train.min(), x_test.min()) < 0 or max(x_train.max(), x_test.max()) > 1
-        ):
-            raise BadInput("--encode p needs values in [0, 1], as probabilities")
+        need_pixels("--encode p", x_train, x_test)
         train.poisson_steps = args.timestep
+    if args.noisetype or args.freqlevel:
+        need_pixels("corruption of inputs", x_train, x_test)
+        noise, filters = (args.noisetype, args.noise_level), (args.freqlevel, args.freq_radius)
+        train.corruption = Corruption(args.timestep, tuple(args.noisetime), *noise, *filters)
     test = replace(train, images=x_test, labels=y_test)
     corrupted = None
     if args.datanum:
@@ -238,6 +295,12 @@ def load(args, device):
     if args.dry_run:
         train, test = train.subset(slice(2 * args.batch_size)), test.subset(slice(2 * args.batch_size))
     return train.to(device), test.to(device), corrupted
+
+
+def need_pixels(what, *sets):
+    """Raise BadInput for inputs that are not pixels in [0, 1]."""
+    if any(x.dtype != torch.uint8 and (x.min() < 0 or x.max() > 1) for x in sets):
+        raise BadInput(f"{what} needs values in [0, 1]")
 
 
 def channel_statistics(images):

@@ -12,7 +12,9 @@ OTHER = {
     "data_dir": None, "data_file": None, "image_size": None, "workers": None,  # with files: tests/test_data.py
     "fake_shape": ["1", "10", "10"], "planted_time": ["2", "--dataset", "planted"],
     "datanum": ["64"], "label_corrupt_prob": ["0.5"], "encode": ["p"],
-    "no_augment": [],
+    "noisetype": ["blur"], "noise_level": ["0.5", "--noisetype", "gaussian_noise"],
+    "freqlevel": ["low", "--freq_radius", "1"], "freq_radius": ["1", "--freqlevel", "high"],
+    "noisetime": ["2", "--noisetype", "gaussian_noise"], "no_augment": [],
     "arch": ["vgg5"], "width": ["0.2"], "layernum": ["3"], "timestep": ["3"], "norm": ["folded", "--layernum", "3"],
     "tau": ["4"],
     "threshold": ["0.5"], "reset": ["soft"], "surrogate": ["triangle"], "surrogate_alpha": ["3"], "undecayed_input": [],
@@ -36,6 +38,9 @@ OTHER = {
 # image has one timestep, so BatchNorm's two ways differ from the second hidden layer on.)
 BESIDE = {
     "planted_time": ["--dataset", "planted"],
+    "noise_level": ["--noisetype", "gaussian_noise"],
+    "freq_radius": ["--freqlevel", "high"],
+    "noisetime": ["--noisetype", "gaussian_noise"],
     "norm": ["--layernum", "3"],
     "tet_lambda": ["--loss", "tet"],
     "prefix_time": ["--loss", "prefix"],
@@ -139,6 +144,10 @@ def test_lists_of_epochs(entries, last, epochs):
         (["--planted_time", "2"], "--dataset planted"),
         (["--fisher_estimator", "release", "--fisher_labels", "exact"], "expectation"),
         (["--dataset", "digits", "--no_augment"], "--dataset cifar10"),
+        (["--noisetime", "1"], "--noisetype"),
+        (["--noisetype", "blur", "--noisetime", "11"], "past --timestep 10"),
+        (["--noise_level", "0.3"], "--noisetype blur or gaussian_noise"),
+        (["--freq_radius", "3"], "--freqlevel high or low"),
         (["--lossskiptime", "0"], "at least 1"),
         (["--lossskiptime", "11"], "past --timestep 10"),
         (["--timestep", "2", "--lossskiptime", "1", "2"], "no output of the first 2"),

@@ -209,8 +209,43 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):
         data.load(args_for("--dataset", "folder", "--data_dir", str(tmp_path)), torch.device("cpu"))
 
 
+def test_a_corruption_touches_the_named_timesteps_alone():
+    images = torch.rand(5, 2, 8, 8)
+    for kind in ("gaussian_noise", "blur"):
+        corruption = data.Corruption(4, (2, 4), kind, 0.5)
+        for x in (images, images.unsqueeze(1).expand(-1, 4, -1, -1, -1)):
+            found = corruption(x)
+            assert found.shape == (5, 4, 2, 8, 8) and found.min() >= 0 and found.max() <= 1
+            assert torch.equal(found[:, [0, 2]], images.unsqueeze(1).expand(-1, 2, -1, -1, -1))
+            assert (found[:, [1, 3]] != images.unsqueeze(1)).flatten(1).any(1).all()
+        assert data.Corruption(4, (), kind, 0.5)(images).shape == images.shape
+
+
+def test_noise_has_its_level_and_blur_is_the_gaussians_mean():
+    torch.manual_seed(0)
+    grey = torch.full((50, 1, 32, 32), 0.5)
+    assert data.Corruption(1, (), "gaussian_noise", 0.05)(grey).std().item() == pytest.approx(0.05, rel=0.02)
+    spot = torch.zeros(1, 1, 31, 31)
+    spot[..., 15, 15] = 1
+    found = data.Corruption(1, (), "blur", 2.0)(spot)[0, 0]
+    bell = torch.exp(-((torch.arange(31) - 15.0) ** 2) / 8)
+    bell[(torch.arange(31) - 15).abs() > 6] = 0
+    torch.testing.assert_close(found, bell.outer(bell) / bell.sum() ** 2, atol=1e-6, rtol=1e-4)
+
+
+def test_low_and_high_frequencies_add_up_to_the_image_and_a_wave_is_in_one_of_them():
+    x = torch.rand(2, 3, 8, 9)
+    low, high = (data.Corruption(1, (), None, 0, band, 2.0)(x) for band in ("low", "high"))
+    torch.testing.assert_close(low + high, x)
+    wave = torch.cos(2 * torch.pi * 3 * torch.arange(8) / 8).expand(1, 1, 8, 8)
+    for radius, kept in ((2.9, 0), (3.0, 1)):
+        torch.testing.assert_close(data.Corruption(1, (), None, 0, "low", radius)(wave), kept * wave, atol=1e-6, rtol=0)
+
+
 def test_a_part_of_a_batch_is_what_it_is_within_the_whole():
-    for argv in (["--dataset", "fake"], ["--dataset", "digits", "--encode", "p"]):
+    noise = ["--noisetype", "gaussian_noise", "--noisetime", "2"]
+    digits = ["--dataset", "digits"]
+    for argv in (["--dataset", "fake"], [*digits, "--encode", "p"], [*digits, *noise]):
         train, _, _ = data.load(args_for(*argv), torch.device("cpu"))
         found = []
         for part in (slice(None), slice(2, 5)):
