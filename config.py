@@ -14,6 +14,7 @@ from pathlib import Path
 import archs
 from archs.layers import NORMS
 from archs.neuron import RESETS, SURROGATES
+from attacks import METHODS, parse_surrogate
 from data import AUGMENT, DATASETS
 from fisher import PREFIXES
 from losses import LOSSES, kept_steps
@@ -34,7 +35,7 @@ RECIPES = {
         fisher_epochs=["0", "1", "2", "5", "10"],
     ),
 }  # fmt: skip
-# A flag that only one setting of another flag reads: given without it, it would do nothing, so it is refused.
+# A flag that only some settings of another flag read: given without them, it would do nothing, so it is refused.
 ONLY_WITH = {
     "layernum": ("arch", {"fc"}),
     "data_file": ("dataset", {"npz"}),
@@ -54,22 +55,27 @@ ONLY_WITH = {
     "prefix_weight": ("loss", {"prefix"}),
     "target_ic": ("loss", {"centroid"}),
     "loss_threshold": ("loss", {"ce", "tet", "prefix"}),
+    **dict.fromkeys(("attack_method", "eps", "attack_prefix"), ("adv_train", {True})),
 }
+# Of an attack in several steps alone.
+PGD_FLAGS = {"attack_steps", "attack_step_size", "attack_restarts", "no_random_start"}
 # What belongs to one start of a script and not to the run; --data_dir is the run's, but may change.
 PLACES = {"resume", "dry_run", "device", "out_dir", "exp_name", "workers"}
 # What a checkpoint knows of the model and the data it was trained on; --checkpoints takes these from it.
-MODEL_FLAGS = {
-    "dataset", "data_file", "image_size", "fake_shape", "planted_time", "datanum", "label_corrupt_prob", "encode",
-    "arch", "width", "layernum", "timestep", "norm", "tau", "threshold", "reset", "surrogate", "surrogate_alpha",
-    "undecayed_input", "undetached_reset", "seed",
+INPUT_FLAGS = {"dataset", "data_file", "image_size", "fake_shape", "planted_time", "encode", "timestep"}
+MODEL_FLAGS = INPUT_FLAGS | {
+    "datanum", "label_corrupt_prob", "arch", "width", "layernum", "norm", "tau", "threshold", "reset", "surrogate",
+    "surrogate_alpha", "undecayed_input", "undetached_reset", "seed",
 }  # fmt: skip
 # With --checkpoints nothing is trained: these would do nothing, so they are refused.
 TRAINING_FLAGS = {
     "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "scheduler", "lr_step",
     "lr_gamma", "warmup_epochs", "label_smoothing", "amp", "compile", "checkpoint_activations", "no_augment",
     "init", "save_epochs", "fisher_epochs", "loss", "lossskiptime", "loss_threshold", "tet_lambda", "prefix_time",
-    "prefix_weight", "target_ic",
+    "prefix_weight", "target_ic", "adv_train",
 }  # fmt: skip
+# eval_snn_robustness.py corrupts by its own flags, at several strengths.
+CORRUPTION_FLAGS = {"noisetype", "noise_level", "freqlevel", "freq_radius"}
 
 
 def number(kind, low, high=None, open_low=False):
@@ -123,7 +129,19 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
+def surrogate(text):
+    """An argparse type: a surrogate gradient of an attack."""
+    if text != "own":
+        try:
+            parse_surrogate(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(error) from error
+    return text
+
+
 def make_parser(script, description=None):
+    robustness = script == "eval_snn_robustness"
+    unused = TRAINING_FLAGS | CORRUPTION_FLAGS if robustness else set()
     parser = Parser(
         prog=f"{script}.py",
         description=description,
@@ -138,7 +156,8 @@ def make_parser(script, description=None):
         def flag(name, *names, help, **kw):
             shown = kw.get("default") is not None and kw.get("action") is None
             value = " ".join(map(str, kw["default"])) if isinstance(kw.get("default"), list) else kw.get("default")
-            add(name, *names, help=help + (f" (default {value})" if shown else ""), **kw)
+            help = argparse.SUPPRESS if name[2:] in unused else help + (f" (default {value})" if shown else "")
+            add(name, *names, help=help, **kw)
 
         return flag
 
@@ -222,6 +241,36 @@ def make_parser(script, description=None):
          help="less memory for a second forward pass: a training step keeps the inputs of blocks only; for large T")
     flag("--seed", type=number(int, 0), default=0, help="seed of weights, order, augmentation, corruption, encoding")
 
+    flag = group("attack")
+    # What an evaluation takes a list of, training takes one of.
+    several = {"nargs": "+"} if robustness else {}
+    if not robustness:
+        flag("--adv_train", action="store_true",
+             help="train on adversarial inputs: each batch attacked with the weights of that moment")
+    flag("--attack_method", choices=METHODS, default=list(METHODS) if robustness else "pgd", **several,
+         help="fgsm: one step of eps; pgd: projected gradient descent")
+    flag("--eps", type=number(float, 0, 255, open_low=True), default=[4, 8, 16, 32, 64] if robustness else 8,
+         metavar="E", **several, help="most that an attack changes a pixel, in 1/255")
+    flag("--attack_steps", type=number(int, 1), default=10, metavar="K", help="steps of pgd")
+    flag("--attack_step_size", type=number(float, 0, 255, open_low=True), metavar="S",
+         help="of pgd, in 1/255; without it, 2.5 eps / K")
+    flag("--attack_restarts", type=number(int, 1), default=1, metavar="R", help="starts of pgd; the best counts")
+    flag("--no_random_start", action="store_true", help="pgd starts at the input itself")
+    flag("--attack_prefix", type=number(int, 1), metavar="t",
+         help="attack the prediction after t timesteps; without it, after all")
+    if robustness:
+        flag("--attack_surrogate", nargs="+", type=surrogate, metavar="S",
+             default=["own", "atan:1", "atan:4", "triangle:1"],
+             help="surrogate gradients of the attackers, of which the worst counts: own (the network's), or name:alpha")
+        flag = group("robustness")
+        flag("--checkpoints", nargs="+", metavar="CKPT", help="the trained networks; their flags are taken from them")
+        flag("--robust_samples", type=number(int, 2), default=512, metavar="N",
+             help="test samples, the same for all; where there are fewer, all")
+        flag("--noise_levels", nargs="*", type=number(float, 0, open_low=True), default=[0.05, 0.1, 0.2, 0.4],
+             metavar="S", help="standard deviations of Gaussian noise, of pixels in [0, 1]")
+        flag("--blur_levels", nargs="*", type=number(float, 0, open_low=True), default=[0.5, 1.0, 2.0], metavar="S",
+             help="standard deviations of Gaussian blur, in pixels")
+
     if script == "train_snn_fisherinfo":
         flag = group("Fisher information")
         flag("--fisher_epochs", nargs="+", type=epoch_list, default=["20", "120", "300"], metavar="E",
@@ -287,6 +336,7 @@ def parse(script, argv=None, description=None):
 def run_name(args):
     """Name of the run folder."""
     kind = "_checkpoints" if getattr(args, "checkpoints", None) else ""
+    kind = "_robustness" if hasattr(args, "robust_samples") else kind
     return args.exp_name or f"{args.dataset}_{args.arch}_T{args.timestep}_seed{args.seed}{kind}"
 
 
@@ -304,6 +354,8 @@ def stored_args(args):
 def check_checkpoints(args):
     """Raise BadInput if --checkpoints were made with other settings than `args` has."""
     free = set() if args.datanum or args.label_corrupt_prob else {"seed"}  # else the seed chose their training data
+    if hasattr(args, "robust_samples"):  # each network is built by its own flags
+        free = MODEL_FLAGS - INPUT_FLAGS
     for path in getattr(args, "checkpoints", None) or ():
         saved = load_checkpoint(path).get("args", {})
         for name in sorted(MODEL_FLAGS & saved.keys() - free):
@@ -315,10 +367,20 @@ def check_corruption(args):
     """Raise BadInput for timesteps that cannot be corrupted, and set --noise_level where it is not given."""
     if args.noisetype:
         args.noise_level = args.noise_level or {"gaussian_noise": 0.1, "blur": 1.0}[args.noisetype]
-    if args.noisetime and not (args.noisetype or args.freqlevel):
+    if args.noisetime and not (args.noisetype or args.freqlevel or hasattr(args, "noise_levels")):
         raise BadInput("--noisetime has an effect only with --noisetype or --freqlevel")
     if max(args.noisetime, default=0) > args.timestep:
         raise BadInput(f"--noisetime {max(args.noisetime)} is past --timestep {args.timestep}")
+
+
+def check_attack(args, given):
+    """Raise BadInput for an attack that cannot be."""
+    alone = sorted(given & PGD_FLAGS)
+    if alone and ("pgd" not in args.attack_method or not getattr(args, "adv_train", True)):
+        need = "--attack_method pgd" if "pgd" not in args.attack_method else "--adv_train"
+        raise BadInput(f"--{alone[0]} has an effect only with {need}")
+    if (args.attack_prefix or 0) > args.timestep:
+        raise BadInput(f"--attack_prefix {args.attack_prefix} is past --timestep {args.timestep}")
 
 
 def check_loss(args):
@@ -339,10 +401,16 @@ def check(args, given):
     """Raise BadInput for flags that do not fit together."""
     for name in sorted(given & ONLY_WITH.keys()):
         other, values = ONLY_WITH[name]
-        if getattr(args, other) not in values:
-            raise BadInput(f"--{name} has an effect only with --{other} {' or '.join(sorted(values))}")
+        if hasattr(args, other) and getattr(args, other) not in values:
+            need = "" if values == {True} else " " + " or ".join(sorted(values))
+            raise BadInput(f"--{name} has an effect only with --{other}{need}")
     if getattr(args, "checkpoints", None) and given & TRAINING_FLAGS:
         raise BadInput(f"--{min(given & TRAINING_FLAGS)} has no effect with --checkpoints, which trains nothing")
+    if hasattr(args, "robust_samples"):
+        if not args.checkpoints:
+            raise BadInput("--checkpoints a.pt b.pt names the trained networks to evaluate: it is missing")
+        if given & CORRUPTION_FLAGS:
+            raise BadInput(f"--{min(given & CORRUPTION_FLAGS)} is of training: here, --noise_levels and --blur_levels")
     if args.dataset == "npz" and not args.data_file:
         raise BadInput("--dataset npz needs --data_file x.npz")
     if len(args.fake_shape) not in (3, 4):
@@ -350,6 +418,7 @@ def check(args, given):
     if args.dataset == "planted" and max(args.planted_time) > args.timestep:
         raise BadInput(f"--planted_time {max(args.planted_time)} is past --timestep {args.timestep}")
     check_corruption(args)
+    check_attack(args, given)
     check_loss(args)
     if args.warmup_epochs >= args.epochs:
         raise BadInput(f"--warmup_epochs {args.warmup_epochs} leaves nothing of --epochs {args.epochs}")

@@ -210,22 +210,34 @@ class ImageSet:
             self.images.expect([index[part] for index, part in zip(batches, parts or [slice(None)] * len(batches))])
 
     def batch(self, index, augment=False, part=slice(None)):
-        """Inputs [B, C, H, W] or [B, T, C, H, W], standardised float32, and labels [B], of the samples `index` [B].
+        """Inputs [B, C, H, W] or [B, T, C, H, W] of a network, and labels [B], of the samples `index` [B].
 
         Of these, `part` is given out; it is what it would be within the whole batch. What is random (crops, flips,
-        Poisson spikes) is drawn from torch's global generator of the device. Poisson spikes are 0 or 1 with the
-        pixel's value as probability, and are not standardised.
+        noise, Poisson spikes) is drawn from torch's global generator of the device.
         """
+        x, labels = self.pixels(index, augment, part)
+        return self.encode(x, len(index), part), labels
+
+    def pixels(self, index, augment=False, part=slice(None)):
+        """The same before `encode`: augmented and corrupted, float32, in [0, 1] if the set is."""
         x, labels = self.images[index[part]], self.labels[index[part]]
         if augment and (self.pad or self.flip):
             x = crop_and_flip(x, self.pad, self.flip, len(index), part)
         x = x / 255 if x.dtype == torch.uint8 else x
         if self.corruption:
             x = self.corruption(x, len(index), part)
-        if self.poisson_steps:
-            chance = torch.rand(len(index), self.poisson_steps, *x.shape[-3:], device=x.device)  # (B, T, C, H, W)
-            return (chance[part] < (x if x.dim() == 5 else x.unsqueeze(1))).to(x.dtype), labels
-        return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1), labels
+        return x, labels
+
+    def encode(self, x, size=None, part=slice(None)):
+        """Pixels as a network takes them: standardised, or Poisson spikes, which are 0 or 1 with the pixel's value as
+        probability, and not standardised; the gradient of a spike by its pixel counts as 1. Of a batch of `size`
+        samples, x may be the `part`."""
+        if not self.poisson_steps:
+            return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        chance = torch.rand(size or len(x), self.poisson_steps, *x.shape[-3:], device=x.device)  # (B, T, C, H, W)
+        frames = x if x.dim() == 5 else x.unsqueeze(1)
+        spikes = (chance[part] < frames).to(x.dtype)
+        return spikes + (frames - frames.detach()) if x.requires_grad else spikes
 
 
 def crop_and_flip(x, pad, flip, size=None, part=slice(None)):

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from utils import FISHER_FILE, LOG_FILE, BadInput, read_lines, run_script, write_atomically
+from utils import FISHER_FILE, LOG_FILE, ROBUSTNESS_FILE, BadInput, read_lines, run_script, write_atomically
 
 GREY = "0.5"
 
@@ -110,13 +110,51 @@ def training(folder):
     return save(figure, folder, "training")
 
 
+def robustness(folder):
+    """figures/robustness.png: accuracy against the strength of attacks, of noise and of blur, and after each timestep;
+    a colour a network."""
+    networks = {}
+    for line in read_lines(Path(folder) / ROBUSTNESS_FILE):
+        networks.setdefault(line["checkpoint"], []).append(line)
+    if not networks:
+        raise BadInput(f"{folder} has no line in {ROBUSTNESS_FILE}")
+    figure = Figure(figsize=(16, 4.2), layout="constrained")
+    panels = figure.subplots(1, 4, sharey=True)
+    kinds = [("pgd", 0, "-"), ("fgsm", 0, "--"), ("gaussian_noise", 1, "-"), ("blur", 2, "-")]
+    strengths = sorted({line["strength"] for lines in networks.values() for line in lines if line["threat"] == "pgd"})
+    middle = strengths[len(strengths) // 2] if strengths else 0
+    for lines, colour in zip(networks.values(), shades(len(networks))):
+        clean = next(line for line in lines if line["threat"] == "clean")
+        for kind, panel, style in kinds:
+            found = [line for line in lines if line["threat"] == kind]
+            x = [0, *(line["strength"] for line in found)]
+            at = (found[0]["prefix"] or 0) - 1 if found else -1
+            y = [line["accuracy"][at] for line in (clean, *found)]
+            low, high = zip(*(line["accuracy_ci"][at] for line in (clean, *found)))
+            panels[panel].plot(
+                x, y, style, marker="o", ms=3, color=colour, label=label(clean) if style == "-" else None
+            )
+            panels[panel].fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+        steps = range(1, clean["timestep"] + 1)
+        panels[3].plot(steps, clean["accuracy"], color=colour)
+        for line in lines:
+            if line["threat"] == "pgd" and line["strength"] == middle:
+                panels[3].plot(steps, line["accuracy"], ":", color=colour)
+    panels[0].set(xlabel="eps (1/255)", ylabel="accuracy (95 % interval)", ylim=(0, 1), title="PGD (dashed: FGSM)")
+    panels[1].set(xlabel="standard deviation", title="Gaussian noise")
+    panels[2].set(xlabel="standard deviation (pixels)", title="Gaussian blur")
+    panels[3].set(xlabel="timesteps t", title=f"After t steps (dotted: PGD, eps {middle:g})")
+    panels[0].legend(fontsize=7)
+    return save(figure, folder, "robustness")
+
+
 def main():
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         raise BadInput("usage: python plots.py RUN_FOLDER")
-    folder, figures = Path(sys.argv[1]), {LOG_FILE: training, FISHER_FILE: fisher}
+    folder, figures = Path(sys.argv[1]), {LOG_FILE: training, FISHER_FILE: fisher, ROBUSTNESS_FILE: robustness}
     found = [draw for name, draw in figures.items() if (folder / name).exists()]
     if not found:
-        raise BadInput(f"{folder} holds no run: neither {LOG_FILE} nor {FISHER_FILE}")
+        raise BadInput(f"{folder} holds no run: none of {', '.join(figures)}")
     for draw in found:
         print(draw(folder))
 

@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import archs
+import attacks
 import config
 import data
 import losses
@@ -74,13 +75,24 @@ def setup(args):
     train_set, test_set, corrupted = data.load(args, device)
     if rank() == 0:
         of_all(None)
+    if getattr(args, "adv_train", False):
+        data.need_pixels("--adv_train", train_set.images)
+    model = build_model(args, train_set)
+    latest = Path(args.out_dir) / config.run_name(args) / LATEST
+    if args.init and not (args.resume and latest.exists()):
+        load_weights(model, load_checkpoint(args.init), args.init, args)
+    return model, train_set, test_set, corrupted
+
+
+def build_model(args, dataset):
+    """The network that `args` describe, for inputs and on the device of `dataset`."""
     seed_all(args.seed, "model")  # drawn on the CPU: the same weights for every device
-    model = archs.build(
+    return archs.build(
         args.arch,
         timestep=args.timestep,
-        num_classes=train_set.num_classes,
-        in_channels=train_set.images.shape[-3],
-        image_size=train_set.images.shape[-2:],
+        num_classes=dataset.num_classes,
+        in_channels=dataset.images.shape[-3],
+        image_size=dataset.images.shape[-2:],
         width=args.width,
         layernum=args.layernum,
         norm=args.norm,
@@ -92,11 +104,7 @@ def setup(args):
         decay_input=not args.undecayed_input,
         detach_reset=not args.undetached_reset,
         checkpoint_activations=args.checkpoint_activations,
-    ).to(device)
-    latest = Path(args.out_dir) / config.run_name(args) / LATEST
-    if args.init and not (args.resume and latest.exists()):
-        load_weights(model, load_checkpoint(args.init), args.init, args)
-    return model, train_set, test_set, corrupted
+    ).to(dataset.labels.device)
 
 
 @contextmanager
@@ -187,6 +195,17 @@ def check_finite(value, epoch, step):
         )
 
 
+def adversarial(args, model, dataset, x, y):
+    """The pixels x, attacked. BatchNorm is in eval mode meanwhile: its running statistics do not see the attempts."""
+    model = getattr(model, "module", model)  # the attempts are each process's own
+    model.eval()
+    attack = attacks.make(args, args.attack_method, args.eps)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+        x = attack(lambda pixels: model(dataset.encode(pixels)), x, y)
+    model.train()
+    return x
+
+
 def train_epoch(args, at, model, optimizer, train_set, stop):
     """Train the epoch after `at`, from its step on, and keep `at` up to date. Returns the images a second, or None.
 
@@ -207,7 +226,11 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
     seen, start = at["images"], time.perf_counter()
     for step in tqdm(range(at["step"], len(batches)), f"epoch {epoch}", disable=no_bar(), leave=False):
         seed_all(args.seed, "step", epoch, step)
-        x, y = train_set.batch(batches[step], augment=True, part=own_part(len(batches[step])))
+        part = own_part(len(batches[step]))
+        x, y = train_set.pixels(batches[step], augment=True, part=part)
+        if args.adv_train:
+            x = adversarial(args, model, train_set, x, y)
+        x = train_set.encode(x, len(batches[step]), part)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
             outputs = model(x).float()  # (T, N, classes)
         loss = loss_of(outputs, y)
