@@ -25,6 +25,9 @@ OTHER = {
     "loss": ["tet"], "tet_lambda": ["0.5", "--loss", "tet"], "prefix_time": ["2", "--loss", "prefix"],
     "prefix_weight": ["0.9", "--loss", "prefix"], "target_ic": ["1.2", "--loss", "centroid"], "lossskiptime": ["1"],
     "loss_threshold": ["2.5"], "amp": ["bf16"],
+    "adv_train": [], "attack_method": ["fgsm", "--adv_train"], "eps": ["2", "--adv_train"],
+    "attack_steps": ["3", "--adv_train"], "attack_step_size": ["1", "--adv_train"],
+    "attack_restarts": ["2", "--adv_train"], "no_random_start": ["--adv_train"], "attack_prefix": ["1", "--adv_train"],
     "seed": ["1"],
     "fisher_epochs": ["every:1"], "fisher_samples": ["5"], "fisher_split": ["test"], "fisher_labels": ["exact"],
     "fisher_prefix": ["instant"], "fisher_estimator": ["release", "--fisher_batch", "3"],
@@ -34,6 +37,15 @@ OTHER = {
     "checkpoint_activations": None, "compile": None,  # change nothing: tests/test_archs.py, tests/test_train.py
     "out_dir": None, "exp_name": None, "resume": None, "device": None, "dry_run": None,  # tests/test_train.py
 }  # fmt: skip
+ATTACK = (
+    "attack_method",
+    "eps",
+    "attack_steps",
+    "attack_step_size",
+    "attack_restarts",
+    "no_random_start",
+    "attack_prefix",
+)
 # A flag that works only beside another is compared with a run that has the other alone. (Before the first LIF a static
 # image has one timestep, so BatchNorm's two ways differ from the second hidden layer on.)
 BESIDE = {
@@ -48,6 +60,7 @@ BESIDE = {
     "target_ic": ["--loss", "centroid", "--target_ic", "1.8"],
     "lr_step": ["--scheduler", "step", "--lr_step", "2"],
     "lr_gamma": ["--scheduler", "step", "--lr_step", "1"],
+    **{name: ["--adv_train"] for name in ATTACK},
     "fisher_batch": ["--fisher_estimator", "release", "--fisher_batch", "3"],
 }
 
@@ -127,6 +140,11 @@ def test_lists_of_epochs(entries, last, epochs):
         (["--datanum", "1"], "at least 2"),
         (["--dataset", "npz"], "--data_file"),
         (["--layernum", "3"], "--arch fc"),
+        (["--eps", "4"], "--adv_train"),
+        (["--attack_steps", "4"], "--adv_train"),
+        (["--adv_train", "--attack_method", "fgsm", "--attack_restarts", "4"], "--attack_method pgd"),
+        (["--adv_train", "--attack_prefix", "11"], "--timestep 10"),
+        (["--adv_train", "--eps", "300"], "at most 255"),
         (["--optimizer", "adam", "--momentum", "0.5"], "--optimizer sgd"),
         (["--epochs", "5", "--fisher_epochs", "6"], "past --epochs 5"),
         (["--fisher_epochs", "every:0"], "every:k"),
