@@ -228,6 +228,12 @@ class ImageSet:
             x = self.corruption(x, len(index), part)
         return x, labels
 
+    def shown(self, number):
+        """One input as a figure shows it: frames [S, C, H, W] in [0, 1], S = 1 if every timestep sees the same."""
+        x = self.pixels(torch.tensor([number], device=self.labels.device))[0]
+        x = self.encode(x) if self.poisson_steps else x
+        return x[0] if x.dim() == 5 else x
+
     def encode(self, x, size=None, part=slice(None)):
         """Pixels as a network takes them: standardised, or Poisson spikes, which are 0 or 1 with the pixel's value as
         probability, and not standardised; the gradient of a spike by its pixel counts as 1. Of a batch of `size`

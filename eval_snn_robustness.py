@@ -25,7 +25,7 @@ import config
 import data
 import plots
 from fisher import prefix_outputs
-from train_snn import build_model, run_folder
+from train_snn import build_model, draw_inputs, run_folder
 from utils import (
     ROBUSTNESS_FILE,
     StopSignals,
@@ -210,6 +210,8 @@ def main(argv=None):
     seeds = [load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints]
     with run_folder(args, device) as run, StopSignals() as stop:
         run.keep_lines(ROBUSTNESS_FILE, lambda line: True)  # drops a line that a killed process left torn
+        kinds = [(f"{kind} {level:g}", changed) for kind, level, changed, attack in threats(args) if not attack]
+        draw_inputs(args, run, {kind: replace(dataset, corruption=changed) for kind, changed in kinds})
         for number, path in enumerate(args.checkpoints):
             evaluate_network(args, run, path, another_seed(args.checkpoints, seeds, number), dataset, stop)
         if rank() == 0:

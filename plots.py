@@ -13,8 +13,12 @@ GREY = "0.5"
 
 def save(figure, folder, name):
     """Write figures/<name>.png of the run folder; returns its path."""
-    path = Path(folder) / "figures" / f"{name}.png"
-    path.parent.mkdir(exist_ok=True)
+    (Path(folder) / "figures").mkdir(exist_ok=True)
+    return write(figure, Path(folder) / "figures" / f"{name}.png")
+
+
+def write(figure, path):
+    """Write the figure there; returns the path."""
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
     return path
 
@@ -146,6 +150,44 @@ def robustness(folder):
     panels[3].set(xlabel="timesteps t", title=f"After t steps (dotted: PGD, eps {middle:g})")
     panels[0].legend(fontsize=7)
     return save(figure, folder, "robustness")
+
+
+def inputs(folder, rows):
+    """figures/inputs.png, a contact sheet: rows {name: one input, frames [S, C, H, W] in [0, 1]}, a column a timestep;
+    a single frame is what every timestep sees."""
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(1.6 + columns, 1.05 * len(rows) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for cells, (name, frames) in zip(axes, rows.items()):
+        cells[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for number, cell in enumerate(cells):
+            cell.set(xticks=[], yticks=[])
+            frame = frames[min(number, len(frames) - 1)].cpu().permute(1, 2, 0).numpy()
+            frame = frame[..., 0] if frame.shape[2] != 3 else frame  # colour, or the first channel
+            cell.imshow(frame, cmap="gray", vmin=0, vmax=1)
+            if columns > 1 and cells is axes[0]:
+                cell.set_title(f"t = {number + 1}", fontsize=8)
+    return save(figure, folder, "inputs")
+
+
+def tradeoff(numbers, path, panels):
+    """Scatter of quantities against IC, one panel each of `panels` {quantity: label}: small a seed, large their mean.
+
+    numbers {(norm, loss): {"ic" or quantity: [a value a seed]}}; a colour a loss, a marker a norm. Returns the path.
+    """
+    figure = Figure(figsize=(4.6 * len(panels) + 1.8, 4.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    norms, losses = (list(dict.fromkeys(column)) for column in zip(*numbers))
+    colours = dict(zip(losses, (colormaps["tab20"](i / 20) for i in range(len(losses)))))
+    for axis, (quantity, text) in zip(axes, panels.items()):
+        for (norm, loss), found in numbers.items():
+            style = dict(color=colours[loss], marker="os^D"[norms.index(norm)])
+            axis.scatter(found["ic"], found[quantity], s=9, alpha=0.5, lw=0, **style)
+            mean = [sum(found[key]) / len(found[key]) for key in ("ic", quantity)]
+            axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=f"{loss} ({norm})", **style)
+        axis.set(xlabel="information centroid IC", ylabel=text)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, title="loss (norm)")
+    return write(figure, path)
 
 
 def main():

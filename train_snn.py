@@ -22,6 +22,7 @@ import shutil
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -117,6 +118,24 @@ def run_folder(args, device):
             yield run
         finally:
             run.close()
+
+
+def draw_inputs(args, run, sets):
+    """figures/inputs.png: the first sample of each of `sets` {name: data set}, as its network sees it."""
+    rows = {}
+    for name, dataset in sets.items():
+        seed_all(args.seed, "evaluate", 0)
+        rows[name] = dataset.shown(0)
+    if rank() == 0:
+        plots.inputs(run.folder, rows)
+
+
+def record_corruption(args, run, test_set, corrupted):
+    """Keep which labels were replaced, and draw what is done to inputs."""
+    if corrupted:
+        run.save(LABELS_FILE, corrupted)
+    if test_set.corruption:
+        draw_inputs(args, run, {"clean": replace(test_set, corruption=None), "corrupted": test_set})
 
 
 def compile_neurons(model):
@@ -355,8 +374,7 @@ def main(argv=None):
     args = config.parse("train_snn", argv, __doc__)
     model, train_set, test_set, corrupted = setup(args)
     with run_folder(args, train_set.labels.device) as run:
-        if corrupted:
-            run.save(LABELS_FILE, corrupted)
+        record_corruption(args, run, test_set, corrupted)
         line = fit(args, run, model, train_set, test_set, print_line)
         if rank() == 0:
             print(f"test accuracy {line['test_accuracy']:.4f} after {line['epoch']} epochs")

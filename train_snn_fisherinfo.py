@@ -34,10 +34,9 @@ from tqdm import tqdm
 import config
 import plots
 from fisher import PREFIXES, TemporalFisher, batch_means, centroid, centroid_interval, draw_labels, prefix_losses
-from train_snn import evaluate, fit, run_folder, setup
+from train_snn import evaluate, fit, record_corruption, run_folder, setup
 from utils import (
     FISHER_FILE,
-    LABELS_FILE,
     SAMPLES_FILE,
     BadInput,
     StopSignals,
@@ -217,8 +216,7 @@ def main(argv=None):
     subsets = fisher_subsets(args, train_set, test_set)
     epochs = config.expand_epochs(args.fisher_epochs, args.epochs)
     with run_folder(args, train_set.labels.device) as run:
-        if corrupted:
-            run.save(LABELS_FILE, corrupted)
+        record_corruption(args, run, test_set, corrupted)
         run.keep_lines(FISHER_FILE, lambda line: True)  # drops a line that a killed process left torn
 
         def after_epoch(line, stop):

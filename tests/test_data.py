@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from helpers import run
 from PIL import Image
 
 import config
@@ -252,3 +253,13 @@ def test_a_part_of_a_batch_is_what_it_is_within_the_whole():
             torch.manual_seed(3)
             found.append(train.batch(torch.arange(7), augment=True, part=part))
         assert torch.equal(found[0][0][2:5], found[1][0]) and torch.equal(found[0][1][2:5], found[1][1])
+
+
+def test_an_input_is_shown_as_each_timestep_sees_it(tmp_path):
+    folder = run(tmp_path, "--noisetype", "gaussian_noise", "--noisetime", "2", "--epochs", "1")
+    assert (folder / "figures" / "inputs.png").stat().st_size > 1000
+    digits = ["--dataset", "digits", "--timestep", "4"]
+    blur = ["--noisetype", "blur"]
+    for argv, frames in ((blur, 1), ([*blur, "--noisetime", "3"], 4), (["--encode", "p"], 4)):
+        _, test, _ = data.load(args_for(*digits, *argv), torch.device("cpu"))
+        assert test.shown(5).shape == (frames, 1, 8, 8)

@@ -1,0 +1,278 @@
+"""Every claim of the paper, from one command each: what was run, a figure, a table and a verdict.
+
+    python reproduce.py list
+    python reproduce.py loss --seeds 5 --jobs 2
+    python reproduce.py all
+
+--scale small runs on the digits, on two CPU cores; --scale paper is the same with the recipe of the release (ResNet19,
+CIFAR-10, T = 10), for GPUs. Runs are ordinary run folders under --out_dir: one that is complete is not run again, one
+that was stopped goes on. Figures and tables go to --results.
+"""
+
+import argparse
+import contextlib
+import importlib
+import math
+import multiprocessing
+import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+import config
+import plots
+from utils import FISHER_FILE, LOG_FILE, ROBUSTNESS_FILE, BadInput, Stopped, read_lines, run_script, write_atomically
+
+# What a training of each scale has on its command line.
+SCALES = {
+    "small": ["--dataset", "digits"],
+    "paper": [],
+    "dry": ["--dataset", "fake", "--fake_shape", "1", "8", "8", "--arch", "fc", "--width", "0.1", "--timestep", "8",
+            "--epochs", "1", "--datanum", "64", "--fisher_samples", "8"],
+}  # fmt: skip
+ATTACK_EPS = {"small": 32, "paper": 4, "dry": 32}  # in 1/255; what takes a network of that scale most of its accuracy
+LAST = ["--fisher_epochs", "every:1000000", "--save_epochs", "every:1000000"]  # the last epoch alone
+# 97.5 % points of Student's t distribution, by degrees of freedom.
+STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+
+
+# ---------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command line of a script. Its run folder is complete when it has that figure."""
+
+    name: str
+    script: str
+    flags: tuple
+    figure: str
+
+    def folder(self, args):
+        return Path(args.out_dir) / self.name
+
+
+def training(args, name, seed, *flags):
+    """A training with Fisher information."""
+    place = ["--data_dir", args.data_dir] if args.scale == "paper" else []
+    flags = (*SCALES[args.scale], *place, *LAST, *flags, "--seed", str(seed))
+    return Job(f"{name}_{seed}", "train_snn_fisherinfo", flags, "fisher")
+
+
+def perform(job, args, threads):
+    """Do a job in this process; what it prints goes to a file beside its folder."""
+    torch.set_num_threads(threads)
+    log = Path(args.out_dir) / f"{job.name}.txt"
+    with open(log, "a") as shown, contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        try:
+            argv = [*job.flags, "--out_dir", args.out_dir, "--exp_name", job.name, "--resume"]
+            importlib.import_module(job.script).main(argv)
+        except SystemExit as stop:
+            raise BadInput(f"{job.script}.py failed, {log} says why") from stop
+        except Stopped as stop:
+            raise KeyboardInterrupt from stop
+
+
+def perform_all(jobs, args):
+    """Do the jobs whose folders are not complete, --jobs at a time."""
+    todo = [job for job in jobs if not (job.folder(args) / "figures" / f"{job.figure}.png").exists()]
+    threads = max(1, torch.get_num_threads() // args.jobs)
+    if args.jobs == 1:
+        for job in tqdm(todo, "runs", leave=False, disable=None):
+            perform(job, args, threads)
+        return
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(perform, job, args, threads) for job in todo]
+        try:
+            for future in tqdm(as_completed(futures), "runs", total=len(todo), leave=False, disable=None):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+# ---------------------------------------------------------------- numbers
+
+
+class Effect(NamedTuple):
+    """A mean over seeds and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self):
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def effect(values):
+    """Mean of the values of the seeds, with Student's 95 % interval; of one seed the interval is everything."""
+    mean, count = statistics.mean(values), len(values)
+    if count == 1:
+        return Effect(mean, -math.inf, math.inf)
+    point = STUDENT[count - 2] if count - 2 < len(STUDENT) else 1.96
+    half = point * statistics.stdev(values) / math.sqrt(count)
+    return Effect(mean, mean - half, mean + half)
+
+
+def beyond(found, bound):
+    """Whether an effect is above `bound`: True or False if its whole interval says so, else None."""
+    return True if found.low > bound else False if found.high < bound else None
+
+
+def verdict(checks):
+    """What the parts of a claim add up to, each True, False or None (undecided)."""
+    if all(check is True for check in checks):
+        return "holds"
+    if True in checks:
+        return "holds in part"
+    return "does not hold" if False in checks else "undecided"
+
+
+def spread(values, digits=2):
+    """Mean ± standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+# ---------------------------------------------------------------- claim: loss
+
+LOSSES = {
+    "ce": [],
+    "tet": ["--loss", "tet"],
+    "prefix": ["--loss", "prefix"],
+    "skip 1-2": ["--lossskiptime", "1", "2"],
+    "skip 5-8": ["--lossskiptime", "5", "6", "7", "8"],
+    "flood 0.1": ["--loss_threshold", "0.1"],
+    "prefix, flood 0.5": ["--loss", "prefix", "--loss_threshold", "0.5"],
+    **{f"centroid {c}": ["--loss", "centroid", "--target_ic", c] for c in ("2", "3", "4.5", "6")},
+}
+NORMS = ("step", "folded")
+COST = 0.01  # of clean accuracy, that counts as little
+MOVED, ROBUST = 0.5, 0.05  # of IC and of accuracy under attack, that count as moved
+
+
+def loss_runs(args):
+    """Trainings [norm, loss, seed] and, by norm and loss, their evaluations."""
+    trainings, evaluations = {}, {}
+    eps = ATTACK_EPS[args.scale]
+    for norm in NORMS:
+        for name, flags in list(LOSSES.items())[: 2 if args.scale == "dry" else None]:
+            short = f"loss_{norm}_{name.replace(', ', '_').replace(' ', '_')}"
+            for seed in range(args.seeds):
+                trainings[norm, name, seed] = training(args, short, seed, "--norm", norm, *flags)
+            paths = [str(trainings[norm, name, s].folder(args) / "checkpoint_latest.pt") for s in range(args.seeds)]
+            strengths = ["--eps", str(eps / 2), str(eps), "--noise_levels", "0.2", "--blur_levels"]
+            if args.scale == "dry":
+                strengths += ["--robust_samples", "16", "--attack_steps", "1", "--attack_surrogate", "own"]
+            flags = ("--checkpoints", *paths, *strengths)
+            evaluations[norm, name] = Job(f"{short}_robustness", "eval_snn_robustness", flags, "robustness")
+    return trainings, evaluations
+
+
+def loss_numbers(args, trainings, evaluations):
+    """By norm and loss: {quantity: [a value a seed]}, and the signs of gradient masking."""
+    numbers = {}
+    for (norm, name), evaluation in evaluations.items():
+        lines = read_lines(evaluation.folder(args) / ROBUSTNESS_FILE)
+        found = numbers[norm, name] = {key: [] for key in ("ic", "ic_per_loss", "clean", "pgd", "noise", "transfer")}
+        found["masking"] = [sign for line in lines for sign in line.get("masking", ())]
+        for seed in range(args.seeds):
+            folder = trainings[norm, name, seed].folder(args)
+            fisher, log = (read_lines(folder / file)[-1] for file in (FISHER_FILE, LOG_FILE))
+            own = [line for line in lines if line["checkpoint"] == str(folder / "checkpoint_latest.pt")]
+            pgd = next(line for line in own if (line["threat"], line["strength"]) == ("pgd", ATTACK_EPS[args.scale]))
+            noise = next(line for line in own if line["threat"] == "gaussian_noise")
+            values = (fisher["ic"], fisher["ic_per_loss"], log["test_accuracy"], pgd["attacked"], noise["attacked"])
+            transfer = math.nan if pgd["transfer"] is None else pgd["transfer"]  # of one seed there is none
+            for key, value in zip(found, (*values, transfer)):
+                found[key].append(value)
+    return numbers
+
+
+def loss_verdict(numbers, norm):
+    """Of the losses that cost at most COST of accuracy, the one that moves IC furthest from that of ce: does it move IC
+    by MOVED or more, and accuracy under PGD by ROBUST or more? Seeds are paired."""
+
+    def change(name, key):
+        return effect([a - b for a, b in zip(numbers[norm, name][key], numbers[norm, "ce"][key])])
+
+    cheap = [name for key, name in numbers if key == norm and name != "ce" and change(name, "clean").mean >= -COST]
+    if not cheap:
+        return "does not hold", f"every loss costs more than {COST} of accuracy"
+    best = max(cheap, key=lambda name: abs(change(name, "ic").mean))
+    moved, cost, robust = (change(best, key) for key in ("ic", "clean", "pgd"))
+    sizes = [found if found.mean > 0 else Effect(*(-x for x in (found.mean, found.high, found.low)))
+             for found in (moved, robust)]  # fmt: skip
+    checks = [beyond(sizes[0], MOVED), beyond(sizes[1], ROBUST)]
+    return verdict(checks), f"`{best}`: IC {moved}, accuracy {cost}, accuracy under PGD {robust}"
+
+
+def loss(args):
+    """A loss can move the information, with little effect on accuracy, but much on robustness."""
+    trainings, evaluations = loss_runs(args)
+    perform_all(trainings.values(), args)
+    perform_all(evaluations.values(), args)
+    numbers = loss_numbers(args, trainings, evaluations)
+    eps = ATTACK_EPS[args.scale]
+    rows = [f"| norm | loss | IC | IC of I_t / L_t | accuracy | PGD, eps {eps}/255 | noise 0.2 | transfer | masking |"]
+    rows += ["|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for (norm, name), found in numbers.items():
+        cells = [spread(found[key], 2 if "ic" in key else 3) for key in list(found)[:6]]
+        rows.append(f"| {norm} | {name} | {' | '.join(cells)} | {len(found['masking'])} |")
+    verdicts = {f"norm {norm}": loss_verdict(numbers, norm) for norm in NORMS}
+    panels = {"clean": "test accuracy", "pgd": f"accuracy under PGD, eps {eps}/255", "noise": "accuracy under noise"}
+    return verdicts, rows, plots.tradeoff(numbers, Path(args.results) / "loss.png", panels)
+
+
+# ---------------------------------------------------------------- all of them
+
+CLAIMS = {"loss": loss}
+
+
+def report(args, claim):
+    """Run a claim and write its page, with the verdicts first."""
+    verdicts, rows, figure = CLAIMS[claim](args)
+    said = [f"**{which}: {word}.** {why}" for which, (word, why) in verdicts.items()]
+    command = f"python reproduce.py {claim} --scale {args.scale} --seeds {args.seeds}"
+    page = [f"# {CLAIMS[claim].__doc__.splitlines()[0]}", *said, f"![]({figure.name})", "\n".join(rows)]
+    page += [f"Mean ± standard deviation of {args.seeds} seeds. `{command}`, torch {torch.__version__}."]
+    path = Path(args.results) / f"{claim}.md"
+    write_atomically(path, lambda file: file.write(("\n\n".join(page) + "\n").encode()))
+    print("\n".join([f"{claim}: {CLAIMS[claim].__doc__}", *said, f"{path}\n{figure}"]))
+
+
+def main(argv=None):
+    parser = config.Parser(
+        prog="reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("claim", choices=[*CLAIMS, "all", "list"])
+    parser.add_argument("--scale", choices=["small", "paper"], default="small", help="digits, or the release's recipe")
+    parser.add_argument("--seeds", type=config.number(int, 1), default=5, help="seeds 0, 1, ... of each run")
+    parser.add_argument("--jobs", type=config.number(int, 1), default=1, help="runs at a time")
+    parser.add_argument("--out_dir", default="runs/reproduce", help="where the run folders are")
+    parser.add_argument("--results", default="results", help="where figures and tables go")
+    parser.add_argument("--data_dir", default="data", help="where CIFAR-10 is")
+    parser.add_argument("--dry_run", action="store_true", help="every run tiny, on noise, in a temporary folder")
+    args = parser.parse_args(argv)
+    if args.claim == "list":
+        for name, claim in CLAIMS.items():
+            print(f"{name:15} {claim.__doc__.splitlines()[0]}")
+        return
+    with contextlib.ExitStack() as stack:
+        if args.dry_run:
+            args.scale, args.seeds = "dry", min(args.seeds, 2)
+            args.out_dir = args.results = stack.enter_context(TemporaryDirectory())
+        for folder in (args.out_dir, args.results):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        for claim in CLAIMS if args.claim == "all" else [args.claim]:
+            report(args, claim)
+
+
+if __name__ == "__main__":
+    run_script(main, "reproduce.py")

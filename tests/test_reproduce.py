@@ -1,0 +1,65 @@
+"""reproduce.py: the rule of a verdict on made-up numbers, and every claim from end to end on noise."""
+
+import math
+
+import pytest
+
+import reproduce
+from reproduce import Effect
+
+
+def test_an_effect_is_the_mean_with_students_interval():
+    found = reproduce.effect([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.mean == 3 and found.high - found.mean == pytest.approx(2.776 * math.sqrt(2.5 / 5))
+    assert reproduce.effect([1.0]) == Effect(1.0, -math.inf, math.inf)
+
+
+def test_a_verdict_is_of_intervals_not_of_means():
+    assert reproduce.beyond(Effect(1, 0.6, 1.4), 0.5) is True
+    assert reproduce.beyond(Effect(1, 0.4, 1.6), 0.5) is None
+    assert reproduce.beyond(Effect(0.1, -0.1, 0.3), 0.5) is False
+    assert reproduce.verdict([True, True]) == "holds"
+    assert reproduce.verdict([True, False]) == reproduce.verdict([None, True]) == "holds in part"
+    assert reproduce.verdict([False, None]) == "does not hold"
+    assert reproduce.verdict([None, None]) == "undecided"
+
+
+def losses(ic, clean, pgd):
+    """Numbers of three losses, two seeds each, the others relative to ce."""
+    rows = {"ce": (1.0, 0.99, 0.2), "other": (ic, clean, pgd), "dear": (7.0, 0.8, 0.9)}
+    keys = ("ic", "clean", "pgd")
+    return {("step", name): {k: [v, v + 0.001] for k, v in zip(keys, row)} for name, row in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("ic", "clean", "pgd", "word"),
+    [
+        (4.0, 0.99, 0.4, "holds"),
+        (4.0, 0.99, 0.1, "holds"),
+        (4.0, 0.99, 0.2, "holds in part"),
+        (1.1, 0.99, 0.2, "does not hold"),
+        (4.0, 0.97, 0.4, "does not hold"),
+    ],
+)
+def test_a_loss_has_to_move_the_information_and_the_robustness_at_little_cost(ic, clean, pgd, word):
+    assert reproduce.loss_verdict(losses(ic, clean, pgd), "step")[0] == word
+
+
+def test_every_claim_runs_from_end_to_end(tmp_path, capsys):
+    reproduce.main(["all", "--dry_run"])
+    shown = capsys.readouterr().out
+    for claim in reproduce.CLAIMS:
+        assert f"{claim}: " in shown and f"{claim}.md" in shown
+
+
+def test_runs_that_are_complete_are_not_run_again(tmp_path, capsys, monkeypatch):
+    argv = ["loss", "--seeds", "1", "--out_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(reproduce, "SCALES", {"small": reproduce.SCALES["dry"]})
+    monkeypatch.setattr(reproduce, "NORMS", ("step",))
+    monkeypatch.setattr(reproduce, "LOSSES", {name: reproduce.LOSSES[name] for name in ("ce", "tet")})
+    reproduce.main(argv)
+    times = {path: path.stat().st_mtime for path in (tmp_path / "runs").rglob("*")}
+    page = (tmp_path / "results" / "loss.md").read_text()
+    reproduce.main(argv)
+    assert times == {path: path.stat().st_mtime for path in (tmp_path / "runs").rglob("*")}
+    assert page == (tmp_path / "results" / "loss.md").read_text() and "| step | tet |" in page
