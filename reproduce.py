@@ -106,8 +106,8 @@ class Effect(NamedTuple):
     low: float
     high: float
 
-    def __str__(self):
-        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+    def __format__(self, digits):
+        return "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*self, d=digits or 2)
 
 
 def effect(values):
@@ -210,7 +210,10 @@ def loss_verdict(numbers, norm):
     sizes = [found if found.mean > 0 else Effect(*(-x for x in (found.mean, found.high, found.low)))
              for found in (moved, robust)]  # fmt: skip
     checks = [beyond(sizes[0], MOVED), beyond(sizes[1], ROBUST)]
-    return verdict(checks), f"`{best}`: IC {moved}, accuracy {cost}, accuracy under PGD {robust}"
+    means = [[statistics.mean(found[key]) for (k, _), found in numbers.items() if k == norm] for key in ("ic", "pgd")]
+    correlation = torch.corrcoef(torch.tensor(means).argsort().argsort().double())[0, 1]  # Spearman's, without ties
+    why = f"`{best}` against `ce`: IC {moved}, accuracy {cost:3}, accuracy under PGD {robust:3}."
+    return verdict(checks), f"{why} Rank correlation of IC and accuracy under PGD over the losses: {correlation:.2f}."
 
 
 def loss(args):
