@@ -24,15 +24,15 @@ from utils import ARGS_FILE, BadInput, load_checkpoint, read_record
 RECIPES = {
     "digits": dict(
         arch="vgg5", width=0.25, timestep=8, epochs=30, batch_size=64, learning_rate=0.1, save_epochs=["every:10"],
-        fisher_samples=256, fisher_epochs=["0", "1", "2", "3", "5", "8", "12", "20", "30"],
+        fisher_samples=256, fisher_epochs=["0", "1", "2", "3", "5", "8", "12", "20", "30"], rewind_epoch=2,
     ),
     "planted": dict(
         arch="vgg5", width=0.25, timestep=8, epochs=20, batch_size=64, learning_rate=0.1, save_epochs=["every:10"],
-        fisher_samples=256, fisher_epochs=["0", "1", "2", "3", "5", "8", "12", "20"],
+        fisher_samples=256, fisher_epochs=["0", "1", "2", "3", "5", "8", "12", "20"], rewind_epoch=2,
     ),
     "fashion_mnist": dict(
         arch="vgg5", width=0.25, timestep=8, epochs=10, learning_rate=0.1, save_epochs=["every:5"],
-        fisher_epochs=["0", "1", "2", "5", "10"],
+        fisher_epochs=["0", "1", "2", "5", "10"], rewind_epoch=1,
     ),
 }  # fmt: skip
 # A flag that only some settings of another flag read: given without them, it would do nothing, so it is refused.
@@ -74,8 +74,12 @@ TRAINING_FLAGS = {
     "init", "save_epochs", "fisher_epochs", "loss", "lossskiptime", "loss_threshold", "tet_lambda", "prefix_time",
     "prefix_weight", "target_ic", "adv_train",
 }  # fmt: skip
-# eval_snn_robustness.py corrupts by its own flags, at several strengths.
-CORRUPTION_FLAGS = {"noisetype", "noise_level", "freqlevel", "freq_radius"}
+# What a script does not read: it corrupts by its own flags, at several strengths; it runs fewer timesteps than T.
+UNUSED_FLAGS = {
+    "eval_snn_robustness": TRAINING_FLAGS | {"noisetype", "noise_level", "freqlevel", "freq_radius"},
+    "prune_snn": {"noisetime", "lossskiptime", "prefix_time", "prefix_weight", "target_ic", "attack_prefix", "init",
+                  "fisher_epochs", "fisher_split", "fisher_labels", "fisher_estimator", "fisher_prefix", "checkpoints"},
+}  # fmt: skip
 
 
 def number(kind, low, high=None, open_low=False):
@@ -139,9 +143,16 @@ def surrogate(text):
     return text
 
 
+def search_rule(text):
+    """An argparse type: how many timesteps a search runs."""
+    if text in ("full", "fisher", "kl", "one_shot") or (text.isdigit() and int(text) > 0):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is neither full, fisher, kl, one_shot nor a number of timesteps")
+
+
 def make_parser(script, description=None):
     robustness = script == "eval_snn_robustness"
-    unused = TRAINING_FLAGS | CORRUPTION_FLAGS if robustness else set()
+    unused = UNUSED_FLAGS.get(script, ())
     parser = Parser(
         prog=f"{script}.py",
         description=description,
@@ -271,7 +282,25 @@ def make_parser(script, description=None):
         flag("--blur_levels", nargs="*", type=number(float, 0, open_low=True), default=[0.5, 1.0, 2.0], metavar="S",
              help="standard deviations of Gaussian blur, in pixels")
 
-    if script == "train_snn_fisherinfo":
+    if script == "prune_snn":
+        flag = group("pruning")
+        flag("--search_timestep", nargs="+", type=search_rule, default=["full", "fisher", "kl"], metavar="RULE",
+             help="searches, by how many timesteps they run: full, a number, fisher, kl; or one_shot, without rounds")
+        flag("--rounds", type=number(int, 1), default=14, metavar="R", help="times that weights are pruned")
+        flag("--final_rounds", nargs="+", type=number(int, 1), metavar="r",
+             help="train the networks after these rounds with all timesteps; without it, after the last")
+        flag("--prune_rate", type=number(float, 0, 0.99, open_low=True), default=0.25, metavar="P",
+             help="share of the kept weights that a round prunes")
+        flag("--prune_by", choices=["magnitude", "fisher"], default="magnitude",
+             help="|w|, or w^2 times its diagonal Fisher information after the timesteps of the search")
+        flag("--prune_stem", action="store_true", help="prune the first layer too")
+        flag("--rewind_epoch", type=number(int, 0), default=10, metavar="K",
+             help="kept weights go back to those after K epochs of the first round; 0, to initialisation")
+        flag("--no_rewind", action="store_true", help="kept weights stay as they are")
+        flag("--information_share", type=number(float, 0, 1, open_low=True), default=0.9, metavar="Q",
+             help="of --search_timestep fisher: share of sum_t I_t that the timesteps of the search reach")
+        flag("--adapt", action="store_true", help="measure it after every round, not after the first alone")
+    if script in ("train_snn_fisherinfo", "prune_snn"):
         flag = group("Fisher information")
         flag("--fisher_epochs", nargs="+", type=epoch_list, default=["20", "120", "300"], metavar="E",
              help="measure after these epochs (0: before training), or after every k-th and the last, every:k")
@@ -324,7 +353,10 @@ def parse(script, argv=None, description=None):
         parser.set_defaults(**RECIPES.get(stored.get("dataset"), {}))
         parser.set_defaults(**{k: v for k, v in stored.items() if k in vars(args).keys() - PLACES})
         args = parser.parse_args(argv)
+        if given & set(UNUSED_FLAGS.get(script, ())):
+            raise BadInput(f"--{min(given & UNUSED_FLAGS[script])} has no effect in {script}.py, see --help")
         check(args, given)
+        check_pruning(args, given)
         check_checkpoints(args)
         if args.dry_run:
             args.epochs = min(args.epochs, 2)
@@ -337,6 +369,7 @@ def run_name(args):
     """Name of the run folder."""
     kind = "_checkpoints" if getattr(args, "checkpoints", None) else ""
     kind = "_robustness" if hasattr(args, "robust_samples") else kind
+    kind = "_pruning" if hasattr(args, "search_timestep") else kind
     return args.exp_name or f"{args.dataset}_{args.arch}_T{args.timestep}_seed{args.seed}{kind}"
 
 
@@ -383,6 +416,33 @@ def check_attack(args, given):
         raise BadInput(f"--attack_prefix {args.attack_prefix} is past --timestep {args.timestep}")
 
 
+def check_pruning(args, given):
+    """Raise BadInput for a search that cannot be, and set --final_rounds where it is not given."""
+    if not hasattr(args, "search_timestep"):
+        return
+    args.final_rounds = sorted(set(args.final_rounds or [args.rounds]))
+    rules = set(args.search_timestep)
+    numbers = [int(rule) for rule in rules if rule.isdigit()]
+    if len(rules) < len(args.search_timestep):
+        raise BadInput("--search_timestep names a search twice")
+    if max(numbers, default=0) > args.timestep:
+        raise BadInput(f"--search_timestep {max(numbers)} is past --timestep {args.timestep}")
+    if args.final_rounds[-1] > args.rounds:
+        raise BadInput(f"--final_rounds {args.final_rounds[-1]} is past --rounds {args.rounds}")
+    if args.rewind_epoch >= args.epochs:
+        raise BadInput(f"--rewind_epoch {args.rewind_epoch} leaves nothing of --epochs {args.epochs}")
+    if "kl" in rules and (args.timestep < 3 or args.epochs < 2):
+        raise BadInput("--search_timestep kl looks at 3 timesteps or more, after 2 epochs")
+    if args.loss in ("prefix", "centroid"):
+        raise BadInput(f"--loss {args.loss} is about T timesteps; a search runs fewer")
+    if args.no_rewind and "rewind_epoch" in given:
+        raise BadInput("--rewind_epoch has no effect with --no_rewind")
+    if "fisher" not in rules and given & {"information_share", "adapt"}:
+        raise BadInput(
+            f"--{min(given & {'information_share', 'adapt'})} has an effect only with --search_timestep fisher"
+        )
+
+
 def check_loss(args):
     """Raise BadInput for timesteps that the loss cannot use, and set --prefix_time where it is not given."""
     if args.loss == "centroid" and not 1 <= (args.target_ic or 0) <= args.timestep:
@@ -406,11 +466,8 @@ def check(args, given):
             raise BadInput(f"--{name} has an effect only with --{other}{need}")
     if getattr(args, "checkpoints", None) and given & TRAINING_FLAGS:
         raise BadInput(f"--{min(given & TRAINING_FLAGS)} has no effect with --checkpoints, which trains nothing")
-    if hasattr(args, "robust_samples"):
-        if not args.checkpoints:
-            raise BadInput("--checkpoints a.pt b.pt names the trained networks to evaluate: it is missing")
-        if given & CORRUPTION_FLAGS:
-            raise BadInput(f"--{min(given & CORRUPTION_FLAGS)} is of training: here, --noise_levels and --blur_levels")
+    if hasattr(args, "robust_samples") and not args.checkpoints:
+        raise BadInput("--checkpoints a.pt b.pt names the trained networks to evaluate: it is missing")
     if args.dataset == "npz" and not args.data_file:
         raise BadInput("--dataset npz needs --data_file x.npz")
     if len(args.fake_shape) not in (3, 4):

@@ -3,10 +3,20 @@
 import sys
 from pathlib import Path
 
+import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from utils import FISHER_FILE, LOG_FILE, ROBUSTNESS_FILE, BadInput, read_lines, run_script, write_atomically
+from utils import (
+    FISHER_FILE,
+    LOG_FILE,
+    PRUNING_FILE,
+    ROBUSTNESS_FILE,
+    BadInput,
+    read_lines,
+    run_script,
+    write_atomically,
+)
 
 GREY = "0.5"
 
@@ -190,10 +200,46 @@ def tradeoff(numbers, path, panels):
     return write(figure, path)
 
 
+def pruning(folders, path):
+    """Accuracy with all timesteps against the share of weights that is left, and against the seconds of the search; a
+    colour a search, mean and standard deviation over `folders` (seeds). Returns the path."""
+    points = {}
+    for folder in folders:
+        lines = read_lines(Path(folder) / PRUNING_FILE)
+        for line in lines:
+            if line["stage"] == "final":
+                seconds = search_seconds(lines, line)
+                points.setdefault(line["search"], {}).setdefault(line["round"], []).append(
+                    (100 * (1 - line["sparsity"]), seconds, line["test_accuracy"])
+                )
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for (search, rounds), colour in zip(points.items(), (colormaps["tab10"](i) for i in range(10))):
+        columns = [torch.tensor(values, dtype=torch.float64) for _, values in sorted(rounds.items())]
+        mean = torch.stack([column.mean(0) for column in columns]).T.tolist()
+        spread = [column[:, 2].std().item() if len(column) > 1 else 0 for column in columns]
+        for axis, x in zip(axes, mean):
+            axis.errorbar(x, mean[2], spread, marker="o", ms=4, capsize=2, color=colour, label=search)
+    axes[0].set(xscale="log", xlabel="weights left (%)", ylabel="test accuracy with all timesteps")
+    axes[0].invert_xaxis()
+    axes[1].set(xlabel="seconds of the search")
+    axes[0].legend(title="search runs")
+    return write(figure, path)
+
+
+def search_seconds(lines, final):
+    """What the search for a network of pruning.jsonl took: the training of the rounds before it, and its rule."""
+    before = [
+        x for x in lines if (x["search"], x["stage"]) == (final["search"], "search") and x["round"] < final["round"]
+    ]
+    return sum(line["seconds"] + line["rule_seconds"] for line in before)
+
+
 def main():
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         raise BadInput("usage: python plots.py RUN_FOLDER")
     folder, figures = Path(sys.argv[1]), {LOG_FILE: training, FISHER_FILE: fisher, ROBUSTNESS_FILE: robustness}
+    figures[PRUNING_FILE] = lambda folder: pruning([folder], folder / "figures" / "pruning.png")
     found = [draw for name, draw in figures.items() if (folder / name).exists()]
     if not found:
         raise BadInput(f"{folder} holds no run: none of {', '.join(figures)}")

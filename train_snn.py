@@ -37,6 +37,7 @@ import config
 import data
 import losses
 import plots
+import pruning
 from fisher import prefix_losses, prefix_outputs
 from utils import (
     BEST,
@@ -274,20 +275,23 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
     return seen / (time.perf_counter() - start) if seen else None
 
 
-def fit(args, run, model, train_set, test_set, after_epoch):
+def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0):
     """Train `model` in place and write the run folder; go on with it if `args.resume` and there is a checkpoint.
 
     after_epoch(line, stop) is called with each new line of log.jsonl, epoch 0 (before training) included, and again
     with the last one when a run is resumed. At that moment the epoch's checkpoint is on disk. It may call stop.check()
-    and draw random numbers: neither changes the training.
+    and draw random numbers: neither changes the training. The weights that `masks` prune stay 0; `start` is the number
+    of epochs that the model has behind it.
 
     Raises BadInput if a loss or gradient is not finite, and Stopped after a signal, when everything is saved.
     """
     if args.compile:
         compile_neurons(model)
     optimizer = make_optimizer(args, model)
+    if masks:
+        pruning.hold(optimizer, model, masks)
     # Finished epochs, the best test accuracy so far, and the progress within the next epoch.
-    at = {"epoch": 0, "best": -1.0} | epoch_start()
+    at = {"epoch": start, "best": -1.0} | epoch_start()
     if args.resume and run.path(LATEST).exists():
         checkpoint = load_checkpoint(run.path(LATEST))
         load_weights(model, checkpoint, run.path(LATEST), args)
@@ -306,7 +310,8 @@ def fit(args, run, model, train_set, test_set, after_epoch):
     warned = set()
 
     def weights():
-        return {"state_dict": model.state_dict(), "args": vars(args), "epoch": at["epoch"]}
+        content = {"state_dict": model.state_dict(), "args": vars(args), "epoch": at["epoch"]}
+        return content | ({"masks": masks} if masks else {})
 
     def save_latest():
         run.save(LATEST, weights() | {"optimizer": optimizer.state_dict(), "progress": at})
@@ -326,7 +331,7 @@ def fit(args, run, model, train_set, test_set, after_epoch):
         lines = of_all(run.lines(LOG_FILE))[0]
         if not lines:
             before = dict.fromkeys(("lr", "train_loss", "train_accuracy", "images_per_second"))
-            lines = [log({"epoch": 0} | before, evaluate(model, test_set, args, stop))]
+            lines = [log({"epoch": start} | before, evaluate(model, test_set, args, stop))]
         line = lines[-1]
         if at["step"] == 0:
             after_epoch(line, stop)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 ARGS_FILE, LOG_FILE, LABELS_FILE = "args.json", "log.jsonl", "train_labels.pt"
 FISHER_FILE, SAMPLES_FILE = "fisher.jsonl", "fisher_samples.pt"
-ROBUSTNESS_FILE = "robustness.jsonl"
+ROBUSTNESS_FILE, PRUNING_FILE = "robustness.jsonl", "pruning.jsonl"
 LATEST, BEST = "checkpoint_latest.pt", "checkpoint_best.pt"
 # What torch.load raises for a file that is not, or not all of, what torch.save wrote.
 DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError)
