@@ -429,6 +429,8 @@ def check_pruning(args, given):
         raise BadInput(f"--search_timestep {max(numbers)} is past --timestep {args.timestep}")
     if args.final_rounds[-1] > args.rounds:
         raise BadInput(f"--final_rounds {args.final_rounds[-1]} is past --rounds {args.rounds}")
+    if "rewind_epoch" not in given:  # a recipe's, made for a longer run
+        args.rewind_epoch = 0 if args.no_rewind else min(args.rewind_epoch, args.epochs - 1)
     if args.rewind_epoch >= args.epochs:
         raise BadInput(f"--rewind_epoch {args.rewind_epoch} leaves nothing of --epochs {args.epochs}")
     if "kl" in rules and (args.timestep < 3 or args.epochs < 2):

@@ -6,8 +6,8 @@ Each of --search_timestep is a search of --rounds rounds: train, prune --prune_r
 others to their values after --rewind_epoch. The first round of a rule runs all T timesteps; the rule then says how many
 the others run: `fisher`, the fewest whose share of sum_t I_t reaches --information_share; `kl`, the fewest T' with
 KL(P_T' || P_T) / KL(P_2 || P_T) below 0.6 two epochs into training (Kim et al. 2022, "Exploring Lottery Ticket
-Hypothesis in Spiking Neural Networks", early-time tickets); a number runs that many from the first round on; `full`, all
-T. `one_shot` trains once and prunes to each sparsity at once. The networks of --final_rounds are trained with all T.
+Hypothesis in Spiking Neural Networks", early-time tickets); a number runs that many from the first round on; `full`,
+all T. `one_shot` trains once and prunes to each sparsity at once. --final_rounds name the networks trained with all T.
 
 The folder runs/<name>_pruning has pruning.jsonl, a line a round, figures/pruning.png, and a run folder for every round
 with masks in its checkpoints and masks.json. The same command with --resume goes on in the middle of a round.

@@ -1,11 +1,19 @@
 """Masks: the exact share, the lowest scores, subsets, zeros that stay; and the search of prune_snn.py."""
 
+import json
+import time
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import lines, run, start
 
 import archs
+import config
+import prune_snn
 import pruning
+from utils import read_lines
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +116,181 @@ def test_synaptic_operations_of_full_inputs_are_the_multiply_accumulates():
     assert pruning.synaptic_operations(model, masks, x) == pytest.approx(2 * 9 * 3 * 16 + 120)
     x[:, 0] = 0
     assert pruning.synaptic_operations(model, masks, x) == pytest.approx(9 * 3 * 16 + 120)
+
+
+# ---------------------------------------------------------------- prune_snn.py
+
+DATA = [
+    "--dataset",
+    "fake",
+    "--fake_shape",
+    "2",
+    "8",
+    "8",
+    "--datanum",
+    "64",
+    "--batch_size",
+    "32",
+    "--learning_rate",
+    "0.1",
+]
+TINY = ["--arch", "vgg5", "--width", "0.1", "--threshold", "0.3", "--timestep", "4", "--epochs", "2",
+        "--fisher_samples", "8", "--rewind_epoch", "1", "--rounds", "3"]  # fmt: skip
+RULES = ["--final_rounds", "2", "3", "--search_timestep", "full", "2", "fisher", "kl", "one_shot"]
+
+
+def search(out_dir, *argv):
+    return run(out_dir, *TINY, *argv, script="prune_snn", flags=DATA)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    return search(tmp_path_factory.mktemp("searched"), *RULES, "--information_share", "0.4")
+
+
+def checkpoint(folder, name):
+    return torch.load(folder / name / "checkpoint_latest.pt", weights_only=True)
+
+
+def test_the_fewest_timesteps_that_hold_a_share_of_the_information():
+    assert [prune_snn.fewest_by_information([4, 3, 2, 1], q) for q in (0.1, 0.4, 0.41, 0.7, 0.95, 1)] == [
+        1,
+        1,
+        2,
+        2,
+        4,
+        4,
+    ]
+
+
+def test_the_fewest_timesteps_by_the_early_time_ticket_rule():
+    def outputs(*gaps):  # prefix predictions between two classes with these logit gaps
+        means = torch.tensor([[gap, 0.0] for gap in gaps], dtype=torch.float64)
+        sums = means * torch.arange(1, len(gaps) + 1).unsqueeze(1)
+        return torch.diff(sums, dim=0, prepend=torch.zeros(1, 2)).unsqueeze(1)
+
+    assert prune_snn.fewest_by_kl(outputs(0, 0, 3, 3, 3)) == 3
+    assert prune_snn.fewest_by_kl(outputs(0, 0, 0.1, 2.5, 3)) == 4
+    assert prune_snn.fewest_by_kl(outputs(0, 0, 0, 0, 3)) == 5
+
+
+def test_every_search_has_its_rounds_and_ends_with_all_timesteps(searched):
+    lines = read_lines(searched / "pruning.jsonl")
+    for rule in RULES[4:]:
+        own = [line for line in lines if line["search"] == rule]
+        rounds = [line["round"] for line in own if line["stage"] == "search"]
+        assert rounds == ([0] if rule == "one_shot" else [0, 1, 2])
+        finals = {line["round"]: line for line in own if line["stage"] == "final"}
+        assert list(finals) == [2, 3] and all(line["timestep"] == 4 for line in finals.values())
+        assert finals[3]["sparsity"] == pytest.approx(1 - 0.75**3, abs=0.002)
+        for line in own:
+            assert len(line["prefix_accuracy"]) == len(line["fisher"]) == 4 and line["synaptic_operations"] > 0
+            log = read_lines(searched / rule / f"round_{line['round']:02d}" / "log.jsonl")
+            assert line["stage"] == "final" or len(log[-1]["prefix_accuracy"]) == line["timestep"]  # it ran no others
+    steps = {
+        rule: [x["timestep"] for x in lines if (x["search"], x["stage"]) == (rule, "search")] for rule in RULES[4:]
+    }
+    assert steps["full"] == [4, 4, 4] and steps["2"] == [2, 2, 2] and steps["fisher"][0] == steps["kl"][0] == 4
+    curve = next(line["fisher"] for line in lines if line["search"] == "fisher")
+    assert steps["fisher"][1:] == [prune_snn.fewest_by_information(curve, 0.4)] * 2
+    assert (searched / "figures" / "pruning.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("rule", RULES[4:-1])
+def test_masks_shrink_and_pruned_weights_are_zero_at_the_end_of_every_round(searched, rule):
+    before = None
+    for name in ("round_00", "round_01", "round_02", "final_03"):
+        content = checkpoint(searched / rule, name)
+        for weight, mask in content["masks"].items():
+            assert (content["state_dict"][weight][~mask] == 0).all()
+            assert before is None or (mask <= before[weight]).all()
+        assert json.loads((searched / rule / name / "masks.json").read_text()) == pruning.counts(content["masks"])
+        before = content["masks"]
+
+
+def test_rewinding_restores_the_kept_weights_of_that_epoch(searched, tmp_path, monkeypatch):
+    starts = {}
+
+    def watch(args, run, model, *rest, **options):
+        starts[run.folder.name] = {name: value.clone() for name, value in model.state_dict().items()}
+        return fit(args, run, model, *rest, **options)
+
+    fit = prune_snn.fit
+    monkeypatch.setattr(prune_snn, "fit", watch)
+    for argv, source in (
+        ([], "checkpoint_0001.pt"),
+        (["--rewind_epoch", "0"], None),
+        (["--no_rewind"], "checkpoint_latest.pt"),
+    ):
+        flags = [flag for flag in TINY if not (argv and flag in ("--rewind_epoch", "1"))]
+        folder = run(tmp_path / str(source), *flags, "--rounds", "1", *argv, "--search_timestep", "full",
+                     script="prune_snn", flags=DATA)  # fmt: skip
+        masks = checkpoint(folder / "full", "final_01")["masks"]
+        rewound = starts["round_00"]
+        if source:
+            rewound = torch.load(folder / "full" / "round_00" / source, weights_only=True)["state_dict"]
+        for name, value in starts["final_01"].items():
+            assert torch.equal(value, rewound[name] * masks.get(name, 1))
+        first = read_lines(folder / "full" / "final_01" / "log.jsonl")[0]["epoch"]
+        assert first == (1 if source == "checkpoint_0001.pt" else 0)
+
+
+def test_a_search_that_is_stopped_in_a_round_resumes_to_the_same_masks(searched, tmp_path):
+    argv = ["--final_rounds", "2", "3", "--search_timestep", "2"]
+    process = start(tmp_path, *TINY, *argv, script="prune_snn", flags=DATA)
+    while not (tmp_path / "run" / "2" / "round_01" / "log.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 143, process.stderr.read()
+    folder = search(tmp_path, *argv, "--resume")
+    for name in ("round_01", "round_02", "final_02", "final_03"):
+        one, other = (checkpoint(place / "2", name)["masks"] for place in (searched, folder))
+        assert all(torch.equal(one[weight], other[weight]) for weight in one)
+
+    def computed(place):
+        own = [line for line in lines(place, "pruning.jsonl") if line["search"] == "2"]
+        return [{k: v for k, v in line.items() if k not in ("seconds", "rule_seconds")} for line in own]
+
+    assert computed(folder) == computed(searched)
+
+
+def test_pruning_by_fisher_adapts_and_takes_the_stem(tmp_path):
+    folder = search(tmp_path, "--prune_by", "fisher", "--prune_stem", "--search_timestep", "fisher", "--adapt")
+    masks = checkpoint(folder / "fisher", "final_03")["masks"]
+    assert "conv1.weight" in masks
+    found = [line for line in read_lines(folder / "pruning.jsonl") if line["stage"] == "search"]
+    for line, following in pairwise(found):
+        assert (
+            following["timestep"] == prune_snn.fewest_by_information(line["fisher"], 0.9) and line["rule_seconds"] > 0
+        )
+
+
+def test_frames_are_searched_with_their_first_steps(tmp_path):
+    frames = ["--fake_shape", "4", "2", "8", "8"]
+    folder = run(tmp_path, *TINY, "--rounds", "1", "--search_timestep", "2", *frames, script="prune_snn", flags=DATA)
+    assert len(read_lines(folder / "2" / "round_00" / "log.jsonl")[-1]["prefix_accuracy"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--search_timestep", "some"], "one_shot"),
+        (["--search_timestep", "11"], "--timestep 10"),
+        (["--search_timestep", "2", "2"], "twice"),
+        (["--final_rounds", "15"], "--rounds 14"),
+        (["--rewind_epoch", "300"], "--epochs 300"),
+        (["--no_rewind", "--rewind_epoch", "3"], "--no_rewind"),
+        (["--search_timestep", "kl", "--timestep", "2"], "kl"),
+        (["--search_timestep", "full", "--adapt"], "fisher"),
+        (["--loss", "centroid", "--target_ic", "2"], "target_ic"),
+        (["--loss", "prefix"], "prefix"),
+        (["--noisetype", "blur", "--noisetime", "1"], "noisetime"),
+        (["--fisher_split", "test"], "fisher_split"),
+        (["--prune_rate", "1"], "0.99"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(flags, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        config.parse("prune_snn", flags)
+    shown = capsys.readouterr().err
+    assert stop.value.code == 2 and shown.count("\n") == 1 and words in shown, shown
