@@ -26,7 +26,17 @@ from tqdm import tqdm
 
 import config
 import plots
-from utils import FISHER_FILE, LOG_FILE, ROBUSTNESS_FILE, BadInput, Stopped, read_lines, run_script, write_atomically
+from utils import (
+    FISHER_FILE,
+    LOG_FILE,
+    PRUNING_FILE,
+    ROBUSTNESS_FILE,
+    BadInput,
+    Stopped,
+    read_lines,
+    run_script,
+    write_atomically,
+)
 
 # What a training of each scale has on its command line.
 SCALES = {
@@ -57,11 +67,11 @@ class Job:
         return Path(args.out_dir) / self.name
 
 
-def training(args, name, seed, *flags):
-    """A training with Fisher information."""
+def job(args, name, script, seed, *flags):
+    """That script with the settings of --scale."""
     place = ["--data_dir", args.data_dir] if args.scale == "paper" else []
-    flags = (*SCALES[args.scale], *place, *LAST, *flags, "--seed", str(seed))
-    return Job(f"{name}_{seed}", "train_snn_fisherinfo", flags, "fisher")
+    flags = (*SCALES[args.scale], *place, *flags, "--seed", str(seed))
+    return Job(f"{name}_{seed}", script, flags, {"prune_snn": "pruning"}.get(script, "fisher"))
 
 
 def perform(job, args, threads):
@@ -165,7 +175,8 @@ def loss_runs(args):
         for name, flags in list(LOSSES.items())[: 2 if args.scale == "dry" else None]:
             short = f"loss_{norm}_{name.replace(', ', '_').replace(' ', '_')}"
             for seed in range(args.seeds):
-                trainings[norm, name, seed] = training(args, short, seed, "--norm", norm, *flags)
+                argv = [*LAST, "--norm", norm, *flags]
+                trainings[norm, name, seed] = job(args, short, "train_snn_fisherinfo", seed, *argv)
             paths = [str(trainings[norm, name, s].folder(args) / "checkpoint_latest.pt") for s in range(args.seeds)]
             strengths = ["--eps", str(eps / 2), str(eps), "--noise_levels", "0.2", "--blur_levels"]
             if args.scale == "dry":
@@ -233,9 +244,56 @@ def loss(args):
     return verdicts, rows, plots.tradeoff(numbers, Path(args.results) / "loss.png", panels)
 
 
+# ---------------------------------------------------------------- claim: pruning
+
+SEARCHES = ["full", "fisher", "kl", "1", "2", "one_shot"]
+FINAL_ROUNDS = [4, 8, 11, 14]
+AS_GOOD = 0.005  # of accuracy: a smaller loss counts as none
+FASTER = 1.5
+
+
+def pruning_verdict(accuracy, seconds):
+    """Is `fisher` within AS_GOOD, or one standard error, of `full` at every sparsity, and its search FASTER times as
+    fast? accuracy {(search, round): [a value a seed]}, seconds {search: [of the whole search, a seed]}."""
+    checks, words = [], []
+    for number in sorted({number for _, number in accuracy}):
+        lost = [a - b for a, b in zip(accuracy["full", number], accuracy["fisher", number])]
+        error = statistics.stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else 0
+        checks.append(statistics.mean(lost) <= max(AS_GOOD, error))
+        words.append(f"{-statistics.mean(lost):+.3f}")
+    speed = effect([a / b for a, b in zip(seconds["full"], seconds["fisher"])])
+    checks.append(beyond(speed, FASTER))
+    return verdict(checks), f"`fisher` against `full`: accuracy {', '.join(words)}; search {speed} times as fast."
+
+
+def pruning(args):
+    """Searching with the few timesteps that carry the information finds networks as good in less time."""
+    searches, rounds = (SEARCHES[:2], [1, 2]) if args.scale == "dry" else (SEARCHES, FINAL_ROUNDS)
+    flags = ["--rounds", rounds[-1], "--final_rounds", *rounds, "--search_timestep", *searches]
+    jobs = [job(args, "pruning", "prune_snn", seed, *map(str, flags)) for seed in range(args.seeds)]
+    perform_all(jobs, args)
+    accuracy, seconds, sparsity = {}, {}, {}
+    for run in jobs:
+        lines = read_lines(run.folder(args) / PRUNING_FILE)
+        for line in lines:
+            if line["stage"] == "final":
+                accuracy.setdefault((line["search"], line["round"]), []).append(line["test_accuracy"])
+                sparsity[line["round"]] = line["sparsity"]
+                if line["round"] == rounds[-1]:
+                    seconds.setdefault(line["search"], []).append(plots.search_seconds(lines, line))
+    rows = [f"| search runs | {' | '.join(f'{100 * s:.1f} %' for s in sparsity.values())} | seconds | times as fast |"]
+    rows += ["|---|" + "---:|" * (len(rounds) + 2)]
+    for search in searches:
+        cells = [spread(accuracy[search, number], 3) for number in rounds] + [spread(seconds[search], 0)]
+        cells += [spread([a / b for a, b in zip(seconds["full"], seconds[search])])]
+        rows.append(f"| {search} | {' | '.join(cells)} |")
+    figure = plots.pruning([run.folder(args) for run in jobs], Path(args.results) / "pruning.png")
+    return {"all sparsities": pruning_verdict(accuracy, seconds)}, rows, figure
+
+
 # ---------------------------------------------------------------- all of them
 
-CLAIMS = {"loss": loss}
+CLAIMS = {"loss": loss, "pruning": pruning}
 
 
 def report(args, claim):

@@ -45,6 +45,17 @@ def test_a_loss_has_to_move_the_information_and_the_robustness_at_little_cost(ic
     assert reproduce.loss_verdict(losses(ic, clean, pgd), "step")[0] == word
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "seconds", "word"),
+    [(0.98, 50, "holds"), (0.97, 50, "holds in part"), (0.98, 90, "holds in part"), (0.98, 10, "holds")],
+)
+def test_a_search_has_to_be_as_good_at_every_sparsity_and_faster(accuracy, seconds, word):
+    accuracies = {("full", 4): [0.981, 0.982], ("fisher", 4): [0.981, 0.982], ("full", 8): [0.981, 0.982]}
+    accuracies["fisher", 8] = [accuracy, accuracy + 0.001]
+    found = reproduce.pruning_verdict(accuracies, {"full": [100, 101], "fisher": [seconds, seconds + 1]})
+    assert found[0] == word
+
+
 def test_every_claim_runs_from_end_to_end(tmp_path, capsys):
     reproduce.main(["all", "--dry_run"])
     shown = capsys.readouterr().out
