@@ -254,7 +254,7 @@ def make_parser(script, description=None):
 
     flag = group("attack")
     # What an evaluation takes a list of, training takes one of.
-    several = {"nargs": "+"} if robustness else {}
+    several = {"nargs": "*"} if robustness else {}
     if not robustness:
         flag("--adv_train", action="store_true",
              help="train on adversarial inputs: each batch attacked with the weights of that moment")

@@ -133,6 +133,8 @@ def threats(args):
     for method in sorted(set(args.attack_method)):  # fgsm before pgd
         for eps in args.eps:
             yield method, eps, None, attacks.make(args, method, eps)
+    if not (args.eps and args.attack_method):
+        return
     steps = {"steps": UNBOUNDED_STEPS, "step_size": attacks.STEPS_PAST / UNBOUNDED_STEPS}
     yield "unbounded", 255.0, None, replace(attacks.make(args, "pgd", 255), **steps)
 
@@ -196,7 +198,7 @@ def evaluate_network(args, run, path, other, dataset, stop):
                 line["masking"] = masking_signs(lines)
             run.append(ROBUSTNESS_FILE, line)
         print_line(line)
-    for sign in line["masking"]:
+    for sign in line.get("masking", ()):
         tqdm.write(f"gradient masking: {sign}")
 
 

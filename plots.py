@@ -200,6 +200,23 @@ def tradeoff(numbers, path, panels):
     return write(figure, path)
 
 
+def panels(contents, path, xlabel, ylabel):
+    """A panel for each of `contents` {title: {label: (x, y, spread)}}, a curve each, five a row. Returns the path."""
+    columns = min(5, len(contents))
+    rows = -(-len(contents) // columns)
+    figure = Figure(figsize=(3.2 * columns + 1, 2.7 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, (title, curves) in zip(axes, contents.items()):
+        for (name, (x, y, spread)), colour in zip(curves.items(), shades(len(curves))):
+            axis.errorbar(x, y, spread, marker="o", ms=3, capsize=2, lw=1.3, color=colour, label=name)
+        axis.set_title(title, fontsize=9)
+        axis.legend(fontsize=6)
+        axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    for axis in axes[len(contents) :]:
+        axis.set_visible(False)
+    return write(figure, path)
+
+
 def pruning(folders, path):
     """Accuracy with all timesteps against the share of weights that is left, and against the seconds of the search; a
     colour a search, mean and standard deviation over `folders` (seeds). Returns the path."""

@@ -26,8 +26,10 @@ from tqdm import tqdm
 
 import config
 import plots
+from fisher import centroid
 from utils import (
     FISHER_FILE,
+    LATEST,
     LOG_FILE,
     PRUNING_FILE,
     ROBUSTNESS_FILE,
@@ -43,9 +45,10 @@ SCALES = {
     "small": ["--dataset", "digits"],
     "paper": [],
     "dry": ["--dataset", "fake", "--fake_shape", "1", "8", "8", "--arch", "fc", "--width", "0.1", "--timestep", "8",
-            "--epochs", "1", "--datanum", "64", "--fisher_samples", "8"],
+            "--epochs", "2", "--datanum", "64", "--fisher_samples", "8"],
 }  # fmt: skip
 ATTACK_EPS = {"small": 32, "paper": 4, "dry": 32}  # in 1/255; what takes a network of that scale most of its accuracy
+TRAIN = "train_snn_fisherinfo"
 LAST = ["--fisher_epochs", "every:1000000", "--save_epochs", "every:1000000"]  # the last epoch alone
 # 97.5 % points of Student's t distribution, by degrees of freedom.
 STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
@@ -67,11 +70,11 @@ class Job:
         return Path(args.out_dir) / self.name
 
 
-def job(args, name, script, seed, *flags):
+def command(args, name, script, seed, *flags):
     """That script with the settings of --scale."""
     place = ["--data_dir", args.data_dir] if args.scale == "paper" else []
     flags = (*SCALES[args.scale], *place, *flags, "--seed", str(seed))
-    return Job(f"{name}_{seed}", script, flags, {"prune_snn": "pruning"}.get(script, "fisher"))
+    return Job(f"{name}_{seed}", script, flags, "pruning" if script == "prune_snn" else "fisher")
 
 
 def perform(job, args, threads):
@@ -89,13 +92,14 @@ def perform(job, args, threads):
 
 
 def perform_all(jobs, args):
-    """Do the jobs whose folders are not complete, --jobs at a time."""
+    """Do the jobs whose folders are not complete, --jobs at a time. Returns all the folders."""
+    folders = [job.folder(args) for job in jobs]
     todo = [job for job in jobs if not (job.folder(args) / "figures" / f"{job.figure}.png").exists()]
     threads = max(1, torch.get_num_threads() // args.jobs)
     if args.jobs == 1:
         for job in tqdm(todo, "runs", leave=False, disable=None):
             perform(job, args, threads)
-        return
+        return folders
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(perform, job, args, threads) for job in todo]
         try:
@@ -104,6 +108,7 @@ def perform_all(jobs, args):
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return folders
 
 
 # ---------------------------------------------------------------- numbers
@@ -144,10 +149,217 @@ def verdict(checks):
     return "does not hold" if False in checks else "undecided"
 
 
+def page(args, claim):
+    """Where the figure of a claim goes."""
+    return Path(args.results) / f"{claim}.png"
+
+
 def spread(values, digits=2):
     """Mean ± standard deviation."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+# ---------------------------------------------------------------- claims: concentration, layers
+
+MOVED = 0.5  # of IC, that counts as moved
+# Epochs that are measured; the digits have theirs in config.py.
+EPOCHS = {"small": [], "paper": ["--fisher_epochs", "0", "1", "5", "20", "60", "120", "300"],
+          "dry": ["--fisher_epochs", "0", "1", "2"]}  # fmt: skip
+KINDS = [("train", "data"), ("train", "model"), ("test", "data"), ("test", "model")]
+
+
+def trained(args):
+    """The plain training of each seed, measured on all of KINDS as it goes on: done, and its folders."""
+    flags = [*EPOCHS[args.scale], "--fisher_split", "train", "test", "--fisher_labels", "data", "model"]
+    return perform_all([command(args, "trained", TRAIN, seed, *flags) for seed in range(args.seeds)], args)
+
+
+def measurements(folder, split="train", labels="data"):
+    """The lines of fisher.jsonl of one kind, without that before training: networks do not spike there yet."""
+    lines = read_lines(folder / FISHER_FILE)
+    return [line for line in lines if (line["split"], line["labels"]) == (split, labels) and line["epoch"] != 0]
+
+
+def centre(curve):
+    """The centroid of a curve [T]."""
+    return centroid(torch.tensor(curve, dtype=torch.float64)).item()
+
+
+def by_t(curves):
+    """(t, mean, standard deviation) of curves [T] of several seeds, each as shares of its sum."""
+    shares = torch.tensor(curves, dtype=torch.float64)
+    shares = shares / shares.sum(1, keepdim=True)
+    spread = shares.std(0).tolist() if len(curves) > 1 else None
+    return list(range(1, shares.shape[1] + 1)), shares.mean(0).tolist(), spread
+
+
+def concentrates(first, last, flat):
+    """Is the IC of the last measurement MOVED or more below the first one, and below that of a flat curve?"""
+    fall, below = effect([a - b for a, b in zip(first, last)]), effect([flat - b for b in last])
+    return verdict(
+        [beyond(fall, MOVED), beyond(below, MOVED)]
+    ), f"IC falls by {fall} and ends {below} below flat ({flat})."
+
+
+def concentration(args):
+    """Fisher information starts late or flat and concentrates in early timesteps while the network learns."""
+    lines = [measurements(folder) for folder in trained(args)]
+    rows = ["| seed | IC by epoch | IC of I_t / L_t at the end |", "|---:|---|---:|"]
+    for seed, own in enumerate(lines):
+        course = ", ".join(f"{line['ic']:.2f} ({line['epoch']})" for line in own)
+        rows.append(f"| {seed} | {course} | {own[-1]['ic_per_loss']:.2f} |")
+    curves = {f"epoch {own[0]['epoch']}": by_t([line["fisher"] for line in own]) for own in zip(*lines)}
+    figure = plots.panels({"mean of the seeds": curves}, page(args, "concentration"), "timesteps t", "share of $I_t$")
+    flat = (lines[0][0]["timestep"] + 1) / 2
+    ends = [[own[at]["ic"] for own in lines] for at in (0, -1)]
+    return {"IC": concentrates(*ends, flat)}, rows, figure
+
+
+def layers(args):
+    """The concentration happens in every layer."""
+    lines = [measurements(folder) for folder in trained(args)]
+    flat, verdicts, panels = (lines[0][0]["timestep"] + 1) / 2, {}, {}
+    rows = ["| layer | IC, first epoch | IC at the end | share of the sum at the end |", "|---|---:|---:|---:|"]
+    for name in lines[0][0]["layers"]:
+        curves = [[own[at]["layers"][name] for own in lines] for at in (0, -1)]
+        first, last = ([centre(curve) for curve in ends] for ends in curves)
+        share = [sum(own[-1]["layers"][name]) / own[-1]["samples"] / sum(own[-1]["fisher"]) for own in lines]
+        rows.append(f"| {name} | {spread(first)} | {spread(last)} | {spread(share)} |")
+        verdicts[name] = concentrates(first, last, flat)
+        panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t(ends) for at, ends in zip((0, -1), curves)}
+    return verdicts, rows, plots.panels(panels, page(args, "layers"), "timesteps t", "share of the layer's $I_t$")
+
+
+# ---------------------------------------------------------------- claim: settings
+
+SETTINGS = {
+    "as it is": [],
+    "fc, 3 layers": ["--arch", "fc", "--layernum", "3", "--width", "1"],
+    "vgg9": ["--arch", "vgg9"],
+    "resnet20": ["--arch", "resnet20"],
+    "T = 2": ["--timestep", "2"],
+    "T = 4": ["--timestep", "4"],
+    "T = 16": ["--timestep", "16"],
+    "tau 1.33": ["--tau", "1.3333"],
+    "tau 4": ["--tau", "4"],
+    "threshold 0.5": ["--threshold", "0.5"],
+    "soft reset": ["--reset", "soft"],
+    "triangle surrogate": ["--surrogate", "triangle"],
+    "norm folded": ["--norm", "folded"],
+    "adam": ["--optimizer", "adam", "--learning_rate", "0.002"],
+    "Poisson": ["--encode", "p"],
+    "300 samples": ["--datanum", "300"],
+    "random labels": ["--label_corrupt_prob", "1"],
+}
+
+
+def settings(args):
+    """The concentration is common: across architectures, T, neurons, norms, optimizers, encodings, amounts of data."""
+    chosen = dict(list(SETTINGS.items())[:2]) if args.scale == "dry" else SETTINGS
+    runs, epochs = {}, ["--fisher_epochs", "1", "every:1000000"]
+    for name, flags in chosen.items():
+        flags = [f for f in flags if args.scale != "dry"]
+        short = f"settings_{name.replace(', ', '_').replace(' ', '_')}"
+        runs[name] = [command(args, short, TRAIN, seed, *epochs, *flags) for seed in range(args.seeds)]
+    perform_all([run for own in runs.values() for run in own], args)
+    verdicts, panels = {}, {}
+    rows = [
+        "| setting | flat | IC, epoch 1 | IC at the end | IC of I_t / L_t | accuracy |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, own in runs.items():
+        lines = [measurements(run.folder(args)) for run in own]
+        first, last, ratio = ([x[at][key] for x in lines] for at, key in ((0, "ic"), (-1, "ic"), (-1, "ic_per_loss")))
+        accuracy = [read_lines(run.folder(args) / LOG_FILE)[-1]["test_accuracy"] for run in own]
+        flat = (lines[0][0]["timestep"] + 1) / 2
+        rows.append(f"| {name} | {flat} | {spread(first)} | {spread(last)} | {spread(ratio)} | {spread(accuracy, 3)} |")
+        verdicts[name] = concentrates(first, last, flat)
+        panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t([x[at]["fisher"] for x in lines]) for at in (0, -1)}
+    return verdicts, rows, plots.panels(panels, page(args, "settings"), "timesteps t", "share of $I_t$")
+
+
+# ---------------------------------------------------------------- claim: robustness
+
+
+def robustness(args):
+    """The early timesteps, where the information is, are where noise hurts."""
+    paths = [str(folder / LATEST) for folder in trained(args)]
+    length = torch.load(paths[0], weights_only=True)["args"]["timestep"]
+    half = length // 2
+    when = {"first": [1, 2], "middle": [half, half + 1], "last": [length - 1, length], "all": range(1, length + 1)}
+    noise = ["--noise_levels", "0.2", "0.4", "--blur_levels", "1"]
+    jobs = []
+    for name, times in when.items():
+        eps = [str(ATTACK_EPS[args.scale] / k) for k in (4, 2, 1)] if name == "all" else []
+        flags = (*paths, *noise, "--eps", *eps, *few_attacks(args), "--noisetime", *map(str, times))
+        jobs.append(Job(f"robustness_{name}", "eval_snn_robustness", ("--checkpoints", *flags), "robustness"))
+    folders = dict(zip(when, perform_all(jobs, args)))
+    lines = {name: read_lines(folder / ROBUSTNESS_FILE) for name, folder in folders.items()}
+    found = {}
+    for name, own in lines.items():
+        for line in own:
+            key = name if line["times"] else "-", line["threat"], line["strength"]
+            found.setdefault(key, {})[line["checkpoint"]] = line["attacked"]
+    rows = ["| timesteps | what | strength | accuracy |", "|---|---|---:|---:|"]
+    rows += [f"| {' | '.join(map(str, key))} | {spread(list(own.values()), 3)} |" for key, own in found.items()]
+    verdicts, panels = {}, {}
+    for threat, strength in (("gaussian_noise", 0.4), ("blur", 1.0)):
+        by_time = {name: list(found[name, threat, strength].values()) for name in when}
+        hurt = effect([late - early for early, late in zip(by_time["first"], by_time["last"])])
+        verdicts[f"{threat} {strength}"] = (
+            verdict([beyond(hurt, HURTS)]),
+            (f"accuracy with the last two timesteps corrupted is {hurt:3} above that with the first two."),
+        )
+        x, means = range(len(when)), [statistics.mean(values) for values in by_time.values()]
+        panels[f"{threat} {strength}"] = {", ".join(when): (x, means, None)}
+    return verdicts, rows, plots.panels(panels, page(args, "robustness"), "corrupted timesteps", "accuracy")
+
+
+HURTS = 0.02  # of accuracy, that counts as more
+
+
+def few_attacks(args):
+    """What makes an evaluation of a dry run short."""
+    return ["--robust_samples", "16", "--attack_steps", "1", "--attack_surrogate", "own"] if args.scale == "dry" else []
+
+
+# ---------------------------------------------------------------- claim: controls
+
+RELEASE_SAMPLES = {"small": ["--fisher_samples", "1280"], "paper": ["--fisher_samples", "12800"],
+                   "dry": ["--fisher_batch", "16"]}  # fmt: skip
+
+
+def controls(args):
+    """What is left of the concentration under controls that the paper does not have."""
+    folders = trained(args)
+    variants = {"instantaneous outputs": ["--fisher_prefix", "instant"],
+                "the released estimator": ["--fisher_estimator", "release", *RELEASE_SAMPLES[args.scale]]}  # fmt: skip
+    again = {name: [] for name in variants}
+    for name, flags in variants.items():
+        for seed, folder in enumerate(folders):
+            flags_ = ("--checkpoints", str(folder / LATEST), *flags)
+            again[name].append(Job(f"controls_{name.replace(' ', '_')}_{seed}", TRAIN, flags_, "fisher"))
+        again[name] = [measurements(folder)[-1] for folder in perform_all(again[name], args)]
+    kinds = {kind: [measurements(folder, *kind)[-1] for folder in folders] for kind in KINDS}
+    first = kinds["train", "data"]
+    curves = {
+        "as in the paper": [line["fisher"] for line in first],
+        "I_t / L_t": [[value / lost for value, lost in zip(line["fisher"], line["prefix_loss"])] for line in first],
+        "true Fisher (labels of the model)": [line["fisher"] for line in kinds["train", "model"]],
+        "held-out samples": [line["fisher"] for line in kinds["test", "data"]],
+        "held-out, true Fisher": [line["fisher"] for line in kinds["test", "model"]],
+        **{name: [line["fisher"] for line in lines] for name, lines in again.items()},
+    }
+    flat, verdicts = (len(first[0]["fisher"]) + 1) / 2, {}
+    rows = [f"| control | IC at the end (flat: {flat}) | below flat |", "|---|---:|---:|"]
+    for name, own in curves.items():
+        last = [centre(curve) for curve in own]
+        below = effect([flat - ic for ic in last])
+        rows.append(f"| {name} | {spread(last)} | {below} |")
+        verdicts[name] = verdict([beyond(below, MOVED)]), f"IC ends {below} below flat."
+    panels = {name: {"end": by_t(own)} for name, own in curves.items()}
+    return verdicts, rows, plots.panels(panels, page(args, "controls"), "timesteps t", "share of $I_t$")
 
 
 # ---------------------------------------------------------------- claim: loss
@@ -164,7 +376,7 @@ LOSSES = {
 }
 NORMS = ("step", "folded")
 COST = 0.01  # of clean accuracy, that counts as little
-MOVED, ROBUST = 0.5, 0.05  # of IC and of accuracy under attack, that count as moved
+ROBUST = 0.05  # of accuracy under attack, that counts as changed
 
 
 def loss_runs(args):
@@ -176,12 +388,10 @@ def loss_runs(args):
             short = f"loss_{norm}_{name.replace(', ', '_').replace(' ', '_')}"
             for seed in range(args.seeds):
                 argv = [*LAST, "--norm", norm, *flags]
-                trainings[norm, name, seed] = job(args, short, "train_snn_fisherinfo", seed, *argv)
+                trainings[norm, name, seed] = command(args, short, TRAIN, seed, *argv)
             paths = [str(trainings[norm, name, s].folder(args) / "checkpoint_latest.pt") for s in range(args.seeds)]
             strengths = ["--eps", str(eps / 2), str(eps), "--noise_levels", "0.2", "--blur_levels"]
-            if args.scale == "dry":
-                strengths += ["--robust_samples", "16", "--attack_steps", "1", "--attack_surrogate", "own"]
-            flags = ("--checkpoints", *paths, *strengths)
+            flags = ("--checkpoints", *paths, *strengths, *few_attacks(args))
             evaluations[norm, name] = Job(f"{short}_robustness", "eval_snn_robustness", flags, "robustness")
     return trainings, evaluations
 
@@ -241,7 +451,7 @@ def loss(args):
         rows.append(f"| {norm} | {name} | {' | '.join(cells)} | {len(found['masking'])} |")
     verdicts = {f"norm {norm}": loss_verdict(numbers, norm) for norm in NORMS}
     panels = {"clean": "test accuracy", "pgd": f"accuracy under PGD, eps {eps}/255", "noise": "accuracy under noise"}
-    return verdicts, rows, plots.tradeoff(numbers, Path(args.results) / "loss.png", panels)
+    return verdicts, rows, plots.tradeoff(numbers, page(args, "loss"), panels)
 
 
 # ---------------------------------------------------------------- claim: pruning
@@ -270,7 +480,7 @@ def pruning(args):
     """Searching with the few timesteps that carry the information finds networks as good in less time."""
     searches, rounds = (SEARCHES[:2], [1, 2]) if args.scale == "dry" else (SEARCHES, FINAL_ROUNDS)
     flags = ["--rounds", rounds[-1], "--final_rounds", *rounds, "--search_timestep", *searches]
-    jobs = [job(args, "pruning", "prune_snn", seed, *map(str, flags)) for seed in range(args.seeds)]
+    jobs = [command(args, "pruning", "prune_snn", seed, *map(str, flags)) for seed in range(args.seeds)]
     perform_all(jobs, args)
     accuracy, seconds, sparsity = {}, {}, {}
     for run in jobs:
@@ -287,13 +497,13 @@ def pruning(args):
         cells = [spread(accuracy[search, number], 3) for number in rounds] + [spread(seconds[search], 0)]
         cells += [spread([a / b for a, b in zip(seconds["full"], seconds[search])])]
         rows.append(f"| {search} | {' | '.join(cells)} |")
-    figure = plots.pruning([run.folder(args) for run in jobs], Path(args.results) / "pruning.png")
+    figure = plots.pruning([run.folder(args) for run in jobs], page(args, "pruning"))
     return {"all sparsities": pruning_verdict(accuracy, seconds)}, rows, figure
 
 
 # ---------------------------------------------------------------- all of them
 
-CLAIMS = {"loss": loss, "pruning": pruning}
+CLAIMS = {f.__name__: f for f in (concentration, settings, layers, loss, robustness, pruning, controls)}
 
 
 def report(args, claim):
@@ -301,10 +511,10 @@ def report(args, claim):
     verdicts, rows, figure = CLAIMS[claim](args)
     said = [f"**{which}: {word}.** {why}" for which, (word, why) in verdicts.items()]
     command = f"python reproduce.py {claim} --scale {args.scale} --seeds {args.seeds}"
-    page = [f"# {CLAIMS[claim].__doc__.splitlines()[0]}", *said, f"![]({figure.name})", "\n".join(rows)]
-    page += [f"Mean ± standard deviation of {args.seeds} seeds. `{command}`, torch {torch.__version__}."]
+    text = [f"# {CLAIMS[claim].__doc__.splitlines()[0]}", *said, f"![]({figure.name})", "\n".join(rows)]
+    text += [f"Mean ± standard deviation of {args.seeds} seeds. `{command}`, torch {torch.__version__}."]
     path = Path(args.results) / f"{claim}.md"
-    write_atomically(path, lambda file: file.write(("\n\n".join(page) + "\n").encode()))
+    write_atomically(path, lambda file: file.write(("\n\n".join(text) + "\n").encode()))
     print("\n".join([f"{claim}: {CLAIMS[claim].__doc__}", *said, f"{path}\n{figure}"]))
 
 
