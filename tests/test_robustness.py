@@ -146,7 +146,7 @@ def test_attacks_are_transferred_from_the_next_network_of_another_seed():
     ("flags", "words"),
     [
         ([], "--checkpoints"),
-        (["--checkpoints", "CKPT", "--noisetype", "blur"], "--noise_levels"),
+        (["--checkpoints", "CKPT", "--noisetype", "blur"], "--noisetype has no effect"),
         (["--checkpoints", "CKPT", "--epochs", "3"], "--epochs"),
         (["--checkpoints", "CKPT", "--adv_train"], "adv_train"),
         (["--checkpoints", "CKPT", "--attack_surrogate", "relu"], "relu"),
