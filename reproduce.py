@@ -293,7 +293,9 @@ def robustness(args):
     for name, times in when.items():
         eps = [str(ATTACK_EPS[args.scale] / k) for k in (4, 2, 1)] if name == "all" else []
         flags = (*paths, *noise, "--eps", *eps, *few_attacks(args), "--noisetime", *map(str, times))
-        jobs.append(Job(f"robustness_{name}", "eval_snn_robustness", ("--checkpoints", *flags), "robustness"))
+        jobs.append(
+            Job(f"robustness_{name}_of_{args.seeds}", "eval_snn_robustness", ("--checkpoints", *flags), "robustness")
+        )
     folders = dict(zip(when, perform_all(jobs, args)))
     lines = {name: read_lines(folder / ROBUSTNESS_FILE) for name, folder in folders.items()}
     found = {}
@@ -392,7 +394,9 @@ def loss_runs(args):
             paths = [str(trainings[norm, name, s].folder(args) / "checkpoint_latest.pt") for s in range(args.seeds)]
             strengths = ["--eps", str(eps / 2), str(eps), "--noise_levels", "0.2", "--blur_levels"]
             flags = ("--checkpoints", *paths, *strengths, *few_attacks(args))
-            evaluations[norm, name] = Job(f"{short}_robustness", "eval_snn_robustness", flags, "robustness")
+            evaluations[norm, name] = Job(
+                f"{short}_robustness_of_{args.seeds}", "eval_snn_robustness", flags, "robustness"
+            )
     return trainings, evaluations
 
 
@@ -539,8 +543,10 @@ def main(argv=None):
         if args.dry_run:
             args.scale, args.seeds = "dry", min(args.seeds, 2)
             args.out_dir = args.results = stack.enter_context(TemporaryDirectory())
-        for folder in (args.out_dir, args.results):
-            Path(folder).mkdir(parents=True, exist_ok=True)
+        for place in ("out_dir", "results"):
+            folder = Path(getattr(args, place)) / args.scale
+            folder.mkdir(parents=True, exist_ok=True)
+            setattr(args, place, str(folder))
         for claim in CLAIMS if args.claim == "all" else [args.claim]:
             report(args, claim)
 

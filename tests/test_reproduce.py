@@ -70,7 +70,7 @@ def test_runs_that_are_complete_are_not_run_again(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(reproduce, "LOSSES", {name: reproduce.LOSSES[name] for name in ("ce", "tet")})
     reproduce.main(argv)
     times = {path: path.stat().st_mtime for path in (tmp_path / "runs").rglob("*")}
-    page = (tmp_path / "results" / "loss.md").read_text()
+    page = (tmp_path / "results" / "small" / "loss.md").read_text()
     reproduce.main(argv)
     assert times == {path: path.stat().st_mtime for path in (tmp_path / "runs").rglob("*")}
-    assert page == (tmp_path / "results" / "loss.md").read_text() and "| step | tet |" in page
+    assert page == (tmp_path / "results" / "small" / "loss.md").read_text() and "| step | tet |" in page
