@@ -5,6 +5,7 @@ import torch
 from helpers import lines, run
 
 import config
+import plots
 
 # Another value for each flag, and what it needs beside it. A flag that is missing here fails the test below.
 OTHER = {
@@ -72,6 +73,14 @@ def fingerprint(folder):
         state = torch.load(folder / "checkpoint_latest.pt", weights_only=True)["state_dict"]
         weights = {name: value.tolist() for name, value in state.items()}
     return weights, sorted(p.name for p in folder.rglob("*")), lines(folder, "log.jsonl"), lines(folder, "fisher.jsonl")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn():
+    """No figure is rendered: a hundred runs would spend most of their time on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "write", lambda figure, path: path)
+        yield
 
 
 @pytest.fixture(scope="module")

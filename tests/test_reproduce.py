@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+import plots
 import reproduce
 from reproduce import Effect
 
@@ -56,14 +57,32 @@ def test_a_search_has_to_be_as_good_at_every_sparsity_and_faster(accuracy, secon
     assert found[0] == word
 
 
-def test_every_claim_runs_from_end_to_end(tmp_path, capsys):
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are empty files: rendering takes longer than the runs."""
+
+    def touch(figure, path):
+        path.touch()
+        return path
+
+    monkeypatch.setattr(plots, "write", touch)
+
+
+def test_panels_and_scatters_are_drawn(tmp_path):
+    drawn = plots.panels({"one": {"a": ([1, 2], [0.2, 0.8], [0.1, 0.1])}}, tmp_path / "p.png", "x", "y")
+    assert drawn.stat().st_size > 1000
+    numbers = {("step", name): {"ic": [1.0, 2.0], "clean": [0.9, 0.8]} for name in ("ce", "tet")}
+    assert plots.tradeoff(numbers, tmp_path / "t.png", {"clean": "accuracy"}).stat().st_size > 1000
+
+
+def test_every_claim_runs_from_end_to_end(undrawn, capsys):
     reproduce.main(["all", "--dry_run"])
     shown = capsys.readouterr().out
     for claim in reproduce.CLAIMS:
         assert f"{claim}: " in shown and f"{claim}.md" in shown
 
 
-def test_runs_that_are_complete_are_not_run_again(tmp_path, capsys, monkeypatch):
+def test_runs_that_are_complete_are_not_run_again(undrawn, tmp_path, capsys, monkeypatch):
     argv = ["loss", "--seeds", "1", "--out_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     monkeypatch.setattr(reproduce, "SCALES", {"small": reproduce.SCALES["dry"]})
     monkeypatch.setattr(reproduce, "NORMS", ("step",))
