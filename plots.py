@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from utils import (
     FISHER_FILE,
@@ -218,8 +219,8 @@ def panels(contents, path, xlabel, ylabel):
 
 
 def pruning(folders, path):
-    """Accuracy with all timesteps against the share of weights that is left, and against the seconds of the search; a
-    colour a search, mean and standard deviation over `folders` (seeds). Returns the path."""
+    """Test error with all timesteps against the share of weights that is left, and against the seconds of the search;
+    a colour a search, mean and standard deviation over `folders` (seeds). Returns the path."""
     points = {}
     for folder in folders:
         lines = read_lines(Path(folder) / PRUNING_FILE)
@@ -227,7 +228,7 @@ def pruning(folders, path):
             if line["stage"] == "final":
                 seconds = search_seconds(lines, line)
                 points.setdefault(line["search"], {}).setdefault(line["round"], []).append(
-                    (100 * (1 - line["sparsity"]), seconds, line["test_accuracy"])
+                    (100 * (1 - line["sparsity"]), seconds, 100 * (1 - line["test_accuracy"]))
                 )
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -237,7 +238,11 @@ def pruning(folders, path):
         spread = [column[:, 2].std().item() if len(column) > 1 else 0 for column in columns]
         for axis, x in zip(axes, mean):
             axis.errorbar(x, mean[2], spread, marker="o", ms=4, capsize=2, color=colour, label=search)
-    axes[0].set(xscale="log", xlabel="weights left (%)", ylabel="test accuracy with all timesteps")
+    axes[0].set(xscale="log", yscale="log", xlabel="weights left (%)", ylabel="test error with all timesteps (%)")
+    for axis in (axes[0].xaxis, axes[0].yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     axes[0].invert_xaxis()
     axes[1].set(xlabel="seconds of the search")
     axes[0].legend(title="search runs")
