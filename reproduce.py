@@ -224,7 +224,7 @@ def layers(args):
     for name in lines[0][0]["layers"]:
         curves = [[own[at]["layers"][name] for own in lines] for at in (0, -1)]
         first, last = ([centre(curve) for curve in ends] for ends in curves)
-        share = [sum(own[-1]["layers"][name]) / own[-1]["samples"] / sum(own[-1]["fisher"]) for own in lines]
+        share = [sum(own[-1]["layers"][name]) / sum(own[-1]["fisher"]) for own in lines]
         rows.append(f"| {name} | {spread(first)} | {spread(last)} | {spread(share)} |")
         verdicts[name] = concentrates(first, last, flat)
         panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t(ends) for at, ends in zip((0, -1), curves)}

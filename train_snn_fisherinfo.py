@@ -136,7 +136,8 @@ def measure(args, model, subset, labels, stop):
     stop.check(together=True)
     shares = of_all(([torch.cat(columns, 1) for columns in zip(*parts)], layers))
     per_sample, loss, correct = (torch.cat(columns, 1) for columns in zip(*(share for share, _ in shares)))
-    layers = {name: sum(sums[name] for _, sums in shares) / per_sample.shape[1] for name in layers}
+    names = [name for name, _ in model.named_modules() if name in layers]  # in the order of the network
+    layers = {name: sum(sums[name] for _, sums in shares) / per_sample.shape[1] for name in names}
     curve, loss = per_sample.mean(1), loss.mean(1)
     scale = {name: sum(p.square().sum().item() for p in model.get_submodule(name).parameters(False)) for name in layers}
     return {

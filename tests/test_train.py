@@ -87,7 +87,7 @@ def test_a_measurement_has_the_fields_of_the_contract(unbroken):
     assert line["ic_change"] == pytest.approx(line["ic"] - first["ic"], abs=1e-6)
     assert line["ic_change_ci"][0] < line["ic_change"] < line["ic_change_ci"][1]
     assert (line["epoch"], line["timestep"], line["samples"], line["labels"]) == (2, 2, 6, "data")
-    assert set(line["layers"]) == {"fc1", "bn_fc1", "fc2"}
+    assert list(line["layers"]) == ["fc1", "bn_fc1", "fc2"]
     total = [sum(values[t] for values in line["layers"].values()) for t in range(2)]
     assert total == pytest.approx(line["fisher"])
     (i_1, i_2), (l_1, l_2) = line["fisher"], line["prefix_loss"]
