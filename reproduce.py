@@ -287,14 +287,19 @@ def robustness(args):
     paths = [str(folder / LATEST) for folder in trained(args)]
     length = torch.load(paths[0], weights_only=True)["args"]["timestep"]
     half = length // 2
-    when = {"first": [1, 2], "middle": [half, half + 1], "last": [length - 1, length], "all": range(1, length + 1)}
+    when = {"first half": range(1, half + 1), "last half": range(half + 1, length + 1), "all": range(1, length + 1)}
     noise = ["--noise_levels", "0.2", "0.4", "--blur_levels", "1"]
     jobs = []
     for name, times in when.items():
         eps = [str(ATTACK_EPS[args.scale] / k) for k in (4, 2, 1)] if name == "all" else []
         flags = (*paths, *noise, "--eps", *eps, *few_attacks(args), "--noisetime", *map(str, times))
         jobs.append(
-            Job(f"robustness_{name}_of_{args.seeds}", "eval_snn_robustness", ("--checkpoints", *flags), "robustness")
+            Job(
+                f"robustness_{name.replace(' ', '_')}_of_{args.seeds}",
+                "eval_snn_robustness",
+                ("--checkpoints", *flags),
+                "robustness",
+            )
         )
     folders = dict(zip(when, perform_all(jobs, args)))
     lines = {name: read_lines(folder / ROBUSTNESS_FILE) for name, folder in folders.items()}
@@ -308,10 +313,10 @@ def robustness(args):
     verdicts, panels = {}, {}
     for threat, strength in (("gaussian_noise", 0.4), ("blur", 1.0)):
         by_time = {name: list(found[name, threat, strength].values()) for name in when}
-        hurt = effect([late - early for early, late in zip(by_time["first"], by_time["last"])])
+        hurt = effect([late - early for early, late in zip(by_time["first half"], by_time["last half"])])
         verdicts[f"{threat} {strength}"] = (
             verdict([beyond(hurt, HURTS)]),
-            (f"accuracy with the last two timesteps corrupted is {hurt:3} above that with the first two."),
+            (f"accuracy with the last half of the timesteps corrupted is {hurt:3} above that with the first half."),
         )
         x, means = range(len(when)), [statistics.mean(values) for values in by_time.values()]
         panels[f"{threat} {strength}"] = {", ".join(when): (x, means, None)}
