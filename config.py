@@ -360,6 +360,8 @@ def parse(script, argv=None, description=None):
         check_checkpoints(args)
         if args.dry_run:
             args.epochs = min(args.epochs, 2)
+            if script == "prune_snn":
+                args.rewind_epoch, args.final_rounds = min(args.rewind_epoch, 1), [1]
     except BadInput as error:
         parser.error(str(error))
     return args

@@ -265,6 +265,13 @@ def test_pruning_by_fisher_adapts_and_takes_the_stem(tmp_path):
         )
 
 
+def test_a_dry_run_leaves_nothing(tmp_path, capsys):
+    shape = ["--dataset", "fake", "--fake_shape", "2", "8", "8", "--fisher_samples", "8"]
+    flags = [*shape, "--arch", "vgg5", "--width", "0.05", "--timestep", "3", "--dry_run"]
+    prune_snn.main([*flags, "--out_dir", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == [] and "kl   final" in capsys.readouterr().out
+
+
 def test_frames_are_searched_with_their_first_steps(tmp_path):
     frames = ["--fake_shape", "4", "2", "8", "8"]
     folder = run(tmp_path, *TINY, "--rounds", "1", "--search_timestep", "2", *frames, script="prune_snn", flags=DATA)
