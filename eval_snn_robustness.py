@@ -25,14 +25,13 @@ import config
 import data
 import plots
 from fisher import prefix_outputs
-from train_snn import build_model, draw_inputs, run_folder
+from train_snn import build_model, draw_inputs, run_folder, setup
 from utils import (
     ROBUSTNESS_FILE,
     StopSignals,
     load_checkpoint,
     load_weights,
     of_all,
-    pick_device,
     processes,
     rank,
     run_script,
@@ -204,8 +203,8 @@ def evaluate_network(args, run, path, other, dataset, stop):
 
 def main(argv=None):
     args = config.parse("eval_snn_robustness", argv, __doc__)
-    device = pick_device(args.device)
-    dataset = data.load(args, device)[1]
+    dataset = setup(args)[2]
+    device = dataset.labels.device
     data.need_pixels("an attack", dataset.images)
     seed_all(args.seed, "subset")
     dataset = dataset.subset(torch.randperm(len(dataset))[: args.robust_samples].to(device))

@@ -22,11 +22,10 @@ import torch
 from tqdm import tqdm
 
 import config
-import data
 import plots
 import pruning
 from fisher import prefix_outputs
-from train_snn import build_model, evaluate, fit, run_folder
+from train_snn import build_model, evaluate, fit, record_corruption, run_folder, setup
 from train_snn_fisherinfo import fisher_subsets, measure
 from utils import (
     LOG_FILE,
@@ -36,7 +35,6 @@ from utils import (
     load_checkpoint,
     load_weights,
     of_all,
-    pick_device,
     rank,
     run_script,
     write_atomically,
@@ -195,10 +193,10 @@ class Search:
 
 def main(argv=None):
     args = config.parse("prune_snn", argv, __doc__)
-    device = pick_device(args.device)
-    train_set, test_set, _ = data.load(args, device)
+    _, train_set, test_set, corrupted = setup(args)
     subset = fisher_subsets(args, train_set, test_set)["train"]
-    with run_folder(args, device) as run:
+    with run_folder(args, train_set.labels.device) as run:
+        record_corruption(args, run, test_set, corrupted)
         run.keep_lines(PRUNING_FILE, lambda line: True)  # drops a line that a killed process left torn
         print(f"{'search':>8} {'stage':>7} round steps  sparsity  accuracy     IC   seconds  operations")
         for rule in args.search_timestep:

@@ -259,7 +259,7 @@ def settings(args):
     chosen = dict(list(SETTINGS.items())[:2]) if args.scale == "dry" else SETTINGS
     runs, epochs = {}, ["--fisher_epochs", "1", "every:1000000"]
     for name, flags in chosen.items():
-        flags = [f for f in flags if args.scale != "dry"]
+        flags = [] if args.scale == "dry" else flags
         short = f"settings_{name.replace(', ', '_').replace(' ', '_')}"
         runs[name] = [command(args, short, TRAIN, seed, *epochs, *flags) for seed in range(args.seeds)]
     perform_all([run for own in runs.values() for run in own], args)
@@ -280,6 +280,8 @@ def settings(args):
 
 
 # ---------------------------------------------------------------- claim: robustness
+
+HURTS = 0.02  # of accuracy, that counts as more
 
 
 def robustness(args):
@@ -321,9 +323,6 @@ def robustness(args):
         x, means = range(len(when)), [statistics.mean(values) for values in by_time.values()]
         panels[f"{threat} {strength}"] = {", ".join(when): (x, means, None)}
     return verdicts, rows, plots.panels(panels, page(args, "robustness"), "corrupted timesteps", "accuracy")
-
-
-HURTS = 0.02  # of accuracy, that counts as more
 
 
 def few_attacks(args):
@@ -396,7 +395,7 @@ def loss_runs(args):
             for seed in range(args.seeds):
                 argv = [*LAST, "--norm", norm, *flags]
                 trainings[norm, name, seed] = command(args, short, TRAIN, seed, *argv)
-            paths = [str(trainings[norm, name, s].folder(args) / "checkpoint_latest.pt") for s in range(args.seeds)]
+            paths = [str(trainings[norm, name, s].folder(args) / LATEST) for s in range(args.seeds)]
             strengths = ["--eps", str(eps / 2), str(eps), "--noise_levels", "0.2", "--blur_levels"]
             flags = ("--checkpoints", *paths, *strengths, *few_attacks(args))
             evaluations[norm, name] = Job(
@@ -415,7 +414,7 @@ def loss_numbers(args, trainings, evaluations):
         for seed in range(args.seeds):
             folder = trainings[norm, name, seed].folder(args)
             fisher, log = (read_lines(folder / file)[-1] for file in (FISHER_FILE, LOG_FILE))
-            own = [line for line in lines if line["checkpoint"] == str(folder / "checkpoint_latest.pt")]
+            own = [line for line in lines if line["checkpoint"] == str(folder / LATEST)]
             pgd = next(line for line in own if (line["threat"], line["strength"]) == ("pgd", ATTACK_EPS[args.scale]))
             noise = next(line for line in own if line["threat"] == "gaussian_noise")
             values = (fisher["ic"], fisher["ic_per_loss"], log["test_accuracy"], pgd["attacked"], noise["attacked"])

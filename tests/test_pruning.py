@@ -265,6 +265,12 @@ def test_pruning_by_fisher_adapts_and_takes_the_stem(tmp_path):
         )
 
 
+def test_replaced_labels_and_corrupted_inputs_are_recorded(tmp_path):
+    argv = ["--label_corrupt_prob", "0.5", "--noisetype", "blur", "--rounds", "1", "--search_timestep", "2"]
+    folder = run(tmp_path, *TINY, *argv, script="prune_snn", flags=DATA)
+    assert (folder / "train_labels.pt").exists() and (folder / "figures" / "inputs.png").exists()
+
+
 def test_a_dry_run_leaves_nothing(tmp_path, capsys):
     shape = ["--dataset", "fake", "--fake_shape", "2", "8", "8", "--fisher_samples", "8"]
     flags = [*shape, "--arch", "vgg5", "--width", "0.05", "--timestep", "3", "--dry_run"]
