@@ -14,7 +14,9 @@ import contextlib
 import importlib
 import math
 import multiprocessing
+import platform
 import statistics
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +71,17 @@ class Job:
     def folder(self, args):
         return Path(args.out_dir) / self.name
 
+    def words(self, args):
+        """The command line to show: RUNS for the folder of the runs, SEED for the seed where there is one."""
+        words = [flag.replace(args.out_dir, "RUNS") for flag in self.flags]
+        if words[-2] == "--seed":
+            words[-1] = "SEED"
+        return f"python {self.script}.py {' '.join(words)}"
+
 
 def command(args, name, script, seed, *flags):
     """That script with the settings of --scale."""
-    place = ["--data_dir", args.data_dir] if args.scale == "paper" else []
+    place = ["--data_dir", args.data_dir or "data"] if args.scale == "paper" else []
     flags = (*SCALES[args.scale], *place, *flags, "--seed", str(seed))
     return Job(f"{name}_{seed}", script, flags, "pruning" if script == "prune_snn" else "fisher")
 
@@ -93,6 +102,8 @@ def perform(job, args, threads):
 
 def perform_all(jobs, args):
     """Do the jobs whose folders are not complete, --jobs at a time. Returns all the folders."""
+    jobs = list(jobs)
+    args.performed += jobs
     folders = [job.folder(args) for job in jobs]
     todo = [job for job in jobs if not (job.folder(args) / "figures" / f"{job.figure}.png").exists()]
     threads = max(1, torch.get_num_threads() // args.jobs)
@@ -138,6 +149,11 @@ def effect(values):
 def beyond(found, bound):
     """Whether an effect is above `bound`: True or False if its whole interval says so, else None."""
     return True if found.low > bound else False if found.high < bound else None
+
+
+def within(found, bound):
+    """Whether an effect is no larger than `bound` either way: as `beyond`."""
+    return False if max(found.low, -found.high) > bound else True if max(found.high, -found.low) <= bound else None
 
 
 def verdict(checks):
@@ -234,10 +250,9 @@ def layers(args):
 # ---------------------------------------------------------------- claim: settings
 
 SETTINGS = {
-    "as it is": [],
     "fc, 3 layers": ["--arch", "fc", "--layernum", "3", "--width", "1"],
     "vgg9": ["--arch", "vgg9"],
-    "resnet20": ["--arch", "resnet20"],
+    "resnet20": ["--arch", "resnet20", "--width", "0.5", "--batch_size", "16"],
     "T = 2": ["--timestep", "2"],
     "T = 4": ["--timestep", "4"],
     "T = 16": ["--timestep", "16"],
@@ -252,26 +267,32 @@ SETTINGS = {
     "300 samples": ["--datanum", "300"],
     "random labels": ["--label_corrupt_prob", "1"],
 }
+# Where there is a --data_dir, beside the digits; the first of their training images, all of their test images.
+FEW = ["--arch", "vgg5", "--width", "0.25", "--timestep", "8", "--learning_rate", "0.1", "--datanum", "5000",
+       "--epochs", "20"]  # fmt: skip
+DATA_SETS = {"Fashion-MNIST, 5000 images": "fashion_mnist", "CIFAR-10, 5000 images": "cifar10"}
 
 
 def settings(args):
     """The concentration is common: across architectures, T, neurons, norms, optimizers, encodings, amounts of data."""
-    chosen = dict(list(SETTINGS.items())[:2]) if args.scale == "dry" else SETTINGS
+    chosen = {"fc, 3 layers": []} if args.scale == "dry" else dict(SETTINGS)
+    if args.scale == "small" and args.data_dir is not None:
+        chosen |= {name: ["--dataset", data, "--data_dir", args.data_dir, *FEW] for name, data in DATA_SETS.items()}
     runs, epochs = {}, ["--fisher_epochs", "1", "every:1000000"]
     for name, flags in chosen.items():
-        flags = [] if args.scale == "dry" else flags
         short = f"settings_{name.replace(', ', '_').replace(' ', '_')}"
         runs[name] = [command(args, short, TRAIN, seed, *epochs, *flags) for seed in range(args.seeds)]
     perform_all([run for own in runs.values() for run in own], args)
+    folders = {"as it is": trained(args)} | {name: [run.folder(args) for run in own] for name, own in runs.items()}
     verdicts, panels = {}, {}
     rows = [
         "| setting | flat | IC, epoch 1 | IC at the end | IC of I_t / L_t | accuracy |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for name, own in runs.items():
-        lines = [measurements(run.folder(args)) for run in own]
+    for name, own in folders.items():
+        lines = [measurements(folder) for folder in own]
         first, last, ratio = ([x[at][key] for x in lines] for at, key in ((0, "ic"), (-1, "ic"), (-1, "ic_per_loss")))
-        accuracy = [read_lines(run.folder(args) / LOG_FILE)[-1]["test_accuracy"] for run in own]
+        accuracy = [read_lines(folder / LOG_FILE)[-1]["test_accuracy"] for folder in own]
         flat = (lines[0][0]["timestep"] + 1) / 2
         rows.append(f"| {name} | {flat} | {spread(first)} | {spread(last)} | {spread(ratio)} | {spread(accuracy, 3)} |")
         verdicts[name] = concentrates(first, last, flat)
@@ -335,6 +356,22 @@ def few_attacks(args):
 RELEASE_SAMPLES = {"small": ["--fisher_samples", "1280"], "paper": ["--fisher_samples", "12800"],
                    "dry": ["--fisher_batch", "16"]}  # fmt: skip
 
+PLANTED = {"dry": ["--epochs", "2", "--datanum", "64", "--fisher_samples", "8", "--fisher_epochs", "2"]}
+PLANTED_TIMES = [(1, 2), (4, 5), (7, 8), range(1, 9)]
+
+
+def planted(args):
+    """Networks on frames whose class shows at known timesteps alone: {times: [the last measurement of a seed]}."""
+    runs = {}
+    for times in PLANTED_TIMES[: 1 if args.scale == "dry" else None]:
+        flags = ("--dataset", "planted", "--planted_time", *map(str, times), *PLANTED.get(args.scale, LAST))
+        name = f"controls_planted_{times[0]}-{times[-1]}"
+        runs[times] = [
+            Job(f"{name}_{seed}", TRAIN, (*flags, "--seed", str(seed)), "fisher") for seed in range(args.seeds)
+        ]
+    perform_all([run for own in runs.values() for run in own], args)
+    return {times: [measurements(run.folder(args))[-1] for run in own] for times, own in runs.items()}
+
 
 def controls(args):
     """What is left of the concentration under controls that the paper does not have."""
@@ -365,6 +402,20 @@ def controls(args):
         rows.append(f"| {name} | {spread(last)} | {below} |")
         verdicts[name] = verdict([beyond(below, MOVED)]), f"IC ends {below} below flat."
     panels = {name: {"end": by_t(own)} for name, own in curves.items()}
+    rows += ["", "| class shows at t | IC at the end | from the middle of those t | IC of I_t / L_t | accuracy by t |"]
+    rows += ["|---|---:|---:|---:|---|"]
+    for times, own in planted(args).items():
+        which, ics = f"{times[0]} to {times[-1]}", [line["ic"] for line in own]
+        off = effect([ic - statistics.mean(times) for ic in ics])
+        right = " ".join(
+            f"{value:.2f}" for value in torch.tensor([line["prefix_accuracy"] for line in own]).mean(0).tolist()
+        )
+        rows.append(f"| {which} | {spread(ics)} | {off} | {spread([x['ic_per_loss'] for x in own])} | {right} |")
+        verdicts[f"class at {which}"] = (
+            verdict([within(off, MOVED)]),
+            f"IC ends {off} from the middle of those timesteps.",
+        )
+        panels[f"class at {which}"] = {"end": by_t([line["fisher"] for line in own])}
     return verdicts, rows, plots.panels(panels, page(args, "controls"), "timesteps t", "share of $I_t$")
 
 
@@ -374,11 +425,9 @@ LOSSES = {
     "ce": [],
     "tet": ["--loss", "tet"],
     "prefix": ["--loss", "prefix"],
-    "skip 1-2": ["--lossskiptime", "1", "2"],
-    "skip 5-8": ["--lossskiptime", "5", "6", "7", "8"],
     "flood 0.1": ["--loss_threshold", "0.1"],
     "prefix, flood 0.5": ["--loss", "prefix", "--loss_threshold", "0.5"],
-    **{f"centroid {c}": ["--loss", "centroid", "--target_ic", c] for c in ("2", "3", "4.5", "6")},
+    **{f"centroid {c}": ["--loss", "centroid", "--target_ic", c] for c in ("2", "4.5", "6")},
 }
 NORMS = ("step", "folded")
 COST = 0.01  # of clean accuracy, that counts as little
@@ -464,7 +513,7 @@ def loss(args):
 
 # ---------------------------------------------------------------- claim: pruning
 
-SEARCHES = ["full", "fisher", "kl", "1", "2", "one_shot"]
+SEARCHES = ["full", "fisher", "kl", "1", "one_shot"]
 FINAL_ROUNDS = [4, 8, 11, 14]
 AS_GOOD = 0.005  # of accuracy: a smaller loss counts as none
 FASTER = 1.5
@@ -514,16 +563,28 @@ def pruning(args):
 CLAIMS = {f.__name__: f for f in (concentration, settings, layers, loss, robustness, pruning, controls)}
 
 
+def device_name():
+    """What the runs were on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores"
+
+
 def report(args, claim):
     """Run a claim and write its page, with the verdicts first."""
+    args.performed = []
+    start = time.perf_counter()
     verdicts, rows, figure = CLAIMS[claim](args)
+    minutes = (time.perf_counter() - start) / 60
     said = [f"**{which}: {word}.** {why}" for which, (word, why) in verdicts.items()]
     command = f"python reproduce.py {claim} --scale {args.scale} --seeds {args.seeds}"
     text = [f"# {CLAIMS[claim].__doc__.splitlines()[0]}", *said, f"![]({figure.name})", "\n".join(rows)]
-    text += [f"Mean ± standard deviation of {args.seeds} seeds. `{command}`, torch {torch.__version__}."]
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, {device_name()}"
+    text += [
+        f"Mean ± standard deviation of {args.seeds} seeds. `{command}`; {versions}. What it ran, SEED = 0, 1, ...:"
+    ]
+    text += ["\n".join(f"    {words}" for words in dict.fromkeys(job.words(args) for job in args.performed))]
     path = Path(args.results) / f"{claim}.md"
     write_atomically(path, lambda file: file.write(("\n\n".join(text) + "\n").encode()))
-    print("\n".join([f"{claim}: {CLAIMS[claim].__doc__}", *said, f"{path}\n{figure}"]))
+    print("\n".join([f"{claim}: {CLAIMS[claim].__doc__}", *said, f"{path}\n{figure}\n{minutes:.1f} minutes"]))
 
 
 def main(argv=None):
@@ -532,11 +593,12 @@ def main(argv=None):
     )
     parser.add_argument("claim", choices=[*CLAIMS, "all", "list"])
     parser.add_argument("--scale", choices=["small", "paper"], default="small", help="digits, or the release's recipe")
-    parser.add_argument("--seeds", type=config.number(int, 1), default=5, help="seeds 0, 1, ... of each run")
+    parser.add_argument("--seeds", type=config.number(int, 1), default=3, help="seeds 0, 1, ... of each run")
     parser.add_argument("--jobs", type=config.number(int, 1), default=1, help="runs at a time")
     parser.add_argument("--out_dir", default="runs/reproduce", help="where the run folders are")
     parser.add_argument("--results", default="results", help="where figures and tables go")
-    parser.add_argument("--data_dir", default="data", help="where CIFAR-10 is")
+    parser.add_argument("--data_dir", help="where CIFAR-10 is (data), for paper; for small, where it and Fashion-MNIST "
+                        "are, which it does without otherwise")  # fmt: skip
     parser.add_argument("--dry_run", action="store_true", help="every run tiny, on noise, in a temporary folder")
     args = parser.parse_args(argv)
     if args.claim == "list":

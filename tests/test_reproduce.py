@@ -19,6 +19,9 @@ def test_a_verdict_is_of_intervals_not_of_means():
     assert reproduce.beyond(Effect(1, 0.6, 1.4), 0.5) is True
     assert reproduce.beyond(Effect(1, 0.4, 1.6), 0.5) is None
     assert reproduce.beyond(Effect(0.1, -0.1, 0.3), 0.5) is False
+    assert reproduce.within(Effect(-0.1, -0.3, 0.1), 0.5) is True
+    assert reproduce.within(Effect(-0.4, -0.6, -0.2), 0.5) is None
+    assert reproduce.within(Effect(-0.8, -0.9, -0.6), 0.5) is False
     assert reproduce.verdict([True, True]) == "holds"
     assert reproduce.verdict([True, False]) == reproduce.verdict([None, True]) == "holds in part"
     assert reproduce.verdict([False, None]) == "does not hold"
