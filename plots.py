@@ -211,7 +211,8 @@ def panels(contents, path, xlabel, ylabel):
         for (name, (x, y, spread)), colour in zip(curves.items(), shades(len(curves))):
             axis.errorbar(x, y, spread, marker="o", ms=3, capsize=2, lw=1.3, color=colour, label=name)
         axis.set_title(title, fontsize=9)
-        axis.legend(fontsize=6)
+        if len(curves) > 1:
+            axis.legend(fontsize=6)
         axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     for axis in axes[len(contents) :]:
         axis.set_visible(False)

@@ -12,9 +12,11 @@ that was stopped goes on. Figures and tables go to --results.
 import argparse
 import contextlib
 import importlib
+import json
 import math
 import multiprocessing
 import platform
+import re
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -71,12 +73,22 @@ class Job:
     def folder(self, args):
         return Path(args.out_dir) / self.name
 
+    def asked(self, args):
+        """The file beside its folder that says what it is a run of."""
+        return Path(args.out_dir) / f"{self.name}.json"
+
+    def done(self, args):
+        """Whether its folder is there, complete, and of this very command line."""
+        asked, drawn = self.asked(args), self.folder(args) / "figures" / f"{self.figure}.png"
+        return drawn.exists() and asked.exists() and json.loads(asked.read_text()) == [self.script, *self.flags]
+
     def words(self, args):
         """The command line to show: RUNS for the folder of the runs, SEED for the seed where there is one."""
-        words = [flag.replace(args.out_dir, "RUNS") for flag in self.flags]
+        words = [re.sub(r"_\d+/(\w+\.pt)$", r"_SEED/\1", flag.replace(args.out_dir, "RUNS")) for flag in self.flags]
         if words[-2] == "--seed":
             words[-1] = "SEED"
-        return f"python {self.script}.py {' '.join(words)}"
+        once = [word for i, word in enumerate(words) if i == 0 or word != words[i - 1]]
+        return f"python {self.script}.py {' '.join(once)}"
 
 
 def command(args, name, script, seed, *flags):
@@ -98,6 +110,7 @@ def perform(job, args, threads):
             raise BadInput(f"{job.script}.py failed, {log} says why") from stop
         except Stopped as stop:
             raise KeyboardInterrupt from stop
+    job.asked(args).write_text(json.dumps([job.script, *job.flags]))
 
 
 def perform_all(jobs, args):
@@ -105,7 +118,7 @@ def perform_all(jobs, args):
     jobs = list(jobs)
     args.performed += jobs
     folders = [job.folder(args) for job in jobs]
-    todo = [job for job in jobs if not (job.folder(args) / "figures" / f"{job.figure}.png").exists()]
+    todo = [job for job in jobs if not job.done(args)]
     threads = max(1, torch.get_num_threads() // args.jobs)
     if args.jobs == 1:
         for job in tqdm(todo, "runs", leave=False, disable=None):

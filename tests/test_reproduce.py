@@ -7,6 +7,7 @@ import pytest
 import plots
 import reproduce
 from reproduce import Effect
+from utils import BadInput
 
 
 def test_an_effect_is_the_mean_with_students_interval():
@@ -96,3 +97,6 @@ def test_runs_that_are_complete_are_not_run_again(undrawn, tmp_path, capsys, mon
     reproduce.main(argv)
     assert times == {path: path.stat().st_mtime for path in (tmp_path / "runs").rglob("*")}
     assert page == (tmp_path / "results" / "small" / "loss.md").read_text() and "| step | tet |" in page
+    monkeypatch.setattr(reproduce, "LOSSES", {"ce": [], "tet": ["--loss", "prefix"]})
+    with pytest.raises(BadInput, match=r"loss_step_tet_0\.txt says why"):  # a folder of another run is not taken for it
+        reproduce.main(argv)
