@@ -81,16 +81,16 @@ class BatchNorm(nn.BatchNorm2d):
 @contextmanager
 def recomputation():
     """While a forward pass is done again, BatchNorm does not count its batch twice."""
-    BatchNorm.recomputing = True
+    before, BatchNorm.recomputing = BatchNorm.recomputing, True
     try:
         yield
     finally:
-        BatchNorm.recomputing = False
+        BatchNorm.recomputing = before
 
 
-def forgetful(part, x):
-    """part(x), whose activations are not kept for the backward pass, but computed there again from x."""
-    return checkpoint(part, x, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputation()))
+def forgetful(part, *inputs):
+    """part(*inputs), whose activations are not kept for the backward pass, but computed there again from the inputs."""
+    return checkpoint(part, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputation()))
 
 
 class SpikingSequential(nn.Sequential):

@@ -1,5 +1,7 @@
 """Spiking ResNets for small images. `resnet19` is the released model, names of its parameters included."""
 
+from functools import partial
+
 from torch import nn
 
 from archs.layers import BatchNorm, Conv2d, forgetful, repeat_static, time_first
@@ -28,9 +30,16 @@ class BasicBlock(nn.Module):
             self.shortcut.append(BatchNorm(channels, norm))
         self.lif2 = make_lif()
 
-    def forward(self, x):
-        out = self.lif1(self.bn1(self.conv1(x)))
-        return self.lif2(self.bn2(self.conv2(out)) + self.shortcut(x))
+    def forward(self, x, forget=False):
+        """With `forget`, the backward pass of what stands behind a convolution computes it again from there."""
+        middle, end = (partial(forgetful, part) if forget else part for part in (self.middle, self.end))
+        return end(self.conv2(middle(self.conv1(x))), x)
+
+    def middle(self, y):
+        return self.lif1(self.bn1(y))
+
+    def end(self, y, x):
+        return self.lif2(self.bn2(y) + self.shortcut(x))
 
 
 class ResNet(nn.Module):
@@ -59,5 +68,6 @@ class ResNet(nn.Module):
         x = self.lif_input(repeat_static(x, self.timestep))  # (T, N, C, H, W)
         for stage in self.stages:
             for block in self.get_submodule(stage):
-                x = forgetful(block, x) if self.checkpoint_activations and self.training else block(x)
+                forget = self.checkpoint_activations and self.training
+                x = forgetful(partial(block, forget=True), x) if forget else block(x)
         return self.fc1(x.mean((3, 4)))  # (T, N, classes)
