@@ -224,11 +224,11 @@ def by_t(curves):
 
 
 def concentrates(first, last, flat):
-    """Is the IC of the last measurement MOVED or more below the first one, and below that of a flat curve?"""
+    """Is the IC of the last measurement MOVED (with less than 8 timesteps, a ninth of flat) or more below the first,
+    and below that of a flat curve?"""
     fall, below = effect([a - b for a, b in zip(first, last)]), effect([flat - b for b in last])
-    return verdict(
-        [beyond(fall, MOVED), beyond(below, MOVED)]
-    ), f"IC falls by {fall} and ends {below} below flat ({flat})."
+    checks = [beyond(found, min(MOVED, flat / 9)) for found in (fall, below)]
+    return verdict(checks), f"IC falls by {fall} and ends {below} below flat ({flat})."
 
 
 def concentration(args):
@@ -526,8 +526,13 @@ def loss(args):
 
 # ---------------------------------------------------------------- claim: pruning
 
-SEARCHES = ["full", "fisher", "kl", "1", "one_shot"]
-FINAL_ROUNDS = [4, 8, 11, 14]
+# Searches, rounds whose networks are trained again, and the share that a round prunes. Two rounds of 25 % are one of
+# 43.75 %: small leaves as much as paper does (68.4, 90.0, 98.2 %), in half the rounds.
+PRUNING = {
+    "small": (["full", "fisher", "1", "one_shot"], [2, 4, 7], 0.4375),
+    "paper": (["full", "fisher", "kl", "1", "2", "one_shot"], [4, 8, 11, 14], 0.25),
+    "dry": (["full", "fisher"], [1, 2], 0.25),
+}
 AS_GOOD = 0.005  # of accuracy: a smaller loss counts as none
 FASTER = 1.5
 
@@ -548,9 +553,13 @@ def pruning_verdict(accuracy, seconds):
 
 def pruning(args):
     """Searching with the few timesteps that carry the information finds networks as good in less time."""
-    searches, rounds = (SEARCHES[:2], [1, 2]) if args.scale == "dry" else (SEARCHES, FINAL_ROUNDS)
-    flags = ["--rounds", rounds[-1], "--final_rounds", *rounds, "--search_timestep", *searches]
-    jobs = [command(args, "pruning", "prune_snn", seed, *map(str, flags)) for seed in range(args.seeds)]
+    searches, rounds, rate = PRUNING[args.scale]
+    flags = list(map(str, ["--rounds", rounds[-1], "--final_rounds", *rounds, "--prune_rate", rate]))
+    jobs = [
+        command(args, f"pruning_{search}", "prune_snn", seed, *flags, "--search_timestep", search)
+        for search in searches
+        for seed in range(args.seeds)
+    ]
     perform_all(jobs, args)
     accuracy, seconds, sparsity = {}, {}, {}
     for run in jobs:
