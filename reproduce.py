@@ -281,8 +281,8 @@ SETTINGS = {
     "random labels": ["--label_corrupt_prob", "1"],
 }
 # Where there is a --data_dir, beside the digits; the first of their training images, all of their test images.
-FEW = ["--arch", "vgg5", "--width", "0.25", "--timestep", "8", "--learning_rate", "0.1", "--datanum", "5000",
-       "--epochs", "20"]  # fmt: skip
+FEW = ["--arch", "vgg5", "--width", "0.25", "--timestep", "5", "--learning_rate", "0.1", "--datanum", "5000",
+       "--epochs", "10"]  # fmt: skip
 DATA_SETS = {"Fashion-MNIST, 5000 images": "fashion_mnist", "CIFAR-10, 5000 images": "cifar10"}
 
 
@@ -458,7 +458,7 @@ def loss_runs(args):
                 argv = [*LAST, "--norm", norm, *flags]
                 trainings[norm, name, seed] = command(args, short, TRAIN, seed, *argv)
             paths = [str(trainings[norm, name, s].folder(args) / LATEST) for s in range(args.seeds)]
-            strengths = ["--eps", str(eps / 2), str(eps), "--noise_levels", "0.2", "--blur_levels"]
+            strengths = ["--eps", str(eps), "--noise_levels", "0.2", "--blur_levels"]
             flags = ("--checkpoints", *paths, *strengths, *few_attacks(args))
             evaluations[norm, name] = Job(
                 f"{short}_robustness_of_{args.seeds}", "eval_snn_robustness", flags, "robustness"
