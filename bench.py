@@ -271,6 +271,7 @@ def train(args, device):
         "float32, compiled": way(model, compiled=True),
         "bf16": way(model, amp=True),
         "bf16, compiled": way(model, amp=True, compiled=True),
+        "float32, checkpointed": way(model, checkpointed=True),
         "bf16, checkpointed": way(model, amp=True, checkpointed=True),
         "step by step": way(StepByStep(model), fused=False),
     }
@@ -279,7 +280,7 @@ def train(args, device):
     results = compare(ways, args.repeats, device)
     table(results, "ms an image", args.samples, "step by step")
     for name, step in ways.items():
-        print(f"{name:<17} {convolution_share(step, device):4.0%} of the time in convolutions")
+        print(f"{name:<21} {convolution_share(step, device):4.0%} of the time in convolutions")
 
 
 def convolution_share(function, device):
@@ -296,11 +297,11 @@ def convolution_share(function, device):
 
 def table(results, unit, count, other):
     """Print a row for each way: its time over `count`, its time over that of the way `other`, its memory."""
-    print(f"{'way':<18}{unit:>12}{'times ' + other:>20}{'peak MB':>9}")
+    print(f"{'way':<22}{unit:>12}{'times ' + other:>20}{'peak MB':>9}")
     for name, (seconds, most) in results.items():
         ratio = statistics.median(a / b for a, b in zip(seconds, results[other][0]))
         most = "-" if most is None else f"{most / 1e6:.0f}"
-        print(f"{name:<18}{1000 * statistics.median(seconds) / count:12.2f}{ratio:20.2f}{most:>9}")
+        print(f"{name:<22}{1000 * statistics.median(seconds) / count:12.2f}{ratio:20.2f}{most:>9}")
 
 
 def main(argv=None):
