@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import copy
 import ctypes
+import math
 import platform
 import statistics
 import time
@@ -26,10 +27,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import archs
 from config import Parser, number
+from data import crop_and_flip
 from fisher import TemporalFisher, one_by_one, prefix_losses
 from train_snn import compile_neurons
 from utils import pick_device, run_script
@@ -95,7 +98,8 @@ def released(model, timestep, x, y):
 def fisher(args, device):
     """Print the table of the ways to the temporal Fisher information."""
     torch.manual_seed(0)
-    model = archs.build(args.arch, timestep=args.timestep, num_classes=10, width=args.width).to(device).eval()
+    model = archs.build(args.arch, timestep=args.timestep, num_classes=10, width=args.width)
+    model = model.to(device, memory_format=torch.channels_last).eval()
     x, y = torch.randn(args.samples, 3, 32, 32, device=device), torch.arange(args.samples, device=device) % 10
     few = slice(min(args.samples, args.loop_samples))
     parameters = list(model.parameters())
@@ -173,8 +177,9 @@ class StepByStep(torch.nn.Module):
 
 
 def with_neurons(model, make):
-    """A copy of the network with other neurons."""
+    """A copy of the network with other neurons, and activations that are kept."""
     model = copy.deepcopy(model)
+    model.checkpoint_activations = None
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, archs.LIF):
@@ -240,21 +245,20 @@ def neuron(args, device):
     }
     ways |= {name: way(make().to(device), x) for name, make in foreign_neurons().items()}
     print(f"LIF {list(x.shape)}, forward and backward")
-    table(compare(ways, args.repeats, device), "ms a call", 1, "one call")
+    table(compare(ways, args.repeats, device), "ms a call", "one call")
 
 
 def train(args, device):
-    """Print the table of the ways to a training step."""
+    """Print the table of the ways to a training step, and what augmenting its batch takes."""
     torch.manual_seed(0)
     model = archs.build(args.arch, timestep=args.timestep, num_classes=10, width=args.width)
     x, y = torch.randn(args.samples, 3, 32, 32, device=device), torch.arange(args.samples, device=device) % 10
 
-    def way(model, amp=False, compiled=False, checkpointed=False, fused=True):
-        model = copy.deepcopy(model).to(device).train()
-        model.checkpoint_activations = checkpointed
+    def way(model, amp=False, compiled=False, **options):
+        model = copy.deepcopy(model).to(device, **options).train()
         if compiled:
             compile_neurons(model)
-        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=fused)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=bool(options))
 
         def step():
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
@@ -266,42 +270,52 @@ def train(args, device):
 
         return step
 
-    ways = {
-        "float32": way(model),
-        "float32, compiled": way(model, compiled=True),
-        "bf16": way(model, amp=True),
-        "bf16, compiled": way(model, amp=True, compiled=True),
-        "float32, checkpointed": way(model, checkpointed=True),
-        "bf16, checkpointed": way(model, amp=True, checkpointed=True),
-        "step by step": way(StepByStep(model), fused=False),
-    }
-    ways |= {name: way(with_neurons(model, make), fused=False) for name, make in foreign_neurons().items()}
+    ways = {}
+    for checkpointed in (False, True):
+        model.checkpoint_activations = checkpointed
+        name = ", checkpointed" if checkpointed else ""
+        for precision in ("float32", "bf16"):
+            for compiled in (False,) if checkpointed else (False, True):
+                how = dict(amp=precision == "bf16", compiled=compiled, memory_format=torch.channels_last)
+                ways[precision + name + ", compiled" * compiled] = way(model, **how)
+    ways["step by step"] = way(StepByStep(model))
+    ways |= {name: way(with_neurons(model, make)) for name, make in foreign_neurons().items()}
     print(f"{args.arch}, width {args.width}, T = {args.timestep}, batch {args.samples} of 3x32x32, training step")
-    results = compare(ways, args.repeats, device)
-    table(results, "ms an image", args.samples, "step by step")
+    table(compare(ways, args.repeats, device), "ms a step", "step by step", args.samples)
+    print(f"{'way':<24}{'in convolutions':>16}{'TFLOP/s there':>15}")
     for name, step in ways.items():
-        print(f"{name:<21} {convolution_share(step, device):4.0%} of the time in convolutions")
+        seconds, share, flops = convolutions(step, device)
+        print(f"{name:<24}{share:16.0%}{flops / (seconds or math.nan) / 1e12:15.3f}")
+    images = torch.randint(256, x.shape, dtype=torch.uint8, device=device)
+    (seconds, _), *_ = compare({"": lambda: crop_and_flip(images, 4, True) / 255}, args.repeats, device).values()
+    print(f"random crops and flips of the batch: {1000 * statistics.median(seconds):.2f} ms")
 
 
-def convolution_share(function, device):
-    """Share of the device's time that convolutions take."""
+def convolutions(function, device):
+    """What convolutions take of `function`: seconds of the device's time, their share of it, and their operations."""
+    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
+        function()
+    flops = sum(count for op, count in counter.get_flop_counts()["Global"].items() if "convolution" in str(op))
     kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")
     with torch.profiler.profile(activities=kinds) as profile:
         function()
         synchronize(device)
     field = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    events = profile.key_averages()
-    convolution = sum(getattr(event, field) for event in events if "conv" in event.key)
-    return convolution / sum(getattr(event, field) for event in events)
+    # What a kernel takes is counted with the operator that starts it, and once more by itself.
+    times = {e.key: getattr(e, field) for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CPU}
+    found = sum(time for key, time in times.items() if "conv" in key)
+    return found / 1e6, found / sum(times.values()), flops
 
 
-def table(results, unit, count, other):
-    """Print a row for each way: its time over `count`, its time over that of the way `other`, its memory."""
-    print(f"{'way':<22}{unit:>12}{'times ' + other:>20}{'peak MB':>9}")
+def table(results, unit, other, images=None):
+    """Print a row for each way: its time, its time over that of the way `other`, its memory; with `images` in a step,
+    images a second too."""
+    print(f"{'way':<24}{unit:>10}{'images/s' if images else '':>10}{'times ' + other:>20}{'peak MB':>9}")
     for name, (seconds, most) in results.items():
         ratio = statistics.median(a / b for a, b in zip(seconds, results[other][0]))
-        most = "-" if most is None else f"{most / 1e6:.0f}"
-        print(f"{name:<22}{1000 * statistics.median(seconds) / count:12.2f}{ratio:20.2f}{most:>9}")
+        most, median = "-" if most is None else f"{most / 1e6:.0f}", statistics.median(seconds)
+        rate = f"{images / median:.1f}" if images else ""
+        print(f"{name:<24}{1000 * median:10.2f}{rate:>10}{ratio:20.2f}{most:>9}")
 
 
 def main(argv=None):

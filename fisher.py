@@ -266,8 +266,8 @@ def _live_rows(d, block):
     """Rows of d [R, ...] without the last blocks of `block` rows that are all zero."""
     rows = len(d)
     while rows:
-        low, high = torch.aminmax(d[rows - block : rows])
-        if low != 0 or high != 0:  # true for NaN too
+        last = d[rows - block : rows]
+        if last.amax() != 0 or last.amin() != 0:  # true for NaN too; in any memory format, unlike aminmax
             break
         rows -= block
     return rows
@@ -503,6 +503,11 @@ class _Use:
         """Some first rows of a tensor of the call, [a N B, C P] -> [a, N, B, C, P]."""
         return v.reshape(-1, self.samples, self.inner, self.call.channels, v.shape[1:].numel() // self.call.channels)
 
+    def total(self, v):
+        """Sum over the rows and positions of each sample: [a N B, C P] -> [N, C]. Positions first: that is the fast
+        order in any memory format."""
+        return self.split(v).sum(4).sum((0, 2))
+
     def by_channel(self, v):
         """Rows of inputs or signals, [a N B, C, ...] -> [N groups, C / groups, positions], the same for each sample."""
         v = v.reshape(-1, self.samples, self.inner, self.call.groups, v.shape[1] // self.call.groups, v[0, 0].numel())
@@ -567,7 +572,7 @@ def _norms(weights, biases, signals, grams):
         if not pairs:
             continue
         if name in biases:
-            norms[name] = sum(use.split(d).sum((0, 2, 4)) for use, d in pairs).square().sum(1)
+            norms[name] = sum(use.total(d) for use, d in pairs).square().sum(1)
         elif uses[0].call.xhat is not None:
             norms[name] = sum(_scale_gradient(use, d) for use, d in pairs).square().sum(1)
         elif name in grams:
@@ -589,7 +594,7 @@ def _alive(d, call, layout, samples):
 def _scale_gradient(use, d):
     """sum_p d_p * xhat_p of each sample: [N, C]."""
     xhat = use.call.xhat.reshape(use.call.rows, use.call.channels, -1)
-    return use.split(d * xhat[: len(d)]).sum((0, 2, 4))
+    return use.total(d * xhat[: len(d)])
 
 
 def _norm_by_gradient(pairs):

@@ -53,7 +53,12 @@ SCALES = {
     "dry": ["--dataset", "fake", "--fake_shape", "1", "8", "8", "--arch", "fc", "--width", "0.1", "--timestep", "8",
             "--epochs", "2", "--datanum", "64", "--fisher_samples", "8"],
 }  # fmt: skip
-ATTACK_EPS = {"small": 32, "medium": 4, "paper": 4, "dry": 32}  # in 1/255; what takes a network of that scale most of its accuracy
+ATTACK_EPS = {
+    "small": 32,
+    "medium": 4,
+    "paper": 4,
+    "dry": 32,
+}  # in 1/255; what takes a network of that scale most of its accuracy
 TRAIN = "train_snn_fisherinfo"
 LAST = ["--fisher_epochs", "every:1000000", "--save_epochs", "every:1000000"]  # the last epoch alone
 # 97.5 % points of Student's t distribution, by degrees of freedom.

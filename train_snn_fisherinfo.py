@@ -108,7 +108,6 @@ def squared_norms(args, model, x):
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")
 def measure(args, model, subset, labels, stop):
     """The measured part of a line of fisher.jsonl, and the squared norms [T, N] that it is of.
 

@@ -67,7 +67,7 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         if not self.training or self.norm == "folded":
             return self.normalise(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return torch.stack([self.normalise(x_t) for x_t in x])
+        return torch.cat([self.normalise(x_t) for x_t in x]).unflatten(0, x.shape[:2])  # cat keeps channels-last
 
     def normalise(self, x):
         if BatchNorm.recomputing:  # the running statistics have seen this batch
@@ -90,7 +90,25 @@ def recomputation():
 
 def forgetful(part, *inputs):
     """part(*inputs), whose activations are not kept for the backward pass, but computed there again from the inputs."""
-    return checkpoint(part, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputation()))
+    context = {"context_fn": lambda: (nullcontext(), recomputation()), "preserve_rng_state": False}
+    return checkpoint(part, *inputs, use_reentrant=False, **context)
+
+
+def lean(part, *inputs):
+    """`forgetful`, for what stands behind a convolution: BatchNorm and LIF, a hundredth of a step's time. In half
+    precision, where activations are small and convolutions fast, they are kept."""
+    return kept(part, *inputs) if inputs[0].element_size() < 4 else forgetful(part, *inputs)
+
+
+def kept(part, *inputs):
+    """part(*inputs)."""
+    return part(*inputs)
+
+
+def memory_policy(network):
+    """How that network runs what stands behind a convolution, part(*inputs): one of the above."""
+    policies = {None: kept, False: lean, True: forgetful}
+    return policies[network.checkpoint_activations] if network.training else kept
 
 
 class SpikingSequential(nn.Sequential):
@@ -101,16 +119,16 @@ class SpikingSequential(nn.Sequential):
         self.timestep, self.checkpoint_activations = timestep, checkpoint_activations
 
     def forward(self, x):
-        x, part = time_first(x, self.timestep), []
+        x, part, run = time_first(x, self.timestep), [], memory_policy(self)
         for layer in self:
+            if isinstance(layer, BatchNorm) and run is not forgetful:
+                x, part = self.part(part, x), []
             part.append(layer)
-            if isinstance(layer, LIF) or layer is self[-1]:
-                run = partial(self.run, part)
-                x = forgetful(run, x) if self.checkpoint_activations and self.training else run(x)
-                part = []
-        return x
+            if isinstance(layer, LIF):
+                x, part = run(partial(self.part, part), x), []
+        return self.part(part, x)
 
-    def run(self, layers, x):
+    def part(self, layers, x):
         for layer in layers:
             x = layer(repeat_static(x, self.timestep) if isinstance(layer, LIF) else x)
         return x

@@ -59,7 +59,7 @@ class AllSteps(torch.autograd.Function):
         work = torch.promote_types(x.dtype, torch.float32)
         keep = ctx.needs_input_grad[0] and lif.reset == "hard" and not lif.detach_reset
         v = torch.zeros_like(x[0], dtype=work)
-        spikes = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        spikes = torch.empty_like(x)
         slopes = torch.empty_like(spikes) if ctx.needs_input_grad[0] else None
         membranes = torch.empty_like(spikes) if keep else None
 
@@ -98,7 +98,7 @@ class AllSteps(torch.autograd.Function):
         grad_x = torch.empty_like(spikes)
         steps = len(grad)
         if grad.device.type == "cpu":  # elsewhere a look would wait for the device
-            while steps and not torch.stack(torch.aminmax(grad[steps - 1])).any():
+            while steps and grad[steps - 1].amax() == 0 == grad[steps - 1].amin():
                 steps -= 1  # nothing depends on this step: it is past the prefix that is differentiated
             grad_x[steps:] = 0
         later, room = torch.zeros_like(spikes[0], dtype=work), torch.empty_like(spikes[0], dtype=work)
@@ -153,7 +153,7 @@ class LIF(nn.Module):
             raise ValueError(f"unknown reset {reset!r}: choose from {', '.join(RESETS)}")
         self.tau, self.threshold, self.reset, self.surrogate = tau, threshold, reset, surrogate
         self.surrogate_alpha = PEAK_ONE_ALPHA[surrogate] if surrogate_alpha is None else surrogate_alpha
-        self.decay_input, self.detach_reset = decay_input, detach_reset
+        self.decay_input, self.detach_reset, self.compiled = decay_input, detach_reset, None
         if tau <= 1 or threshold <= 0 or self.surrogate_alpha <= 0:
             raise ValueError("an LIF neuron needs tau > 1, threshold > 0 and surrogate_alpha > 0")
 
@@ -173,9 +173,17 @@ class LIF(nn.Module):
             spikes.append(s.to(x.dtype))
         return torch.stack(spikes)
 
+    def compile(self, **options):
+        """From now on, run training steps through `loop`, compiled: one kernel each way."""
+        self.compiled = torch.compile(self.loop, **options)
+
     def forward(self, x):
-        # Compiled, the loop is one kernel each way: the compiler does what AllSteps does by hand, and better.
-        return self.loop(x) if torch.compiler.is_compiling() else AllSteps.apply(x, self)
+        if not (self.compiled and self.training):
+            return AllSteps.apply(x, self)
+        channels_last = x.dim() == 5 and x[0].is_contiguous(memory_format=torch.channels_last)
+        x = x.movedim(2, -1) if channels_last else x  # as it lies in memory
+        spikes = self.compiled(x.flatten(1)).view(x.shape)
+        return spikes.movedim(-1, 2) if channels_last else spikes
 
     def extra_repr(self):
         return f"tau={self.tau}, threshold={self.threshold}, reset={self.reset}, surrogate={self.surrogate}"

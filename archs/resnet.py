@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import nn
 
-from archs.layers import BatchNorm, Conv2d, forgetful, repeat_static, time_first
+from archs.layers import BatchNorm, Conv2d, forgetful, memory_policy, repeat_static, time_first
 
 # name -> (stem channels, [(channels, blocks, stride of the first block), ...])
 PLANS = {
@@ -30,10 +30,9 @@ class BasicBlock(nn.Module):
             self.shortcut.append(BatchNorm(channels, norm))
         self.lif2 = make_lif()
 
-    def forward(self, x, forget=False):
-        """With `forget`, the backward pass of what stands behind a convolution computes it again from there."""
-        middle, end = (partial(forgetful, part) if forget else part for part in (self.middle, self.end))
-        return end(self.conv2(middle(self.conv1(x))), x)
+    def forward(self, x, run):
+        """`run` is how what stands behind a convolution is run (`memory_policy`)."""
+        return run(self.end, self.conv2(run(self.middle, self.conv1(x))), x)
 
     def middle(self, y):
         return self.lif1(self.bn1(y))
@@ -64,10 +63,12 @@ class ResNet(nn.Module):
         self.fc1 = nn.Linear(channels, num_classes)
 
     def forward(self, x):
-        x = self.bn1(self.conv1(time_first(x, self.timestep)))
-        x = self.lif_input(repeat_static(x, self.timestep))  # (T, N, C, H, W)
+        run = memory_policy(self)
+        x = run(self.start, self.conv1(time_first(x, self.timestep)))  # (T, N, C, H, W)
         for stage in self.stages:
             for block in self.get_submodule(stage):
-                forget = self.checkpoint_activations and self.training
-                x = forgetful(partial(block, forget=True), x) if forget else block(x)
+                x = forgetful(partial(block, run=run), x) if run is forgetful else block(x, run)
         return self.fc1(x.mean((3, 4)))  # (T, N, classes)
+
+    def start(self, y):
+        return self.lif_input(repeat_static(self.bn1(y), self.timestep))
