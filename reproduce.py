@@ -200,8 +200,12 @@ def spread(values, digits=2):
 
 MOVED = 0.5  # of IC, that counts as moved
 # Epochs that are measured; the digits have theirs in config.py.
-EPOCHS = {"small": [], "medium": ["--fisher_epochs", "1", "2", "5", "10", "20"], "paper": ["--fisher_epochs", "0", "1", "5", "20", "60", "120", "300"],
-          "dry": ["--fisher_epochs", "0", "1", "2"]}  # fmt: skip
+EPOCHS = {
+    "small": [],
+    "medium": ["--fisher_epochs", "1", "2", "5", "10", "20"],
+    "paper": ["--fisher_epochs", "0", "1", "5", "20", "60", "120", "300"],
+    "dry": ["--fisher_epochs", "0", "1", "2"],
+}
 KINDS = [("train", "data"), ("train", "model"), ("test", "data"), ("test", "model")]
 
 

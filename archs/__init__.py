@@ -37,8 +37,8 @@ def build(
         layernum: linear layers of `fc`, the read-out included; other networks ignore it.
         norm: "step" (BatchNorm statistics per timestep) or "folded" (time counts as batch).
         checkpoint_activations: what the backward pass of a training step computes again. True: all but the input of
-            each block (ResNet) or layer. False: in full precision BatchNorm and LIF, from the convolution's output. None:
-            nothing, as neurons that keep a state between calls need.
+            each block (ResNet) or layer. False: in full precision BatchNorm and LIF, from the convolution's output.
+            None: nothing, as neurons that keep a state between calls need.
         neuron: arguments of `archs.neuron.LIF`: tau=2.0, threshold=1.0, reset, surrogate, surrogate_alpha, ...
 
     Raises ValueError for an unknown name or a size out of range.
