@@ -4,29 +4,31 @@ import math
 
 import pytest
 
+import claims
+import experiments
 import plots
 import reproduce
-from reproduce import Effect
+from experiments import Effect
 from utils import BadInput
 
 
 def test_an_effect_is_the_mean_with_students_interval():
-    found = reproduce.effect([1.0, 2.0, 3.0, 4.0, 5.0])
+    found = experiments.effect([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found.mean == 3 and found.high - found.mean == pytest.approx(2.776 * math.sqrt(2.5 / 5))
-    assert reproduce.effect([1.0]) == Effect(1.0, -math.inf, math.inf)
+    assert experiments.effect([1.0]) == Effect(1.0, -math.inf, math.inf)
 
 
 def test_a_verdict_is_of_intervals_not_of_means():
-    assert reproduce.beyond(Effect(1, 0.6, 1.4), 0.5) is True
-    assert reproduce.beyond(Effect(1, 0.4, 1.6), 0.5) is None
-    assert reproduce.beyond(Effect(0.1, -0.1, 0.3), 0.5) is False
-    assert reproduce.within(Effect(-0.1, -0.3, 0.1), 0.5) is True
-    assert reproduce.within(Effect(-0.4, -0.6, -0.2), 0.5) is None
-    assert reproduce.within(Effect(-0.8, -0.9, -0.6), 0.5) is False
-    assert reproduce.verdict([True, True]) == "holds"
-    assert reproduce.verdict([True, False]) == reproduce.verdict([None, True]) == "holds in part"
-    assert reproduce.verdict([False, None]) == "does not hold"
-    assert reproduce.verdict([None, None]) == "undecided"
+    assert experiments.beyond(Effect(1, 0.6, 1.4), 0.5) is True
+    assert experiments.beyond(Effect(1, 0.4, 1.6), 0.5) is None
+    assert experiments.beyond(Effect(0.1, -0.1, 0.3), 0.5) is False
+    assert experiments.within(Effect(-0.1, -0.3, 0.1), 0.5) is True
+    assert experiments.within(Effect(-0.4, -0.6, -0.2), 0.5) is None
+    assert experiments.within(Effect(-0.8, -0.9, -0.6), 0.5) is False
+    assert experiments.verdict([True, True]) == "holds"
+    assert experiments.verdict([True, False]) == experiments.verdict([None, True]) == "holds in part"
+    assert experiments.verdict([False, None]) == "does not hold"
+    assert experiments.verdict([None, None]) == "undecided"
 
 
 def losses(ic, clean, pgd):
@@ -47,7 +49,7 @@ def losses(ic, clean, pgd):
     ],
 )
 def test_a_loss_has_to_move_the_information_and_the_robustness_at_little_cost(ic, clean, pgd, word):
-    assert reproduce.loss_verdict(losses(ic, clean, pgd), "step")[0] == word
+    assert claims.loss_verdict(losses(ic, clean, pgd), "step")[0] == word
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_a_loss_has_to_move_the_information_and_the_robustness_at_little_cost(ic
 def test_a_search_has_to_be_as_good_at_every_sparsity_and_faster(accuracy, seconds, word):
     accuracies = {("full", 4): [0.981, 0.982], ("fisher", 4): [0.981, 0.982], ("full", 8): [0.981, 0.982]}
     accuracies["fisher", 8] = [accuracy, accuracy + 0.001]
-    found = reproduce.pruning_verdict(accuracies, {"full": [100, 101], "fisher": [seconds, seconds + 1]})
+    found = claims.pruning_verdict(accuracies, {"full": [100, 101], "fisher": [seconds, seconds + 1]})
     assert found[0] == word
 
 
@@ -88,15 +90,15 @@ def test_every_claim_runs_from_end_to_end(undrawn, capsys):
 
 def test_runs_that_are_complete_are_not_run_again(undrawn, tmp_path, capsys, monkeypatch):
     argv = ["loss", "--seeds", "1", "--out_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    monkeypatch.setattr(reproduce, "SCALES", {"small": reproduce.SCALES["dry"]})
-    monkeypatch.setattr(reproduce, "NORMS", ("step",))
-    monkeypatch.setattr(reproduce, "LOSSES", {name: reproduce.LOSSES[name] for name in ("ce", "tet")})
+    monkeypatch.setattr(claims, "SCALES", {"small": claims.SCALES["dry"]})
+    monkeypatch.setattr(claims, "NORMS", ("step",))
+    monkeypatch.setattr(claims, "LOSSES", {name: claims.LOSSES[name] for name in ("ce", "tet")})
     reproduce.main(argv)
     times = {path: path.stat().st_mtime for path in (tmp_path / "runs").rglob("*")}
     page = (tmp_path / "results" / "small" / "loss.md").read_text()
     reproduce.main(argv)
     assert times == {path: path.stat().st_mtime for path in (tmp_path / "runs").rglob("*")}
     assert page == (tmp_path / "results" / "small" / "loss.md").read_text() and "| step | tet |" in page
-    monkeypatch.setattr(reproduce, "LOSSES", {"ce": [], "tet": ["--loss", "prefix"]})
+    monkeypatch.setattr(claims, "LOSSES", {"ce": [], "tet": ["--loss", "prefix"]})
     with pytest.raises(BadInput, match=r"loss_step_tet_0\.txt says why"):  # a folder of another run is not taken for it
         reproduce.main(argv)

@@ -1,0 +1,489 @@
+"""The claims of the paper: what is run for each, its table, its figure and the rule of its verdict.
+
+A claim is a function of the arguments of reproduce.py that returns ({part: (verdict, why)}, rows of a Markdown table,
+path of the figure). Its docstring says the claim in one sentence, then the rule.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import plots
+from experiments import Effect, Job, beyond, effect, perform_all, spread, verdict, within
+from fisher import centroid
+from utils import FISHER_FILE, LATEST, LOG_FILE, PRUNING_FILE, ROBUSTNESS_FILE, read_lines
+
+TRAIN = "train_snn_fisherinfo"
+LAST = ["--fisher_epochs", "every:1000000", "--save_epochs", "every:1000000"]  # the last epoch alone
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the claims are tried on."""
+
+    training: list  # what a training has on its command line
+    measured: list  # and its epochs that are measured, where the recipe has none of its own
+    eps: float  # in 1/255: what takes a network most of its accuracy
+    release_samples: list  # flags of the released estimator
+    searches: list  # of pruning
+    rounds: list  # of pruning, whose networks are trained again
+    prune_rate: float  # two rounds of 25 % are one of 43.75 %: as much is left, in half the rounds
+    downloads: bool = True  # whether the data set is in --data_dir
+    dry: bool = False  # the first of everything alone
+
+
+SEARCHES = ["full", "fisher", "1", "one_shot"]
+SCALES = {
+    "small": Scale(["--dataset", "digits"], [], 32, ["--fisher_samples", "1280"], SEARCHES, [2, 4, 7], 0.4375,
+                   downloads=False),
+    "medium": Scale(["--dataset", "cifar10", "--arch", "vgg5", "--width", "0.25", "--timestep", "5", "--epochs", "20",
+                     "--learning_rate", "0.1", "--amp", "bf16"], ["--fisher_epochs", "1", "2", "5", "10", "20"], 4,
+                    ["--fisher_samples", "12800"], SEARCHES, [2, 4, 7], 0.4375),
+    "paper": Scale([], ["--fisher_epochs", "0", "1", "5", "20", "60", "120", "300"], 4, ["--fisher_samples", "12800"],
+                   ["full", "fisher", "kl", "1", "2", "one_shot"], [4, 8, 11, 14], 0.25),
+    "dry": Scale(["--dataset", "fake", "--fake_shape", "1", "8", "8", "--arch", "fc", "--width", "0.1", "--timestep",
+                  "8", "--epochs", "2", "--datanum", "64", "--fisher_samples", "8"], ["--fisher_epochs", "0", "1", "2"],
+                 32, ["--fisher_batch", "16"], SEARCHES[:2], [1, 2], 0.25, downloads=False, dry=True),
+}  # fmt: skip
+
+
+def scale(args):
+    """The Scale that `args` names."""
+    return SCALES[args.scale]
+
+
+def command(args, name, script, seed, *flags):
+    """That script with the settings of --scale."""
+    place = ["--data_dir", args.data_dir or "data"] if scale(args).downloads else []
+    flags = (*scale(args).training, *place, *flags, "--seed", str(seed))
+    return Job(f"{name}_{seed}", script, flags, "pruning" if script == "prune_snn" else "fisher")
+
+
+def all_seeds(args, runs):
+    """Perform the runs {name: function of a seed that gives a Job}: {name: [folder of each seed]}."""
+    jobs = {name: [make(seed) for seed in range(args.seeds)] for name, make in runs.items()}
+    perform_all([job for own in jobs.values() for job in own], args)
+    return {name: [job.folder(args) for job in own] for name, own in jobs.items()}
+
+
+def short(name):
+    """The name of something, in that of a folder."""
+    return name.replace(", ", "_").replace(" ", "_")
+
+
+def page(args, claim):
+    """Where the figure of a claim goes."""
+    return Path(args.results) / f"{claim}.png"
+
+
+# ---------------------------------------------------------------- claims: concentration, layers
+
+MOVED = 0.5  # of IC, that counts as moved
+KINDS = [("train", "data"), ("train", "model"), ("test", "data"), ("test", "model")]
+
+
+def trained(args):
+    """The plain training of each seed, measured on all of KINDS as it goes on: done, and its folders."""
+    flags = [*scale(args).measured, "--fisher_split", "train", "test", "--fisher_labels", "data", "model"]
+    return all_seeds(args, {"": lambda seed: command(args, "trained", TRAIN, seed, *flags)})[""]
+
+
+def measurements(folder, split="train", labels="data"):
+    """The lines of fisher.jsonl of one kind, without that before training: networks do not spike there yet."""
+    lines = read_lines(folder / FISHER_FILE)
+    return [line for line in lines if (line["split"], line["labels"]) == (split, labels) and line["epoch"] != 0]
+
+
+def centre(curve):
+    """The centroid of a curve [T]."""
+    return centroid(torch.tensor(curve, dtype=torch.float64)).item()
+
+
+def by_t(curves):
+    """(t, mean, standard deviation) of curves [T] of several seeds, each as shares of its sum."""
+    shares = torch.tensor(curves, dtype=torch.float64)
+    shares = shares / shares.sum(1, keepdim=True)
+    spread = shares.std(0).tolist() if len(curves) > 1 else None
+    return list(range(1, shares.shape[1] + 1)), shares.mean(0).tolist(), spread
+
+
+def concentrates(first, last, flat):
+    """Is the IC of the last measurement MOVED (with less than 8 timesteps, a ninth of flat) or more below the first,
+    and below that of a flat curve?"""
+    fall, below = effect([a - b for a, b in zip(first, last)]), effect([flat - b for b in last])
+    checks = [beyond(found, min(MOVED, flat / 9)) for found in (fall, below)]
+    return verdict(checks), f"IC falls by {fall} and ends {below} below flat ({flat})."
+
+
+def concentration(args):
+    """Fisher information starts late or flat and concentrates in early timesteps while the network learns.
+
+    It holds if IC falls from the first measured epoch to the last by 0.5 or more (with less than 8 timesteps, a ninth
+    of flat), and ends that far below that of a flat curve, with both 95 % intervals of the seeds.
+    """
+    lines = [measurements(folder) for folder in trained(args)]
+    rows = ["| seed | IC by epoch | IC of I_t / L_t at the end |", "|---:|---|---:|"]
+    for seed, own in enumerate(lines):
+        course = ", ".join(f"{line['ic']:.2f} ({line['epoch']})" for line in own)
+        rows.append(f"| {seed} | {course} | {own[-1]['ic_per_loss']:.2f} |")
+    curves = {f"epoch {own[0]['epoch']}": by_t([line["fisher"] for line in own]) for own in zip(*lines)}
+    figure = plots.panels({"mean of the seeds": curves}, page(args, "concentration"), "timesteps t", "share of $I_t$")
+    flat = (lines[0][0]["timestep"] + 1) / 2
+    ends = [[own[at]["ic"] for own in lines] for at in (0, -1)]
+    return {"IC": concentrates(*ends, flat)}, rows, figure
+
+
+def layers(args):
+    """The concentration happens in every layer.
+
+    The rule of `concentration`, for the centroid of each layer.
+    """
+    lines = [measurements(folder) for folder in trained(args)]
+    flat, verdicts, panels = (lines[0][0]["timestep"] + 1) / 2, {}, {}
+    rows = ["| layer | IC, first epoch | IC at the end | share of the sum at the end |", "|---|---:|---:|---:|"]
+    for name in lines[0][0]["layers"]:
+        curves = [[own[at]["layers"][name] for own in lines] for at in (0, -1)]
+        first, last = ([centre(curve) for curve in ends] for ends in curves)
+        share = [sum(own[-1]["layers"][name]) / sum(own[-1]["fisher"]) for own in lines]
+        rows.append(f"| {name} | {spread(first)} | {spread(last)} | {spread(share)} |")
+        verdicts[name] = concentrates(first, last, flat)
+        panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t(ends) for at, ends in zip((0, -1), curves)}
+    return verdicts, rows, plots.panels(panels, page(args, "layers"), "timesteps t", "share of the layer's $I_t$")
+
+
+# ---------------------------------------------------------------- claim: settings
+
+SETTINGS = {
+    "fc, 3 layers": ["--arch", "fc", "--layernum", "3", "--width", "1"],
+    "vgg9": ["--arch", "vgg9"],
+    "resnet20": ["--arch", "resnet20", "--width", "0.5", "--batch_size", "16"],
+    "T = 2": ["--timestep", "2"],
+    "T = 4": ["--timestep", "4"],
+    "T = 16": ["--timestep", "16"],
+    "tau 1.33": ["--tau", "1.3333"],
+    "tau 4": ["--tau", "4"],
+    "threshold 0.5": ["--threshold", "0.5"],
+    "soft reset": ["--reset", "soft"],
+    "triangle surrogate": ["--surrogate", "triangle"],
+    "norm folded": ["--norm", "folded"],
+    "adam": ["--optimizer", "adam", "--learning_rate", "0.002"],
+    "Poisson": ["--encode", "p"],
+    "300 samples": ["--datanum", "300"],
+    "random labels": ["--label_corrupt_prob", "1"],
+}
+# Where there is a --data_dir, beside the digits; the first of their training images, all of their test images.
+# Ten epochs leave a loss on them; sixty, without augmentation, do not.
+FEW = ["--arch", "vgg5", "--width", "0.25", "--timestep", "5", "--learning_rate", "0.1", "--datanum", "5000"]
+LEARNED = {"": ["--epochs", "10"], ", fitted": ["--epochs", "60", "--no_augment"]}
+DATA_SETS = {"Fashion-MNIST, 5000 images": "fashion_mnist", "CIFAR-10, 5000 images": "cifar10"}
+
+
+def settings(args):
+    """The concentration is common: across architectures, T, neurons, norms, optimizers, encodings, amounts of data.
+
+    The rule of `concentration`, for each setting.
+    """
+    chosen = {"fc, 3 layers": []} if scale(args).dry else dict(SETTINGS)
+    if args.scale == "small" and args.data_dir is not None:
+        for name, data in DATA_SETS.items():
+            for how, flags in LEARNED.items():
+                chosen[name + how] = ["--dataset", data, "--data_dir", args.data_dir, *FEW, *flags]
+    flags = {name: ["--fisher_epochs", "1", "every:1000000", *own] for name, own in chosen.items()}
+    runs = {
+        name: lambda seed, name=name: command(args, f"settings_{short(name)}", TRAIN, seed, *flags[name])
+        for name in chosen
+    }
+    folders = {"as it is": trained(args)} | all_seeds(args, runs)
+    verdicts, panels = {}, {}
+    rows = [
+        "| setting | flat | IC, epoch 1 | IC at the end | IC of I_t / L_t | training loss | test accuracy |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, own in folders.items():
+        lines = [measurements(folder) for folder in own]
+        first, last, ratio = ([x[at][key] for x in lines] for at, key in ((0, "ic"), (-1, "ic"), (-1, "ic_per_loss")))
+        logs = [read_lines(folder / LOG_FILE)[-1] for folder in own]
+        flat = (lines[0][0]["timestep"] + 1) / 2
+        cells = [*map(spread, (first, last, ratio))]
+        cells += [spread([log[key] for log in logs], 3) for key in ("train_loss", "test_accuracy")]
+        rows.append(f"| {name} | {flat} | {' | '.join(cells)} |")
+        verdicts[name] = concentrates(first, last, flat)
+        panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t([x[at]["fisher"] for x in lines]) for at in (0, -1)}
+    return verdicts, rows, plots.panels(panels, page(args, "settings"), "timesteps t", "share of $I_t$")
+
+
+# ---------------------------------------------------------------- claim: robustness
+
+HURTS = 0.02  # of accuracy, that counts as more
+
+
+def robustness(args):
+    """The early timesteps, where the information is, are where noise hurts.
+
+    It holds if corrupting the first half of the timesteps costs 0.02 of accuracy or more beyond corrupting the last
+    half, with the 95 % interval of the seeds.
+    """
+    paths = [str(folder / LATEST) for folder in trained(args)]
+    length = torch.load(paths[0], weights_only=True)["args"]["timestep"]
+    half = length // 2
+    when = {"first half": range(1, half + 1), "last half": range(half + 1, length + 1), "all": range(1, length + 1)}
+    noise = ["--noise_levels", "0.2", "0.4", "--blur_levels", "1"]
+    jobs = []
+    for name, times in when.items():
+        eps = [str(scale(args).eps / k) for k in (4, 2, 1)] if name == "all" else []
+        flags = (*noise, "--eps", *eps, *few_attacks(args), "--noisetime", *map(str, times))
+        jobs.append(evaluation(f"robustness_{short(name)}_of_{args.seeds}", paths, *flags))
+    folders = dict(zip(when, perform_all(jobs, args)))
+    lines = {name: read_lines(folder / ROBUSTNESS_FILE) for name, folder in folders.items()}
+    found = {}
+    for name, own in lines.items():
+        for line in own:
+            key = name if line["times"] else "-", line["threat"], line["strength"]
+            found.setdefault(key, {})[line["checkpoint"]] = line["attacked"]
+    rows = ["| timesteps | what | strength | accuracy |", "|---|---|---:|---:|"]
+    rows += [f"| {' | '.join(map(str, key))} | {spread(list(own.values()), 3)} |" for key, own in found.items()]
+    verdicts, panels = {}, {}
+    for threat, strength in (("gaussian_noise", 0.4), ("blur", 1.0)):
+        by_time = {name: list(found[name, threat, strength].values()) for name in when}
+        hurt = effect([late - early for early, late in zip(by_time["first half"], by_time["last half"])])
+        why = f"Accuracy with the last half of the timesteps corrupted is {hurt:3} above that with the first half."
+        verdicts[f"{threat} {strength}"] = verdict([beyond(hurt, HURTS)]), why
+        x, means = range(len(when)), [statistics.mean(values) for values in by_time.values()]
+        panels[f"{threat} {strength}"] = {", ".join(when): (x, means, None)}
+    return verdicts, rows, plots.panels(panels, page(args, "robustness"), "corrupted timesteps", "accuracy")
+
+
+def evaluation(name, paths, *flags):
+    """A run of eval_snn_robustness.py on the networks of those checkpoints."""
+    return Job(name, "eval_snn_robustness", ("--checkpoints", *paths, *flags), "robustness")
+
+
+def few_attacks(args):
+    """What makes an evaluation of a dry run short."""
+    return ["--robust_samples", "16", "--attack_steps", "1", "--attack_surrogate", "own"] if scale(args).dry else []
+
+
+# ---------------------------------------------------------------- claim: controls
+
+PLANTED_TIMES = [(1, 2), (4, 5), (7, 8)]
+PLANTED_DRY = ["--epochs", "2", "--datanum", "64", "--fisher_samples", "8", "--fisher_epochs", "2"]
+
+
+def planted(args):
+    """Networks on frames whose class shows at known timesteps alone: {times: [the last measurement of a seed]}."""
+    runs = {}
+    for times in PLANTED_TIMES[: 1 if scale(args).dry else None]:
+        name = f"controls_planted_{times[0]}-{times[-1]}"
+        flags = (
+            "--dataset",
+            "planted",
+            "--planted_time",
+            *map(str, times),
+            *(PLANTED_DRY if scale(args).dry else LAST),
+        )
+        runs[times] = lambda seed, name=name, flags=flags: Job(
+            f"{name}_{seed}", TRAIN, (*flags, "--seed", str(seed)), "fisher"
+        )
+    return {times: [measurements(own)[-1] for own in folders] for times, folders in all_seeds(args, runs).items()}
+
+
+def controls(args):
+    """What is left of the concentration under controls that the paper does not have.
+
+    Under a control it holds if IC ends 0.5 or more below that of a flat curve, with the 95 % interval of the seeds.
+    With planted information it holds if IC ends within 0.5 of the middle of the timesteps that show the class.
+    """
+    folders = trained(args)
+    variants = {"instantaneous outputs": ["--fisher_prefix", "instant"],
+                "the released estimator": ["--fisher_estimator", "release", *scale(args).release_samples]}  # fmt: skip
+
+    def measured_again(name):
+        def make(seed):
+            flags = ("--checkpoints", str(folders[seed] / LATEST), *variants[name])
+            return Job(f"controls_{short(name)}_{seed}", TRAIN, flags, "fisher")
+
+        return make
+
+    again = all_seeds(args, {name: measured_again(name) for name in variants})
+    kinds = {kind: [measurements(folder, *kind)[-1] for folder in folders] for kind in KINDS}
+    first = kinds["train", "data"]
+    curves = {
+        "as in the paper": [line["fisher"] for line in first],
+        "I_t / L_t": [[value / lost for value, lost in zip(line["fisher"], line["prefix_loss"])] for line in first],
+        "true Fisher (labels of the model)": [line["fisher"] for line in kinds["train", "model"]],
+        "held-out samples": [line["fisher"] for line in kinds["test", "data"]],
+        "held-out, true Fisher": [line["fisher"] for line in kinds["test", "model"]],
+        **{name: [measurements(own)[-1]["fisher"] for own in found] for name, found in again.items()},
+    }
+    flat, verdicts = (len(first[0]["fisher"]) + 1) / 2, {}
+    rows = [f"| control | IC at the end (flat: {flat}) | below flat |", "|---|---:|---:|"]
+    for name, own in curves.items():
+        last = [centre(curve) for curve in own]
+        below = effect([flat - ic for ic in last])
+        rows.append(f"| {name} | {spread(last)} | {below} |")
+        verdicts[name] = verdict([beyond(below, MOVED)]), f"IC ends {below} below flat."
+    panels = {name: {"end": by_t(own)} for name, own in curves.items()}
+    rows += ["", "| class shows at t | IC at the end | from the middle of those t | IC of I_t / L_t | accuracy by t |"]
+    rows += ["|---|---:|---:|---:|---|"]
+    for times, own in planted(args).items():
+        which, ics = f"{times[0]} to {times[-1]}", [line["ic"] for line in own]
+        off = effect([ic - statistics.mean(times) for ic in ics])
+        mean = torch.tensor([line["prefix_accuracy"] for line in own]).mean(0).tolist()
+        right = " ".join(f"{value:.2f}" for value in mean)
+        rows.append(f"| {which} | {spread(ics)} | {off} | {spread([x['ic_per_loss'] for x in own])} | {right} |")
+        why = f"IC ends {off} from the middle of those timesteps."
+        verdicts[f"class at {which}"] = verdict([within(off, MOVED)]), why
+        panels[f"class at {which}"] = {"end": by_t([line["fisher"] for line in own])}
+    return verdicts, rows, plots.panels(panels, page(args, "controls"), "timesteps t", "share of $I_t$")
+
+
+# ---------------------------------------------------------------- claim: loss
+
+LOSSES = {
+    "ce": [],
+    "tet": ["--loss", "tet"],
+    "prefix": ["--loss", "prefix"],
+    "flood 0.1": ["--loss_threshold", "0.1"],
+    "prefix, flood 0.5": ["--loss", "prefix", "--loss_threshold", "0.5"],
+    **{f"centroid {c}": ["--loss", "centroid", "--target_ic", c] for c in ("2", "4.5", "6")},
+}
+NORMS = ("step", "folded")
+COST = 0.01  # of clean accuracy, that counts as little
+ROBUST = 0.05  # of accuracy under attack, that counts as changed
+
+
+def loss_runs(args):
+    """Trainings [norm, loss, seed] and, by norm and loss, their evaluations."""
+    trainings, evaluations = {}, {}
+    for norm in NORMS:
+        for name, flags in list(LOSSES.items())[: 2 if scale(args).dry else None]:
+            called = f"loss_{norm}_{short(name)}"
+            for seed in range(args.seeds):
+                argv = [*LAST, "--norm", norm, *flags]
+                trainings[norm, name, seed] = command(args, called, TRAIN, seed, *argv)
+            paths = [str(trainings[norm, name, s].folder(args) / LATEST) for s in range(args.seeds)]
+            flags = ["--eps", str(scale(args).eps), "--noise_levels", "0.2", "--blur_levels", *few_attacks(args)]
+            evaluations[norm, name] = evaluation(f"{called}_robustness_of_{args.seeds}", paths, *flags)
+    return trainings, evaluations
+
+
+def loss_numbers(args, trainings, evaluations):
+    """By norm and loss: {quantity: [a value a seed]}, and the signs of gradient masking."""
+    numbers = {}
+    for (norm, name), evaluation in evaluations.items():
+        lines = read_lines(evaluation.folder(args) / ROBUSTNESS_FILE)
+        found = numbers[norm, name] = {key: [] for key in ("ic", "ic_per_loss", "clean", "pgd", "noise", "transfer")}
+        found["masking"] = [sign for line in lines for sign in line.get("masking", ())]
+        for seed in range(args.seeds):
+            folder = trainings[norm, name, seed].folder(args)
+            fisher, log = (read_lines(folder / file)[-1] for file in (FISHER_FILE, LOG_FILE))
+            own = [line for line in lines if line["checkpoint"] == str(folder / LATEST)]
+            pgd = next(line for line in own if (line["threat"], line["strength"]) == ("pgd", scale(args).eps))
+            noise = next(line for line in own if line["threat"] == "gaussian_noise")
+            values = (fisher["ic"], fisher["ic_per_loss"], log["test_accuracy"], pgd["attacked"], noise["attacked"])
+            transfer = math.nan if pgd["transfer"] is None else pgd["transfer"]  # of one seed there is none
+            for key, value in zip(found, (*values, transfer)):
+                found[key].append(value)
+    return numbers
+
+
+def loss_verdict(numbers, norm):
+    """Of the losses that cost at most COST of accuracy, the one that moves IC furthest from that of ce: does it move IC
+    by MOVED or more, and accuracy under PGD by ROBUST or more? Seeds are paired."""
+
+    def change(name, key):
+        return effect([a - b for a, b in zip(numbers[norm, name][key], numbers[norm, "ce"][key])])
+
+    cheap = [name for key, name in numbers if key == norm and name != "ce" and change(name, "clean").mean >= -COST]
+    if not cheap:
+        return "does not hold", f"every loss costs more than {COST} of accuracy"
+    best = max(cheap, key=lambda name: abs(change(name, "ic").mean))
+    moved, cost, robust = (change(best, key) for key in ("ic", "clean", "pgd"))
+    sizes = [found if found.mean > 0 else Effect(*(-x for x in (found.mean, found.high, found.low)))
+             for found in (moved, robust)]  # fmt: skip
+    checks = [beyond(sizes[0], MOVED), beyond(sizes[1], ROBUST)]
+    means = [[statistics.mean(found[key]) for (k, _), found in numbers.items() if k == norm] for key in ("ic", "pgd")]
+    correlation = torch.corrcoef(torch.tensor(means).argsort().argsort().double())[0, 1]  # Spearman's, without ties
+    why = f"`{best}` against `ce`: IC {moved}, accuracy {cost:3}, accuracy under PGD {robust:3}."
+    return verdict(checks), f"{why} Rank correlation of IC and accuracy under PGD over the losses: {correlation:.2f}."
+
+
+def loss(args):
+    """A loss can move the information, with little effect on accuracy, but much on robustness.
+
+    Of the losses that cost at most 0.01 of accuracy, the one that moves IC furthest from that of `ce` counts: the claim
+    holds if it moves IC by 0.5 or more, and accuracy under PGD by 0.05 or more, with both 95 % intervals of the seeds.
+    """
+    trainings, evaluations = loss_runs(args)
+    perform_all(trainings.values(), args)
+    perform_all(evaluations.values(), args)
+    numbers = loss_numbers(args, trainings, evaluations)
+    eps = scale(args).eps
+    rows = [f"| norm | loss | IC | IC of I_t / L_t | accuracy | PGD, eps {eps}/255 | noise 0.2 | transfer | masking |"]
+    rows += ["|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for (norm, name), found in numbers.items():
+        cells = [spread(found[key], 2 if "ic" in key else 3) for key in list(found)[:6]]
+        rows.append(f"| {norm} | {name} | {' | '.join(cells)} | {len(found['masking'])} |")
+    verdicts = {f"norm {norm}": loss_verdict(numbers, norm) for norm in NORMS}
+    panels = {"clean": "test accuracy", "pgd": f"accuracy under PGD, eps {eps}/255", "noise": "accuracy under noise"}
+    return verdicts, rows, plots.tradeoff(numbers, page(args, "loss"), panels)
+
+
+# ---------------------------------------------------------------- claim: pruning
+
+AS_GOOD = 0.005  # of accuracy: a smaller loss counts as none
+FASTER = 1.5
+
+
+def pruning_verdict(accuracy, seconds):
+    """Is `fisher` within AS_GOOD, or one standard error, of `full` at every sparsity, and its search FASTER times as
+    fast? accuracy {(search, round): [a value a seed]}, seconds {search: [of the whole search, a seed]}."""
+    checks, words = [], []
+    for number in sorted({number for _, number in accuracy}):
+        lost = [a - b for a, b in zip(accuracy["full", number], accuracy["fisher", number])]
+        error = statistics.stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else 0
+        checks.append(statistics.mean(lost) <= max(AS_GOOD, error))
+        words.append(f"{-statistics.mean(lost):+.3f}")
+    speed = effect([a / b for a, b in zip(seconds["full"], seconds["fisher"])])
+    checks.append(beyond(speed, FASTER))
+    return verdict(checks), f"`fisher` against `full`: accuracy {', '.join(words)}; search {speed} times as fast."
+
+
+def pruning(args):
+    """Searching with the few timesteps that carry the information finds networks as good in less time.
+
+    It holds if `fisher` loses at most 0.005 of accuracy, or one standard error, against `full` at every sparsity, and
+    its search is 1.5 times as fast or more, with the 95 % interval of the seeds.
+    """
+    searches, rounds = scale(args).searches, scale(args).rounds
+    flags = [*map(str, ["--rounds", rounds[-1], "--final_rounds", *rounds, "--prune_rate", scale(args).prune_rate])]
+    runs = {
+        search: lambda seed, search=search: command(
+            args, f"pruning_{search}", "prune_snn", seed, *flags, "--search_timestep", search
+        )
+        for search in searches
+    }
+    folders = [folder for own in all_seeds(args, runs).values() for folder in own]
+    accuracy, seconds, sparsity = {}, {}, {}
+    for folder in folders:
+        lines = read_lines(folder / PRUNING_FILE)
+        for line in lines:
+            if line["stage"] == "final":
+                accuracy.setdefault((line["search"], line["round"]), []).append(line["test_accuracy"])
+                sparsity[line["round"]] = line["sparsity"]
+                if line["round"] == rounds[-1]:
+                    seconds.setdefault(line["search"], []).append(plots.search_seconds(lines, line))
+    rows = [f"| search runs | {' | '.join(f'{100 * s:.1f} %' for s in sparsity.values())} | seconds | times as fast |"]
+    rows += ["|---|" + "---:|" * (len(rounds) + 2)]
+    for search in searches:
+        cells = [spread(accuracy[search, number], 3) for number in rounds] + [spread(seconds[search], 0)]
+        cells += [spread([a / b for a, b in zip(seconds["full"], seconds[search])])]
+        rows.append(f"| {search} | {' | '.join(cells)} |")
+    figure = plots.pruning(folders, page(args, "pruning"))
+    return {"all sparsities": pruning_verdict(accuracy, seconds)}, rows, figure
+
+
+CLAIMS = {f.__name__: f for f in (concentration, settings, layers, loss, robustness, pruning, controls)}

@@ -1,0 +1,143 @@
+"""Runs of the scripts with several seeds, and the verdict on a claim that follows from their numbers."""
+
+import contextlib
+import importlib
+import json
+import math
+import multiprocessing
+import re
+import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from utils import BadInput, Stopped
+
+# 97.5 % points of Student's t distribution, by degrees of freedom.
+STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+
+
+# ---------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command line of a script. Its run folder is complete when it has that figure."""
+
+    name: str
+    script: str
+    flags: tuple
+    figure: str
+
+    def folder(self, args):
+        return Path(args.out_dir) / self.name
+
+    def asked(self, args):
+        """The file beside its folder that says what it is a run of."""
+        return Path(args.out_dir) / f"{self.name}.json"
+
+    def done(self, args):
+        """Whether its folder is there, complete, and of this very command line."""
+        asked, drawn = self.asked(args), self.folder(args) / "figures" / f"{self.figure}.png"
+        return drawn.exists() and asked.exists() and json.loads(asked.read_text()) == [self.script, *self.flags]
+
+    def words(self, args):
+        """The command line to show: RUNS for the folder of the runs, DATA for that of the data sets, and SEED for the
+        seed where there is one."""
+        places = {args.data_dir: "DATA"}
+        words = [places.get(flag, flag.replace(args.out_dir, "RUNS")) for flag in self.flags]
+        words = [re.sub(r"_\d+/(\w+\.pt)$", r"_SEED/\1", word) for word in words]
+        if words[-2] == "--seed":
+            words[-1] = "SEED"
+        once = [word for i, word in enumerate(words) if i == 0 or word != words[i - 1]]
+        return f"python {self.script}.py {' '.join(once)}"
+
+
+def perform(job, args, threads):
+    """Do a job in this process; what it prints goes to a file beside its folder."""
+    torch.set_num_threads(threads)
+    log = Path(args.out_dir) / f"{job.name}.txt"
+    with open(log, "a") as shown, contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        try:
+            argv = [*job.flags, "--out_dir", args.out_dir, "--exp_name", job.name, "--resume"]
+            importlib.import_module(job.script).main(argv)
+        except SystemExit as stop:
+            raise BadInput(f"{job.script}.py failed, {log} says why") from stop
+        except Stopped as stop:
+            raise KeyboardInterrupt from stop
+    job.asked(args).write_text(json.dumps([job.script, *job.flags]))
+
+
+def perform_all(jobs, args):
+    """Do the jobs whose folders are not complete, --jobs at a time. Returns all the folders."""
+    jobs = list(jobs)
+    args.performed += jobs
+    folders = [job.folder(args) for job in jobs]
+    todo = [job for job in jobs if not job.done(args)]
+    threads = max(1, torch.get_num_threads() // args.jobs)
+    if args.jobs == 1:
+        for job in tqdm(todo, "runs", leave=False, disable=None):
+            perform(job, args, threads)
+        return folders
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(perform, job, args, threads) for job in todo]
+        try:
+            for future in tqdm(as_completed(futures), "runs", total=len(todo), leave=False, disable=None):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return folders
+
+
+# ---------------------------------------------------------------- numbers
+
+
+class Effect(NamedTuple):
+    """A mean over seeds and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __format__(self, digits):
+        return "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*self, d=digits or 2)
+
+
+def effect(values):
+    """Mean of the values of the seeds, with Student's 95 % interval; of one seed the interval is everything."""
+    mean, count = statistics.mean(values), len(values)
+    if count == 1:
+        return Effect(mean, -math.inf, math.inf)
+    point = STUDENT[count - 2] if count - 2 < len(STUDENT) else 1.96
+    half = point * statistics.stdev(values) / math.sqrt(count)
+    return Effect(mean, mean - half, mean + half)
+
+
+def beyond(found, bound):
+    """Whether an effect is above `bound`: True or False if its whole interval says so, else None."""
+    return True if found.low > bound else False if found.high < bound else None
+
+
+def within(found, bound):
+    """Whether an effect is no larger than `bound` either way: as `beyond`."""
+    return False if max(found.low, -found.high) > bound else True if max(found.high, -found.low) <= bound else None
+
+
+def verdict(checks):
+    """What the parts of a claim add up to, each True, False or None (undecided)."""
+    if all(check is True for check in checks):
+        return "holds"
+    if True in checks:
+        return "holds in part"
+    return "does not hold" if False in checks else "undecided"
+
+
+def spread(values, digits=2):
+    """Mean ± standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
