@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import plots
-from experiments import Effect, Job, beyond, effect, perform_all, spread, verdict, within
+from experiments import Effect, Job, beyond, effect, spread, verdict, with_all_seeds, with_each_seed, within
 from fisher import centroid
 from utils import FISHER_FILE, LATEST, LOG_FILE, PRUNING_FILE, ROBUSTNESS_FILE, read_lines
 
@@ -55,18 +55,21 @@ def scale(args):
     return SCALES[args.scale]
 
 
-def command(args, name, script, seed, *flags):
+def command(args, name, script, *flags):
     """That script with the settings of --scale."""
     place = ["--data_dir", args.data_dir or "data"] if scale(args).downloads else []
-    flags = (*scale(args).training, *place, *flags, "--seed", str(seed))
-    return Job(f"{name}_{seed}", script, flags, "pruning" if script == "prune_snn" else "fisher")
+    flags = (*scale(args).training, *place, *flags, "--seed", "SEED")
+    return Job(f"{name}_SEED", script, flags, "pruning" if script == "prune_snn" else "fisher")
 
 
-def all_seeds(args, runs):
-    """Perform the runs {name: function of a seed that gives a Job}: {name: [folder of each seed]}."""
-    jobs = {name: [make(seed) for seed in range(args.seeds)] for name, make in runs.items()}
-    perform_all([job for own in jobs.values() for job in own], args)
-    return {name: [job.folder(args) for job in own] for name, own in jobs.items()}
+def evaluation(name, networks, *flags):
+    """eval_snn_robustness.py on those checkpoints."""
+    return Job(name, "eval_snn_robustness", ("--checkpoints", networks, *flags), "robustness")
+
+
+def latest(args, name):
+    """The checkpoint of the runs of that name."""
+    return f"{args.out_dir}/{name}_SEED/{LATEST}"
 
 
 def short(name):
@@ -88,7 +91,7 @@ KINDS = [("train", "data"), ("train", "model"), ("test", "data"), ("test", "mode
 def trained(args):
     """The plain training of each seed, measured on all of KINDS as it goes on: done, and its folders."""
     flags = [*scale(args).measured, "--fisher_split", "train", "test", "--fisher_labels", "data", "model"]
-    return all_seeds(args, {"": lambda seed: command(args, "trained", TRAIN, seed, *flags)})[""]
+    return with_each_seed(args, {"": command(args, "trained", TRAIN, *flags)})[""]
 
 
 def measurements(folder, split="train", labels="data"):
@@ -191,12 +194,9 @@ def settings(args):
         for name, data in DATA_SETS.items():
             for how, flags in LEARNED.items():
                 chosen[name + how] = ["--dataset", data, "--data_dir", args.data_dir, *FEW, *flags]
-    flags = {name: ["--fisher_epochs", "1", "every:1000000", *own] for name, own in chosen.items()}
-    runs = {
-        name: lambda seed, name=name: command(args, f"settings_{short(name)}", TRAIN, seed, *flags[name])
-        for name in chosen
-    }
-    folders = {"as it is": trained(args)} | all_seeds(args, runs)
+    ends = ["--fisher_epochs", "1", "every:1000000"]
+    runs = {name: command(args, f"settings_{short(name)}", TRAIN, *ends, *flags) for name, flags in chosen.items()}
+    folders = {"as it is": trained(args)} | with_each_seed(args, runs)
     verdicts, panels = {}, {}
     rows = [
         "| setting | flat | IC, epoch 1 | IC at the end | IC of I_t / L_t | training loss | test accuracy |",
@@ -226,17 +226,16 @@ def robustness(args):
     It holds if corrupting the first half of the timesteps costs 0.02 of accuracy or more beyond corrupting the last
     half, with the 95 % interval of the seeds.
     """
-    paths = [str(folder / LATEST) for folder in trained(args)]
-    length = torch.load(paths[0], weights_only=True)["args"]["timestep"]
+    length = torch.load(trained(args)[0] / LATEST, weights_only=True)["args"]["timestep"]
     half = length // 2
     when = {"first half": range(1, half + 1), "last half": range(half + 1, length + 1), "all": range(1, length + 1)}
     noise = ["--noise_levels", "0.2", "0.4", "--blur_levels", "1"]
-    jobs = []
+    jobs = {}
     for name, times in when.items():
         eps = [str(scale(args).eps / k) for k in (4, 2, 1)] if name == "all" else []
         flags = (*noise, "--eps", *eps, *few_attacks(args), "--noisetime", *map(str, times))
-        jobs.append(evaluation(f"robustness_{short(name)}_of_{args.seeds}", paths, *flags))
-    folders = dict(zip(when, perform_all(jobs, args)))
+        jobs[name] = evaluation(f"robustness_{short(name)}", latest(args, "trained"), *flags)
+    folders = with_all_seeds(args, jobs)
     lines = {name: read_lines(folder / ROBUSTNESS_FILE) for name, folder in folders.items()}
     found = {}
     for name, own in lines.items():
@@ -256,11 +255,6 @@ def robustness(args):
     return verdicts, rows, plots.panels(panels, page(args, "robustness"), "corrupted timesteps", "accuracy")
 
 
-def evaluation(name, paths, *flags):
-    """A run of eval_snn_robustness.py on the networks of those checkpoints."""
-    return Job(name, "eval_snn_robustness", ("--checkpoints", *paths, *flags), "robustness")
-
-
 def few_attacks(args):
     """What makes an evaluation of a dry run short."""
     return ["--robust_samples", "16", "--attack_steps", "1", "--attack_surrogate", "own"] if scale(args).dry else []
@@ -276,18 +270,11 @@ def planted(args):
     """Networks on frames whose class shows at known timesteps alone: {times: [the last measurement of a seed]}."""
     runs = {}
     for times in PLANTED_TIMES[: 1 if scale(args).dry else None]:
-        name = f"controls_planted_{times[0]}-{times[-1]}"
-        flags = (
-            "--dataset",
-            "planted",
-            "--planted_time",
-            *map(str, times),
-            *(PLANTED_DRY if scale(args).dry else LAST),
-        )
-        runs[times] = lambda seed, name=name, flags=flags: Job(
-            f"{name}_{seed}", TRAIN, (*flags, "--seed", str(seed)), "fisher"
-        )
-    return {times: [measurements(own)[-1] for own in folders] for times, folders in all_seeds(args, runs).items()}
+        flags = ("--planted_time", *map(str, times), *(PLANTED_DRY if scale(args).dry else LAST), "--seed", "SEED")
+        name = f"controls_planted_{times[0]}-{times[-1]}_SEED"
+        runs[times] = Job(name, TRAIN, ("--dataset", "planted", *flags), "fisher")
+    folders = with_each_seed(args, runs)
+    return {times: [measurements(folder)[-1] for folder in own] for times, own in folders.items()}
 
 
 def controls(args):
@@ -297,17 +284,14 @@ def controls(args):
     With planted information it holds if IC ends within 0.5 of the middle of the timesteps that show the class.
     """
     folders = trained(args)
-    variants = {"instantaneous outputs": ["--fisher_prefix", "instant"],
-                "the released estimator": ["--fisher_estimator", "release", *scale(args).release_samples]}  # fmt: skip
-
-    def measured_again(name):
-        def make(seed):
-            flags = ("--checkpoints", str(folders[seed] / LATEST), *variants[name])
-            return Job(f"controls_{short(name)}_{seed}", TRAIN, flags, "fisher")
-
-        return make
-
-    again = all_seeds(args, {name: measured_again(name) for name in variants})
+    variants = {"instantaneous outputs": ("--fisher_prefix", "instant"),
+                "the released estimator": ("--fisher_estimator", "release", *scale(args).release_samples)}  # fmt: skip
+    models = ("--checkpoints", latest(args, "trained"))
+    jobs = {
+        name: Job(f"controls_{short(name)}_SEED", TRAIN, (*models, *flags), "fisher")
+        for name, flags in variants.items()
+    }
+    again = with_each_seed(args, jobs)
     kinds = {kind: [measurements(folder, *kind)[-1] for folder in folders] for kind in KINDS}
     first = kinds["train", "data"]
     curves = {
@@ -316,7 +300,7 @@ def controls(args):
         "true Fisher (labels of the model)": [line["fisher"] for line in kinds["train", "model"]],
         "held-out samples": [line["fisher"] for line in kinds["test", "data"]],
         "held-out, true Fisher": [line["fisher"] for line in kinds["test", "model"]],
-        **{name: [measurements(own)[-1]["fisher"] for own in found] for name, found in again.items()},
+        **{name: [measurements(folder)[-1]["fisher"] for folder in own] for name, own in again.items()},
     }
     flat, verdicts = (len(first[0]["fisher"]) + 1) / 2, {}
     rows = [f"| control | IC at the end (flat: {flat}) | below flat |", "|---|---:|---:|"]
@@ -355,38 +339,30 @@ COST = 0.01  # of clean accuracy, that counts as little
 ROBUST = 0.05  # of accuracy under attack, that counts as changed
 
 
-def loss_runs(args):
-    """Trainings [norm, loss, seed] and, by norm and loss, their evaluations."""
-    trainings, evaluations = {}, {}
+def loss_numbers(args):
+    """Train with every loss and both kinds of BatchNorm, and evaluate the networks: by norm and loss, {quantity: [a
+    value a seed]}, and the signs of gradient masking."""
+    trainings, evaluations, numbers = {}, {}, {}
+    strengths = ["--eps", str(scale(args).eps), "--noise_levels", "0.2", "--blur_levels", *few_attacks(args)]
     for norm in NORMS:
         for name, flags in list(LOSSES.items())[: 2 if scale(args).dry else None]:
             called = f"loss_{norm}_{short(name)}"
-            for seed in range(args.seeds):
-                argv = [*LAST, "--norm", norm, *flags]
-                trainings[norm, name, seed] = command(args, called, TRAIN, seed, *argv)
-            paths = [str(trainings[norm, name, s].folder(args) / LATEST) for s in range(args.seeds)]
-            flags = ["--eps", str(scale(args).eps), "--noise_levels", "0.2", "--blur_levels", *few_attacks(args)]
-            evaluations[norm, name] = evaluation(f"{called}_robustness_of_{args.seeds}", paths, *flags)
-    return trainings, evaluations
-
-
-def loss_numbers(args, trainings, evaluations):
-    """By norm and loss: {quantity: [a value a seed]}, and the signs of gradient masking."""
-    numbers = {}
-    for (norm, name), evaluation in evaluations.items():
-        lines = read_lines(evaluation.folder(args) / ROBUSTNESS_FILE)
-        found = numbers[norm, name] = {key: [] for key in ("ic", "ic_per_loss", "clean", "pgd", "noise", "transfer")}
+            trainings[norm, name] = command(args, called, TRAIN, *LAST, "--norm", norm, *flags)
+            evaluations[norm, name] = evaluation(f"{called}_robustness", latest(args, called), *strengths)
+    trainings, evaluations = with_each_seed(args, trainings), with_all_seeds(args, evaluations)
+    for key, folder in evaluations.items():
+        lines = read_lines(folder / ROBUSTNESS_FILE)
+        found = numbers[key] = {key: [] for key in ("ic", "ic_per_loss", "clean", "pgd", "noise", "transfer")}
         found["masking"] = [sign for line in lines for sign in line.get("masking", ())]
-        for seed in range(args.seeds):
-            folder = trainings[norm, name, seed].folder(args)
+        for folder in trainings[key]:
             fisher, log = (read_lines(folder / file)[-1] for file in (FISHER_FILE, LOG_FILE))
             own = [line for line in lines if line["checkpoint"] == str(folder / LATEST)]
             pgd = next(line for line in own if (line["threat"], line["strength"]) == ("pgd", scale(args).eps))
             noise = next(line for line in own if line["threat"] == "gaussian_noise")
             values = (fisher["ic"], fisher["ic_per_loss"], log["test_accuracy"], pgd["attacked"], noise["attacked"])
             transfer = math.nan if pgd["transfer"] is None else pgd["transfer"]  # of one seed there is none
-            for key, value in zip(found, (*values, transfer)):
-                found[key].append(value)
+            for quantity, value in zip(found, (*values, transfer)):
+                found[quantity].append(value)
     return numbers
 
 
@@ -417,10 +393,7 @@ def loss(args):
     Of the losses that cost at most 0.01 of accuracy, the one that moves IC furthest from that of `ce` counts: the claim
     holds if it moves IC by 0.5 or more, and accuracy under PGD by 0.05 or more, with both 95 % intervals of the seeds.
     """
-    trainings, evaluations = loss_runs(args)
-    perform_all(trainings.values(), args)
-    perform_all(evaluations.values(), args)
-    numbers = loss_numbers(args, trainings, evaluations)
+    numbers = loss_numbers(args)
     eps = scale(args).eps
     rows = [f"| norm | loss | IC | IC of I_t / L_t | accuracy | PGD, eps {eps}/255 | noise 0.2 | transfer | masking |"]
     rows += ["|---|---|---:|---:|---:|---:|---:|---:|---:|"]
@@ -460,13 +433,11 @@ def pruning(args):
     """
     searches, rounds = scale(args).searches, scale(args).rounds
     flags = [*map(str, ["--rounds", rounds[-1], "--final_rounds", *rounds, "--prune_rate", scale(args).prune_rate])]
-    runs = {
-        search: lambda seed, search=search: command(
-            args, f"pruning_{search}", "prune_snn", seed, *flags, "--search_timestep", search
-        )
+    jobs = {
+        search: command(args, f"pruning_{search}", "prune_snn", *flags, "--search_timestep", search)
         for search in searches
     }
-    folders = [folder for own in all_seeds(args, runs).values() for folder in own]
+    folders = [folder for own in with_each_seed(args, jobs).values() for folder in own]
     accuracy, seconds, sparsity = {}, {}, {}
     for folder in folders:
         lines = read_lines(folder / PRUNING_FILE)

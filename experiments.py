@@ -5,10 +5,9 @@ import importlib
 import json
 import math
 import multiprocessing
-import re
 import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +25,17 @@ STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
 @dataclass(frozen=True)
 class Job:
-    """A command line of a script. Its run folder is complete when it has that figure."""
+    """A command line of a script, with SEED for the seed. Its run folder is complete when it has that figure."""
 
     name: str
     script: str
     flags: tuple
     figure: str
+
+    def of(self, *seeds):
+        """With a seed in the place of SEED; with several, flags that have it are there once for each."""
+        flags = [flag.replace("SEED", str(s)) for flag in self.flags for s in seeds[: None if "SEED" in flag else 1]]
+        return replace(self, name=self.name.replace("SEED", str(seeds[0])), flags=tuple(flags))
 
     def folder(self, args):
         return Path(args.out_dir) / self.name
@@ -46,15 +50,9 @@ class Job:
         return drawn.exists() and asked.exists() and json.loads(asked.read_text()) == [self.script, *self.flags]
 
     def words(self, args):
-        """The command line to show: RUNS for the folder of the runs, DATA for that of the data sets, and SEED for the
-        seed where there is one."""
-        places = {args.data_dir: "DATA"}
-        words = [places.get(flag, flag.replace(args.out_dir, "RUNS")) for flag in self.flags]
-        words = [re.sub(r"_\d+/(\w+\.pt)$", r"_SEED/\1", word) for word in words]
-        if words[-2] == "--seed":
-            words[-1] = "SEED"
-        once = [word for i, word in enumerate(words) if i == 0 or word != words[i - 1]]
-        return f"python {self.script}.py {' '.join(once)}"
+        """The command line to show: RUNS for the folder of the runs, DATA for that of the data sets."""
+        words = ("DATA" if flag == args.data_dir else flag.replace(args.out_dir, "RUNS") for flag in self.flags)
+        return f"python {self.script}.py {' '.join(words)}"
 
 
 def perform(job, args, threads):
@@ -73,16 +71,13 @@ def perform(job, args, threads):
 
 
 def perform_all(jobs, args):
-    """Do the jobs whose folders are not complete, --jobs at a time. Returns all the folders."""
-    jobs = list(jobs)
-    args.performed += jobs
-    folders = [job.folder(args) for job in jobs]
+    """Do the jobs whose folders are not complete, --jobs at a time."""
     todo = [job for job in jobs if not job.done(args)]
     threads = max(1, torch.get_num_threads() // args.jobs)
     if args.jobs == 1:
         for job in tqdm(todo, "runs", leave=False, disable=None):
             perform(job, args, threads)
-        return folders
+        return
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(perform, job, args, threads) for job in todo]
         try:
@@ -91,7 +86,22 @@ def perform_all(jobs, args):
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return folders
+
+
+def with_each_seed(args, jobs):
+    """Do each of the jobs {key: Job} with each seed: {key: [folder of seed 0, 1, ...]}."""
+    args.performed += jobs.values()
+    runs = {key: [job.of(seed) for seed in range(args.seeds)] for key, job in jobs.items()}
+    perform_all([run for own in runs.values() for run in own], args)
+    return {key: [run.folder(args) for run in own] for key, own in runs.items()}
+
+
+def with_all_seeds(args, jobs):
+    """Do each of the jobs {key: Job} once, with the networks of all seeds: {key: folder}."""
+    args.performed += jobs.values()
+    runs = {key: replace(job, name=f"{job.name}_of_{args.seeds}").of(*range(args.seeds)) for key, job in jobs.items()}
+    perform_all(runs.values(), args)
+    return {key: run.folder(args) for key, run in runs.items()}
 
 
 # ---------------------------------------------------------------- numbers
