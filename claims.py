@@ -228,12 +228,12 @@ def robustness(args):
     """
     length = torch.load(trained(args)[0] / LATEST, weights_only=True)["args"]["timestep"]
     half = length // 2
-    when = {"first half": range(1, half + 1), "last half": range(half + 1, length + 1), "all": range(1, length + 1)}
+    when = {"first half": (1, half), "last half": (length - half + 1, length), "all": (1, length)}
     noise = ["--noise_levels", "0.2", "0.4", "--blur_levels", "1"]
     jobs = {}
-    for name, times in when.items():
+    for name, (start, end) in when.items():
         eps = [str(scale(args).eps / k) for k in (4, 2, 1)] if name == "all" else []
-        flags = (*noise, "--eps", *eps, *few_attacks(args), "--noisetime", *map(str, times))
+        flags = (*noise, "--eps", *eps, *few_attacks(args), "--noisetime", *map(str, range(start, end + 1)))
         jobs[name] = evaluation(f"robustness_{short(name)}", latest(args, "trained"), *flags)
     folders = with_all_seeds(args, jobs)
     lines = {name: read_lines(folder / ROBUSTNESS_FILE) for name, folder in folders.items()}
