@@ -1,7 +1,7 @@
 """The claims of the paper: what is run for each, its table, its figure and the rule of its verdict.
 
 A claim is a function of the arguments of reproduce.py that returns ({part: (verdict, why)}, rows of a Markdown table,
-path of the figure). Its docstring says the claim in one sentence, then the rule.
+paths of the figures). Its docstring says the claim in one sentence, then the rule.
 """
 
 import math
@@ -136,7 +136,7 @@ def concentration(args):
     figure = plots.panels({"mean of the seeds": curves}, page(args, "concentration"), "timesteps t", "share of $I_t$")
     flat = (lines[0][0]["timestep"] + 1) / 2
     ends = [[own[at]["ic"] for own in lines] for at in (0, -1)]
-    return {"IC": concentrates(*ends, flat)}, rows, figure
+    return {"IC": concentrates(*ends, flat)}, rows, [figure]
 
 
 def layers(args):
@@ -154,7 +154,7 @@ def layers(args):
         rows.append(f"| {name} | {spread(first)} | {spread(last)} | {spread(share)} |")
         verdicts[name] = concentrates(first, last, flat)
         panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t(ends) for at, ends in zip((0, -1), curves)}
-    return verdicts, rows, plots.panels(panels, page(args, "layers"), "timesteps t", "share of the layer's $I_t$")
+    return verdicts, rows, [plots.panels(panels, page(args, "layers"), "timesteps t", "share of the layer's $I_t$")]
 
 
 # ---------------------------------------------------------------- claim: settings
@@ -197,7 +197,7 @@ def settings(args):
     ends = ["--fisher_epochs", "1", "every:1000000"]
     runs = {name: command(args, f"settings_{short(name)}", TRAIN, *ends, *flags) for name, flags in chosen.items()}
     folders = {"as it is": trained(args)} | with_each_seed(args, runs)
-    verdicts, panels = {}, {}
+    verdicts, panels, points = {}, {}, {}
     rows = [
         "| setting | flat | IC, epoch 1 | IC at the end | IC of I_t / L_t | training loss | test accuracy |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -207,12 +207,21 @@ def settings(args):
         first, last, ratio = ([x[at][key] for x in lines] for at, key in ((0, "ic"), (-1, "ic"), (-1, "ic_per_loss")))
         logs = [read_lines(folder / LOG_FILE)[-1] for folder in own]
         flat = (lines[0][0]["timestep"] + 1) / 2
+        losses = [log["train_loss"] for log in logs]
         cells = [*map(spread, (first, last, ratio))]
-        cells += [spread([log[key] for log in logs], 3) for key in ("train_loss", "test_accuracy")]
+        cells += [spread(losses, 3), spread([log["test_accuracy"] for log in logs], 3)]
+        data = name.split(",")[0] if name.endswith(("images", "fitted")) else "digits"
+        points[data, name] = {"loss": losses, "relative": [ic / flat for ic in last]}
+        points[data, name]["per_loss"] = [ic / flat for ic in ratio]
         rows.append(f"| {name} | {flat} | {' | '.join(cells)} |")
         verdicts[name] = concentrates(first, last, flat)
         panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t([x[at]["fisher"] for x in lines]) for at in (0, -1)}
-    return verdicts, rows, plots.panels(panels, page(args, "settings"), "timesteps t", "share of $I_t$")
+    figures = [plots.panels(panels, page(args, "settings"), "timesteps t", "share of $I_t$")]
+    ends = {"relative": "IC / IC of a flat curve", "per_loss": "the same of $I_t$ / $L_t$"}
+    figures.append(
+        plots.tradeoff(points, page(args, "settings_loss"), ends, ("loss", "training loss at the end (nats)"))
+    )
+    return verdicts, rows, figures
 
 
 # ---------------------------------------------------------------- claim: robustness
@@ -252,7 +261,7 @@ def robustness(args):
         verdicts[f"{threat} {strength}"] = verdict([beyond(hurt, HURTS)]), why
         x, means = range(len(when)), [statistics.mean(values) for values in by_time.values()]
         panels[f"{threat} {strength}"] = {", ".join(when): (x, means, None)}
-    return verdicts, rows, plots.panels(panels, page(args, "robustness"), "corrupted timesteps", "accuracy")
+    return verdicts, rows, [plots.panels(panels, page(args, "robustness"), "corrupted timesteps", "accuracy")]
 
 
 def few_attacks(args):
@@ -321,7 +330,7 @@ def controls(args):
         why = f"IC ends {off} from the middle of those timesteps."
         verdicts[f"class at {which}"] = verdict([within(off, MOVED)]), why
         panels[f"class at {which}"] = {"end": by_t([line["fisher"] for line in own])}
-    return verdicts, rows, plots.panels(panels, page(args, "controls"), "timesteps t", "share of $I_t$")
+    return verdicts, rows, [plots.panels(panels, page(args, "controls"), "timesteps t", "share of $I_t$")]
 
 
 # ---------------------------------------------------------------- claim: loss
@@ -402,7 +411,7 @@ def loss(args):
         rows.append(f"| {norm} | {name} | {' | '.join(cells)} | {len(found['masking'])} |")
     verdicts = {f"norm {norm}": loss_verdict(numbers, norm) for norm in NORMS}
     panels = {"clean": "test accuracy", "pgd": f"accuracy under PGD, eps {eps}/255", "noise": "accuracy under noise"}
-    return verdicts, rows, plots.tradeoff(numbers, page(args, "loss"), panels)
+    return verdicts, rows, [plots.tradeoff(numbers, page(args, "loss"), panels)]
 
 
 # ---------------------------------------------------------------- claim: pruning
@@ -454,7 +463,7 @@ def pruning(args):
         cells += [spread([a / b for a, b in zip(seconds["full"], seconds[search])])]
         rows.append(f"| {search} | {' | '.join(cells)} |")
     figure = plots.pruning(folders, page(args, "pruning"))
-    return {"all sparsities": pruning_verdict(accuracy, seconds)}, rows, figure
+    return {"all sparsities": pruning_verdict(accuracy, seconds)}, rows, [figure]
 
 
 CLAIMS = {f.__name__: f for f in (concentration, settings, layers, loss, robustness, pruning, controls)}

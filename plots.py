@@ -181,23 +181,24 @@ def inputs(folder, rows):
     return save(figure, folder, "inputs")
 
 
-def tradeoff(numbers, path, panels):
-    """Scatter of quantities against IC, one panel each of `panels` {quantity: label}: small a seed, large their mean.
+def tradeoff(numbers, path, panels, against=("ic", "information centroid IC")):
+    """Scatter of quantities against another, IC say, one panel each of `panels` {quantity: label}: small a seed, large
+    their mean.
 
-    numbers {(norm, loss): {"ic" or quantity: [a value a seed]}}; a colour a loss, a marker a norm. Returns the path.
+    numbers {(kind, name): {quantity: [a value a seed]}}; a colour a name, a marker a kind. Returns the path.
     """
-    figure = Figure(figsize=(4.6 * len(panels) + 1.8, 4.4), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(panels) + 2.6, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    norms, losses = (list(dict.fromkeys(column)) for column in zip(*numbers))
-    colours = dict(zip(losses, (colormaps["tab20"](i / 20) for i in range(len(losses)))))
+    kinds, names = (list(dict.fromkeys(column)) for column in zip(*numbers))
+    colours = dict(zip(names, shades(len(names)) if len(names) > 20 else (colormaps["tab20"](i) for i in range(20))))
     for axis, (quantity, text) in zip(axes, panels.items()):
-        for (norm, loss), found in numbers.items():
-            style = dict(color=colours[loss], marker="os^D"[norms.index(norm)])
-            axis.scatter(found["ic"], found[quantity], s=9, alpha=0.5, lw=0, **style)
-            mean = [sum(found[key]) / len(found[key]) for key in ("ic", quantity)]
-            axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=f"{loss} ({norm})", **style)
-        axis.set(xlabel="information centroid IC", ylabel=text)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, title="loss (norm)")
+        for (kind, name), found in numbers.items():
+            style = dict(color=colours[name], marker="os^D"[kinds.index(kind)])
+            axis.scatter(found[against[0]], found[quantity], s=9, alpha=0.5, lw=0, **style)
+            mean = [sum(found[key]) / len(found[key]) for key in (against[0], quantity)]
+            axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=f"{name} ({kind})", **style)
+        axis.set(xlabel=against[1], ylabel=text, xscale="log" if "loss" in against else "linear")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=6)
     return write(figure, path)
 
 

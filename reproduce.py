@@ -33,20 +33,26 @@ def report(args, claim):
     """Run a claim and write its page, with the verdicts first."""
     args.performed = []
     start = time.perf_counter()
-    verdicts, rows, figure = CLAIMS[claim](args)
+    verdicts, rows, figures = CLAIMS[claim](args)
     minutes = (time.perf_counter() - start) / 60
     said, rule = CLAIMS[claim].__doc__.split("\n\n")
     parts = [f"**{which}: {word}.** {why}" for which, (word, why) in verdicts.items()]
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {device_name()}"
     command = f"python reproduce.py {claim} --scale {args.scale} --seeds {args.seeds}"
-    text = [f"# {said}", " ".join(rule.split()), *parts, f"![]({figure.name})", "\n".join(rows)]
+    text = [
+        f"# {said}",
+        " ".join(rule.split()),
+        *parts,
+        *(f"![]({figure.name})" for figure in figures),
+        "\n".join(rows),
+    ]
     text += [
         f"Mean ± standard deviation of {args.seeds} seeds. `{command}`; {versions}. What it ran, SEED = 0, 1, ...:"
     ]
     text += ["\n".join(f"    {words}" for words in dict.fromkeys(job.words(args) for job in args.performed))]
     path = Path(args.results) / f"{claim}.md"
     write_atomically(path, lambda file: file.write(("\n\n".join(text) + "\n").encode()))
-    print("\n".join([f"{claim}: {said}", *parts, f"{path}\n{figure}\n{minutes:.1f} minutes"]))
+    print("\n".join([f"{claim}: {said}", *parts, *map(str, [path, *figures]), f"{minutes:.1f} minutes"]))
 
 
 def main(argv=None):
