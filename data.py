@@ -154,7 +154,8 @@ class Corruption:
         frames = [image.unsqueeze(1).expand(-1, self.timestep, *x.shape[1:]) for image in (x, changed)]
         x, changed = (x, changed) if x.dim() == 5 else frames
         chosen = torch.zeros(self.timestep, dtype=torch.bool, device=x.device)
-        chosen[[t - 1 for t in self.times]] = True
+        for t in self.times:  # an index of a list would be a sync point
+            chosen[t - 1] = True
         return torch.where(chosen.view(-1, 1, 1, 1), changed, x)
 
 

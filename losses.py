@@ -20,6 +20,11 @@ def kept_steps(timestep, skip):
     return [t for t in range(1, timestep + 1) if t not in skip]
 
 
+def at_steps(outputs, times):
+    """The outputs at those timesteps, counted from 1. Not by an index of a list: making it a tensor is a sync point."""
+    return torch.stack([outputs[t - 1] for t in times])
+
+
 def flooded(loss, level):
     """|loss - level| + level, elementwise; `loss` itself without a level."""
     return loss if level is None else (loss - level).abs() + level
@@ -35,7 +40,7 @@ def prefix_means(outputs, times, skip=()):
         kept = kept_steps(t, skip)
         if not kept:
             raise ValueError(f"no output is left of the first {t}")
-        means.append(outputs[[s - 1 for s in kept]].mean(0))
+        means.append(at_steps(outputs, kept).mean(0))
     return torch.stack(means)
 
 
@@ -53,7 +58,7 @@ def ce(outputs, y, *, skip=(), level=None, smoothing=0.0):
 def tet(outputs, y, *, lam, skip=(), level=None, smoothing=0.0):
     """(1 - lam) mean_t CE(o_t) + lam mean_t MSE(o_t, phi), phi = 1, of temporal efficient training (Deng et al. 2022,
     "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting", eq. 9 to 11)."""
-    kept = outputs[[t - 1 for t in kept_steps(len(outputs), skip)]]
+    kept = at_steps(outputs, kept_steps(len(outputs), skip))
     per_step = flooded(cross_entropies(kept, y, smoothing), level).mean()
     return (1 - lam) * per_step + lam * (kept - TET_TARGET).square().mean()
 

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 SURROGATES = {
     # (alpha / 2) / (1 + (pi/2 alpha u)^2) = 1 / (2 / alpha + pi^2/2 alpha u^2)
     "atan": lambda u, alpha, scale=1: torch.addcmul(
-        u.new_tensor(2 / alpha / scale), u, u, value=math.pi**2 / 2 * alpha / scale, out=u
+        u.new_full((), 2 / alpha / scale), u, u, value=math.pi**2 / 2 * alpha / scale, out=u
     ).reciprocal_(),
     # alpha sigmoid(alpha u) (1 - sigmoid(alpha u))
     "sigmoid": lambda u, alpha, scale=1: u.mul_(alpha).sigmoid_().addcmul_(u, u, value=-1).mul_(alpha * scale),

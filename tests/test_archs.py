@@ -1,5 +1,7 @@
 """The networks: agreement with the released model, shapes, locality of state."""
 
+import os
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -160,15 +162,36 @@ def test_all_steps_at_once_are_the_loop(options, static):
 @pytest.mark.parametrize("norm", ["step", "folded"])
 def test_activations_that_are_computed_again_change_nothing(arch, norm):
     found = []
-    for again in (False, True):
+    for again, layout in product((None, False, True), (torch.contiguous_format, torch.channels_last)):
         torch.manual_seed(0)
         shape = dict(timestep=3, num_classes=4, image_size=8, width=0.1, norm=norm, threshold=0.3)
-        model = archs.build(arch, **shape, checkpoint_activations=again).double()
+        model = archs.build(arch, **shape, checkpoint_activations=again).double().to(memory_format=layout)
         x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
         outputs = model(x)
         outputs.square().sum().backward()
+        assert all(p.grad.stride() == p.stride() for p in model.parameters())  # as a fused optimizer needs
         found.append([outputs, *(p.grad for p in model.parameters()), *model.buffers()])
-    assert all(torch.equal(one, other) for one, other in zip(*found))
+    for one, *others in zip(*found):
+        for other in others:
+            torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
+@pytest.mark.parametrize("static", [False, True])
+def test_compiled_neurons_are_the_neurons_in_any_memory_format(static):
+    compiled, lif = LIF(), LIF()
+    compiled.compile()
+    x = torch.randn(1 if static else 4, 6, 3, 2, 5, dtype=torch.float64).mul(2)
+    for x_ in (x, x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])):
+        results = []
+        for neurons in (compiled, lif):
+            leaf = x_.clone().requires_grad_()
+            spikes = neurons(leaf.expand(4, *x.shape[1:]))
+            spikes.mul(torch.arange(spikes.numel()).view(spikes.shape)).sum().backward()
+            results.append((spikes, leaf.grad))
+        assert results[0][0].stride() == results[1][0].stride()
+        for one, other in zip(*results):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("options", [dict(), dict(reset="soft"), dict(detach_reset=False), dict(decay_input=False)])

@@ -213,6 +213,43 @@ def test_a_signal_saves_and_ends_with_one_line(number, tmp_path):
     assert [line["epoch"] for line in lines(tmp_path / "run", "log.jsonl")] == list(range(at["epoch"] + 1))
 
 
+def test_the_optimizers_state_goes_on_in_the_layout_of_its_parameters():
+    """A checkpoint may have it in another: a fused step would then mix up its numbers."""
+    steps = []
+    for saved in (torch.channels_last, torch.contiguous_format):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last))
+        optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9, fused=True)
+        for _ in range(2):
+            weight.grad = torch.randn_like(weight)
+            optimizer.step()
+            state = optimizer.state_dict()
+            buffer = state["state"][0]["momentum_buffer"]
+            state["state"][0]["momentum_buffer"] = buffer.contiguous(memory_format=saved)
+            optimizer.load_state_dict(state)
+            train_snn.match_layouts(optimizer)
+        steps.append(weight.detach())
+    assert torch.equal(*steps)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "flags", [[], ["--amp", "bf16"], ["--loss", "tet"], ["--noisetype", "blur", "--noisetime", "1"]]
+)
+def test_a_step_on_a_gpu_does_not_wait_for_it(flags, tmp_path):
+    """An epoch of ten steps has as many sync points as one of two."""
+    waits = []
+    for samples in ("64", "320"):
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run(tmp_path / samples, *flags, "--arch", "vgg5", "--fake_shape", "3", "16", "16", "--datanum", samples,
+                "--epochs", "1", "--device", "cuda")  # fmt: skip
+        torch.cuda.set_sync_debug_mode("default")
+        waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
+    assert waits[0] == waits[1]
+
+
 def test_a_torn_last_line_is_dropped(unbroken, tmp_path):
     folder = run(tmp_path, *ALL, script="train_snn_fisherinfo")
     for name in ("log.jsonl", "fisher.jsonl"):
