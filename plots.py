@@ -83,7 +83,7 @@ def fisher(folder):
     flat = (timestep + 1) / 2
     centroids.axhline(flat, color=GREY, ls="--", lw=1)
     centroids.annotate("flat", (1, flat), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY)
-    centroids.legend(fontsize=8, loc="lower left")
+    centroids.legend(fontsize=8, loc="upper right")
     centroids.set(xlabel="epoch" if ordered else "measurement", ylabel="information centroid IC (95 % interval)")
     centroids.set_ylim(1, max(timestep, 2))
     centroids.set_title("Where its centre lies")
