@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import multiprocessing
+import signal
 import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from utils import BadInput, Stopped
+from utils import BadInput, Stopped, keep_freed_memory, write_atomically
 
 # 97.5 % points of Student's t distribution, by degrees of freedom.
 STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
@@ -47,7 +48,10 @@ class Job:
     def done(self, args):
         """Whether its folder is there, complete, and of this very command line."""
         asked, drawn = self.asked(args), self.folder(args) / "figures" / f"{self.figure}.png"
-        return drawn.exists() and asked.exists() and json.loads(asked.read_text()) == [self.script, *self.flags]
+        return drawn.exists() and asked.exists() and asked.read_text() == self.content()
+
+    def content(self):
+        return json.dumps([self.script, *self.flags])
 
     def words(self, args):
         """The command line to show: RUNS for the folder of the runs, DATA for that of the data sets."""
@@ -58,6 +62,7 @@ class Job:
 def perform(job, args, threads):
     """Do a job in this process; what it prints goes to a file beside its folder."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     log = Path(args.out_dir) / f"{job.name}.txt"
     with open(log, "a") as shown, contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         try:
@@ -67,7 +72,7 @@ def perform(job, args, threads):
             raise BadInput(f"{job.script}.py failed, {log} says why") from stop
         except Stopped as stop:
             raise KeyboardInterrupt from stop
-    job.asked(args).write_text(json.dumps([job.script, *job.flags]))
+    write_atomically(job.asked(args), lambda file: file.write(job.content().encode()))
 
 
 def perform_all(jobs, args):
@@ -78,7 +83,10 @@ def perform_all(jobs, args):
         for job in tqdm(todo, "runs", leave=False, disable=None):
             perform(job, args, threads)
         return
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+    # Ctrl-C reaches all processes: a run saves and stops, one that waits for work must not break the pool.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, spawn, signal.signal, ignore) as pool:
         futures = [pool.submit(perform, job, args, threads) for job in todo]
         try:
             for future in tqdm(as_completed(futures), "runs", total=len(todo), leave=False, disable=None):

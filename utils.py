@@ -66,7 +66,7 @@ def keep_freed_memory():
     system anew, page by page, which costs a CPU more than the arithmetic of a neuron."""
     with contextlib.suppress(OSError, AttributeError):  # another system
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no buffer is a mapping of its own, however large
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its largest; without mappings, memory would fragment
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 

@@ -1,6 +1,6 @@
 """Layers that take every timestep at once, [T, N, ...], and the way in for images and frames."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -33,11 +33,20 @@ def repeat_static(x, timestep):
     return x.expand(timestep, *x.shape[1:])
 
 
+def fold_time(layer, x):
+    """layer(x) of all timesteps at once: [T, N, ...] -> [T N, ...] and back.
+
+    A single timestep is taken as it is: views of T = N = 1 have strides of their own, with which BatchNorm of torch 2.13
+    gives wrong gradients in channels-last on a CPU.
+    """
+    return layer(x[0]).unsqueeze(0) if len(x) == 1 else layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
 class Conv2d(nn.Conv2d):
     """2-d convolution of all timesteps at once: [T, N, C, H, W] -> [T, N, C', H', W']."""
 
     def forward(self, x):
-        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # (T, N, C', H', W')
+        return fold_time(super().forward, x)  # (T, N, C', H', W')
 
 
 class AvgPool2d(nn.AvgPool2d):
@@ -65,32 +74,32 @@ class BatchNorm(nn.BatchNorm2d):
         """Any number of position dimensions, none of them included."""
 
     def forward(self, x):
-        if not self.training or self.norm == "folded":
-            return self.normalise(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        if not self.training or self.norm == "folded" or len(x) == 1:
+            return fold_time(self.normalise, x)
         return torch.cat([self.normalise(x_t) for x_t in x]).unflatten(0, x.shape[:2])  # cat keeps channels-last
 
     def normalise(self, x):
-        if BatchNorm.recomputing:  # the running statistics have seen this batch
+        if BatchNorm.recomputing and self.training:  # the running statistics have seen this batch
             unused = self.running_mean.clone(), self.running_var.clone()
             return F.batch_norm(x, *unused, self.weight, self.bias, training=True, eps=self.eps)
         return super().forward(x)
 
-    recomputing = False
+    recomputing = 0
 
 
-@contextmanager
-def recomputation():
-    """While a forward pass is done again, BatchNorm does not count its batch twice."""
-    before, BatchNorm.recomputing = BatchNorm.recomputing, True
-    try:
-        yield
-    finally:
-        BatchNorm.recomputing = before
+class Recomputation:
+    """While a forward pass is done again, as often as that may be, BatchNorm does not count its batch twice."""
+
+    def __enter__(self):
+        BatchNorm.recomputing += 1
+
+    def __exit__(self, *exc):
+        BatchNorm.recomputing -= 1
 
 
 def forgetful(part, *inputs):
     """part(*inputs), whose activations are not kept for the backward pass, but computed there again from the inputs."""
-    context = {"context_fn": lambda: (nullcontext(), recomputation()), "preserve_rng_state": False}
+    context = {"context_fn": lambda: (nullcontext(), Recomputation()), "preserve_rng_state": False}
     return checkpoint(part, *inputs, use_reentrant=False, **context)
 
 

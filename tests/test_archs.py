@@ -176,6 +176,37 @@ def test_activations_that_are_computed_again_change_nothing(arch, norm):
             torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("arch", ["resnet20", "vgg5"])
+@pytest.mark.parametrize("norm", ["step", "folded"])
+def test_the_gradient_of_one_sample_is_the_same_in_any_memory_format(arch, norm):
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = archs.build(arch, timestep=3, num_classes=4, image_size=8, width=0.1, norm=norm, threshold=0.3)
+        model = model.double().to(memory_format=layout).eval()
+        outputs = model(torch.rand(1, 3, 8, 8, dtype=torch.float64))
+        found.append(torch.autograd.grad(outputs.square().sum(), list(model.parameters())))
+    for one, other in zip(*found):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_training_step_is_differentiated_twice_and_with_frozen_batchnorm(frozen):
+    found = []
+    for again in (None, False):
+        torch.manual_seed(0)
+        model = archs.build("vgg5", **SMALL, checkpoint_activations=again).double().train()
+        for module in model.modules():
+            if isinstance(module, BatchNorm):
+                module.train(not frozen)
+        loss = model(torch.rand(4, 2, 8, 8, dtype=torch.float64)).square().sum()
+        for _ in range(2):
+            found.append(torch.autograd.grad(loss, list(model.parameters()), retain_graph=True))
+    for first, *others in zip(*found):
+        for other in others:
+            torch.testing.assert_close(other, first, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 @pytest.mark.parametrize("static", [False, True])
 def test_compiled_neurons_are_the_neurons_in_any_memory_format(static):
