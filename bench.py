@@ -194,7 +194,7 @@ def foreign_neurons():
     with contextlib.suppress(ImportError):
         from spikingjelly.activation_based import functional, neuron
 
-        class Jelly(torch.nn.Module):
+        class Jelly(archs.LIF):  # which the networks give T timesteps
             def __init__(self):
                 super().__init__()
                 self.node = neuron.LIFNode(tau=2.0, detach_reset=True, step_mode="m")
@@ -207,7 +207,7 @@ def foreign_neurons():
     with contextlib.suppress(ImportError):
         import snntorch
 
-        class Leaky(torch.nn.Module):
+        class Leaky(archs.LIF):
             def __init__(self):
                 super().__init__()
                 self.node = snntorch.Leaky(beta=0.5, reset_mechanism="zero")

@@ -37,8 +37,7 @@ def fold_time(layer, x):
     """layer(x) of all timesteps at once: [T, N, ...] -> [T N, ...] and back.
 
     A single timestep is taken as it is: views of T = N = 1 have strides of their own, with which BatchNorm of torch
-    2.13
-    gives wrong gradients in channels-last on a CPU.
+    2.13 gives wrong gradients in channels-last on a CPU.
     """
     return layer(x[0]).unsqueeze(0) if len(x) == 1 else layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
