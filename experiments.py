@@ -126,13 +126,26 @@ class Effect(NamedTuple):
         return "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*self, d=digits or 2)
 
 
+def deviation(values):
+    """Standard deviation of a sample; NaN if there is one in it."""
+    return torch.tensor(values, dtype=torch.float64).std().item()
+
+
+def student(freedom):
+    """97.5 % point of Student's t distribution; past the table, by its expansion about the normal one (Abramowitz and
+    Stegun, 26.7.5), to 0.01."""
+    if freedom <= len(STUDENT):
+        return STUDENT[freedom - 1]
+    z = 1.95996
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
 def effect(values):
     """Mean of the values of the seeds, with Student's 95 % interval; of one seed the interval is everything."""
     mean, count = statistics.mean(values), len(values)
     if count == 1:
         return Effect(mean, -math.inf, math.inf)
-    point = STUDENT[count - 2] if count - 2 < len(STUDENT) else 1.96
-    half = point * statistics.stdev(values) / math.sqrt(count)
+    half = student(count - 1) * deviation(values) / math.sqrt(count)
     return Effect(mean, mean - half, mean + half)
 
 
@@ -157,5 +170,5 @@ def verdict(checks):
 
 def spread(values, digits=2):
     """Mean ± standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
+    around = f" ± {deviation(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{around}"

@@ -16,6 +16,14 @@ def test_an_effect_is_the_mean_with_students_interval():
     found = experiments.effect([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found.mean == 3 and found.high - found.mean == pytest.approx(2.776 * math.sqrt(2.5 / 5))
     assert experiments.effect([1.0]) == Effect(1.0, -math.inf, math.inf)
+    assert [experiments.student(k) for k in (10, 14, 30)] == pytest.approx([2.228, 2.145, 2.042], abs=0.005)
+
+
+def test_a_centroid_of_nothing_leaves_a_claim_undecided():
+    """A layer without information has no centroid."""
+    found = experiments.effect([1.0, math.nan])
+    assert experiments.verdict([experiments.beyond(found, 0.5)]) == "undecided"
+    assert experiments.spread([1.0, math.nan]) == "nan ± nan"
 
 
 def test_a_verdict_is_of_intervals_not_of_means():
