@@ -162,7 +162,7 @@ def layers(args):
 SETTINGS = {
     "fc, 3 layers": ["--arch", "fc", "--layernum", "3", "--width", "1"],
     "vgg9": ["--arch", "vgg9"],
-    "resnet20": ["--arch", "resnet20", "--width", "0.5", "--batch_size", "16"],
+    "resnet19": ["--arch", "resnet19", "--width", "0.125", "--batch_size", "32"],
     "T = 2": ["--timestep", "2"],
     "T = 4": ["--timestep", "4"],
     "T = 16": ["--timestep", "16"],
