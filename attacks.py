@@ -23,7 +23,7 @@ STEPS_PAST = 2.5  # PGD's steps together reach this many times eps: any point of
 def margin(outputs, y):
     """Of outputs [N, classes], the largest of a wrong class minus that of class y [N]; above 0 the prediction errs."""
     right = F.one_hot(y, outputs.shape[1]).bool()
-    return outputs.masked_fill(right, -torch.inf).amax(1) - outputs[right]
+    return outputs.masked_fill(right, -torch.inf).amax(1) - outputs.gather(1, y.unsqueeze(1)).squeeze(1)
 
 
 @dataclass(frozen=True)

@@ -55,21 +55,25 @@ def scale(args):
     return SCALES[args.scale]
 
 
+def data_flags(args):
+    """Where the data set of --scale is."""
+    return ["--data_dir", "DATA"] if scale(args).downloads else []
+
+
 def command(args, name, script, *flags):
     """That script with the settings of --scale."""
-    place = ["--data_dir", args.data_dir or "data"] if scale(args).downloads else []
-    flags = (*scale(args).training, *place, *flags, "--seed", "SEED")
+    flags = (*scale(args).training, *data_flags(args), *flags, "--seed", "SEED")
     return Job(f"{name}_SEED", script, flags, "pruning" if script == "prune_snn" else "fisher")
 
 
-def evaluation(name, networks, *flags):
-    """eval_snn_robustness.py on those checkpoints."""
-    return Job(name, "eval_snn_robustness", ("--checkpoints", networks, *flags), "robustness")
+def saved(args, name):
+    """Flags for the networks that the runs of that name end with."""
+    return ["--checkpoints", f"RUNS/{name}_SEED/{LATEST}", *data_flags(args)]
 
 
-def latest(args, name):
-    """The checkpoint of the runs of that name."""
-    return f"{args.out_dir}/{name}_SEED/{LATEST}"
+def evaluation(args, name, networks, *flags):
+    """eval_snn_robustness.py on the `saved` networks of that name."""
+    return Job(name, "eval_snn_robustness", (*saved(args, networks), *flags), "robustness")
 
 
 def short(name):
@@ -193,7 +197,7 @@ def settings(args):
     if args.scale == "small" and args.data_dir is not None:
         for name, data in DATA_SETS.items():
             for how, flags in LEARNED.items():
-                chosen[name + how] = ["--dataset", data, "--data_dir", args.data_dir, *FEW, *flags]
+                chosen[name + how] = ["--dataset", data, "--data_dir", "DATA", *FEW, *flags]
     ends = ["--fisher_epochs", "1", "every:1000000"]
     runs = {name: command(args, f"settings_{short(name)}", TRAIN, *ends, *flags) for name, flags in chosen.items()}
     folders = {"as it is": trained(args)} | with_each_seed(args, runs)
@@ -243,7 +247,7 @@ def robustness(args):
     for name, (start, end) in when.items():
         eps = [str(scale(args).eps / k) for k in (4, 2, 1)] if name == "all" else []
         flags = (*noise, "--eps", *eps, *few_attacks(args), "--noisetime", *map(str, range(start, end + 1)))
-        jobs[name] = evaluation(f"robustness_{short(name)}", latest(args, "trained"), *flags)
+        jobs[name] = evaluation(args, f"robustness_{short(name)}", "trained", *flags)
     folders = with_all_seeds(args, jobs)
     lines = {name: read_lines(folder / ROBUSTNESS_FILE) for name, folder in folders.items()}
     found = {}
@@ -295,9 +299,8 @@ def controls(args):
     folders = trained(args)
     variants = {"instantaneous outputs": ("--fisher_prefix", "instant"),
                 "the released estimator": ("--fisher_estimator", "release", *scale(args).release_samples)}  # fmt: skip
-    models = ("--checkpoints", latest(args, "trained"))
     jobs = {
-        name: Job(f"controls_{short(name)}_SEED", TRAIN, (*models, *flags), "fisher")
+        name: Job(f"controls_{short(name)}_SEED", TRAIN, (*saved(args, "trained"), *flags), "fisher")
         for name, flags in variants.items()
     }
     again = with_each_seed(args, jobs)
@@ -357,7 +360,7 @@ def loss_numbers(args):
         for name, flags in list(LOSSES.items())[: 2 if scale(args).dry else None]:
             called = f"loss_{norm}_{short(name)}"
             trainings[norm, name] = command(args, called, TRAIN, *LAST, "--norm", norm, *flags)
-            evaluations[norm, name] = evaluation(f"{called}_robustness", latest(args, called), *strengths)
+            evaluations[norm, name] = evaluation(args, f"{called}_robustness", called, *strengths)
     trainings, evaluations = with_each_seed(args, trainings), with_all_seeds(args, evaluations)
     for key, folder in evaluations.items():
         lines = read_lines(folder / ROBUSTNESS_FILE)
@@ -365,7 +368,7 @@ def loss_numbers(args):
         found["masking"] = [sign for line in lines for sign in line.get("masking", ())]
         for folder in trainings[key]:
             fisher, log = (read_lines(folder / file)[-1] for file in (FISHER_FILE, LOG_FILE))
-            own = [line for line in lines if line["checkpoint"] == str(folder / LATEST)]
+            own = [line for line in lines if Path(line["checkpoint"]).parent.name == folder.name]
             pgd = next(line for line in own if (line["threat"], line["strength"]) == ("pgd", scale(args).eps))
             noise = next(line for line in own if line["threat"] == "gaussian_noise")
             values = (fisher["ic"], fisher["ic_per_loss"], log["test_accuracy"], pgd["attacked"], noise["attacked"])

@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,8 @@ STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
 @dataclass(frozen=True)
 class Job:
-    """A command line of a script, with SEED for the seed. Its run folder is complete when it has that figure."""
+    """A command line of a script. Its run folder is complete when it has that figure. SEED in the flags is the seed,
+    RUNS the folder of the runs, DATA that of the data sets, wherever they are."""
 
     name: str
     script: str
@@ -53,10 +55,15 @@ class Job:
     def content(self):
         return json.dumps([self.script, *self.flags])
 
-    def words(self, args):
-        """The command line to show: RUNS for the folder of the runs, DATA for that of the data sets."""
-        words = ("DATA" if flag == args.data_dir else flag.replace(args.out_dir, "RUNS") for flag in self.flags)
-        return f"python {self.script}.py {' '.join(words)}"
+    def argv(self, args):
+        """What its script is called with."""
+        flags = [flag.replace("RUNS/", f"{args.out_dir}/") for flag in self.flags]
+        flags = [(args.data_dir or "data") if flag == "DATA" else flag for flag in flags]
+        return [*flags, "--out_dir", args.out_dir, "--exp_name", self.name, "--resume"]
+
+    def words(self):
+        """The command line to show."""
+        return f"python {self.script}.py {' '.join(self.flags)}"
 
 
 def perform(job, args, threads):
@@ -66,10 +73,11 @@ def perform(job, args, threads):
     log = Path(args.out_dir) / f"{job.name}.txt"
     with open(log, "a") as shown, contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         try:
-            argv = [*job.flags, "--out_dir", args.out_dir, "--exp_name", job.name, "--resume"]
-            importlib.import_module(job.script).main(argv)
-        except SystemExit as stop:
-            raise BadInput(f"{job.script}.py failed, {log} says why") from stop
+            importlib.import_module(job.script).main(job.argv(args))
+        except (SystemExit, BadInput) as error:
+            if isinstance(error, BadInput):
+                print(f"{job.script}.py: error: {error}")
+            raise BadInput(f"{job.script}.py failed, {log} says why") from error
         except Stopped as stop:
             raise KeyboardInterrupt from stop
     write_atomically(job.asked(args), lambda file: file.write(job.content().encode()))
@@ -91,6 +99,8 @@ def perform_all(jobs, args):
         try:
             for future in tqdm(as_completed(futures), "runs", total=len(todo), leave=False, disable=None):
                 future.result()
+        except BrokenProcessPool as error:
+            raise BadInput("a run's process was killed, for want of memory perhaps: --jobs 1 needs least") from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

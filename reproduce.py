@@ -11,7 +11,6 @@ complete is not run again, one that was stopped goes on. Figures and tables go t
 
 import argparse
 import contextlib
-import os
 import platform
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ from utils import run_script, write_atomically
 
 def device_name():
     """What the runs were on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
 
 
 def report(args, claim):
@@ -49,7 +48,7 @@ def report(args, claim):
     text += [
         f"Mean ± standard deviation of {args.seeds} seeds. `{command}`; {versions}. What it ran, SEED = 0, 1, ...:"
     ]
-    text += ["\n".join(f"    {words}" for words in dict.fromkeys(job.words(args) for job in args.performed))]
+    text += ["\n".join(f"    {words}" for words in dict.fromkeys(job.words() for job in args.performed))]
     path = Path(args.results) / f"{claim}.md"
     write_atomically(path, lambda file: file.write(("\n\n".join(text) + "\n").encode()))
     print("\n".join([f"{claim}: {said}", *parts, *map(str, [path, *figures]), f"{minutes:.1f} minutes"]))
@@ -59,7 +58,7 @@ def main(argv=None):
     parser = config.Parser(
         prog="reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    jobs = 1 if torch.cuda.is_available() else os.cpu_count()
+    jobs = 1 if torch.cuda.is_available() else torch.get_num_threads()
     parser.add_argument("claim", choices=[*CLAIMS, "all", "list"])
     parser.add_argument("--scale", choices=["small", "medium", "paper"], default="small",
                         help="digits; a VGG on CIFAR-10; or the release's recipe (default small)")  # fmt: skip

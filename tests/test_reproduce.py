@@ -1,6 +1,7 @@
 """reproduce.py: the rule of a verdict on made-up numbers, and every claim from end to end on noise."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,18 @@ def test_every_claim_runs_from_end_to_end(undrawn, capsys):
     shown = capsys.readouterr().out
     for claim in reproduce.CLAIMS:
         assert f"{claim}: " in shown and f"{claim}.md" in shown
+
+
+def test_a_command_names_no_place_and_its_run_gets_them():
+    """A folder that is spelled in another way is the same folder: what is complete there is not run again."""
+    args = SimpleNamespace(scale="medium", data_dir="here", out_dir="SEED/RUNS")
+    job = claims.evaluation(args, "pgd", "trained", "--eps", "4").of(0, 1)
+    networks = ["RUNS/trained_0/checkpoint_latest.pt", "RUNS/trained_1/checkpoint_latest.pt"]
+    assert job.flags == ("--checkpoints", *networks, "--data_dir", "DATA", "--eps", "4")
+    networks = [f"SEED/{network}" for network in networks]
+    flags = ["--checkpoints", *networks, "--data_dir", "here", "--eps", "4"]
+    assert job.argv(args) == [*flags, "--out_dir", "SEED/RUNS", "--exp_name", "pgd", "--resume"]
+    assert "here" not in job.content() and "RUNS/trained_0" in job.words()
 
 
 def test_runs_that_are_complete_are_not_run_again(undrawn, tmp_path, capsys, monkeypatch):

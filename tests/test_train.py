@@ -1,5 +1,6 @@
 """The scripts: what they write, that measuring and stopping change nothing, and that bad input harms nothing."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from helpers import TINY, lines, run, start
 
 import archs
 import config
+import data
 import plots
 import train_snn
 import train_snn_fisherinfo
@@ -232,10 +234,29 @@ def test_the_optimizers_state_goes_on_in_the_layout_of_its_parameters():
     assert torch.equal(*steps)
 
 
+STEPS = [[], ["--amp", "bf16"], ["--loss", "tet"], ["--loss", "centroid", "--target_ic", "2"], ["--adv_train"],
+         ["--noisetype", "blur", "--noisetime", "1"], ["--encode", "p"], ["--checkpoint_activations"],
+         ["--surrogate", "triangle", "--undetached_reset"], ["--norm", "folded", "--optimizer", "adam"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", STEPS)
+def test_a_step_asks_for_no_number(flags, monkeypatch):
+    """Tensors of the device "meta" hold none: the steps run on it, until the check behind the last asks."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # not on meta
+    args = config.parse("train_snn", ["--dataset", "fake", "--arch", "vgg5", "--width", "0.1", "--timestep", "3",
+                                      "--batch_size", "4", *flags])  # fmt: skip
+    images, labels = torch.empty(12, 3, 16, 16, dtype=torch.uint8), torch.empty(12, dtype=torch.int64)
+    corruption = data.Corruption(3, (1,), "blur", args.noise_level, None, 0) if args.noisetype else None
+    dataset = data.ImageSet(images, labels, 10, torch.zeros(3), torch.ones(3), 2, True, corruption=corruption)
+    dataset.poisson_steps = 3 if args.encode == "p" else 0
+    model, at = train_snn.build_model(args, dataset.to("meta")), {"epoch": 0} | train_snn.epoch_start()
+    with pytest.raises(RuntimeError, match="item"), StopSignals() as stop:
+        train_snn.train_epoch(args, at, model, train_snn.make_optimizer(args, model), dataset.to("meta"), stop)
+    assert at["step"] == 3
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize(
-    "flags", [[], ["--amp", "bf16"], ["--loss", "tet"], ["--noisetype", "blur", "--noisetime", "1"]]
-)
+@pytest.mark.parametrize("flags", STEPS)
 def test_a_step_on_a_gpu_does_not_wait_for_it(flags, tmp_path):
     """An epoch of ten steps has as many sync points as one of two."""
     waits = []
