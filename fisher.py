@@ -27,6 +27,7 @@ measured by the slow path, one sample at a time.
 
 import math
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -142,7 +143,7 @@ class TemporalFisher:
                 )
         samples = 3 if batch == 2 else 2
         if samples not in self.probes:
-            with torch.enable_grad():
+            with torch.enable_grad(), _full_precision():
                 self.probes[samples] = _probe(self.model, x, self.params, samples)
         return self.probes[samples]
 
@@ -415,6 +416,19 @@ class _Probe:
     slow: set  # names of the parameters that it does not cover
     other: set  # names of the parameters that are used outside of layers
     bytes: int  # memory that one sample needs
+
+
+@contextmanager
+def _full_precision():
+    """No TF32 meanwhile: a GPU's rounding would look like a use of a parameter that the batched way does not cover."""
+    settings = [(kind, kind.fp32_precision) for kind in (torch.backends.cudnn.conv, torch.backends.cuda.matmul)]
+    try:
+        for kind, _ in settings:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        for kind, before in settings:
+            kind.fp32_precision = before
 
 
 def _probe(model, x, params, samples):

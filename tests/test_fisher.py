@@ -376,6 +376,16 @@ CUDA = {arch: lambda arch=arch: (network(arch), (2, 12, 12)) for arch in archs.A
 }
 
 
+def test_a_model_is_examined_without_tf32_and_measured_as_it_was_set():
+    """TF32 truncates: what it leaves of a norm would be taken for another one."""
+    model, seen = Loop(), []
+    settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [kind.fp32_precision for kind in settings]
+    model.register_forward_hook(lambda *_: seen.append([kind.fp32_precision for kind in settings]))
+    temporal_fisher(model, torch.randn(3, 2, 6, 6), torch.arange(3))
+    assert seen == [["ieee", "ieee"], before] and [kind.fp32_precision for kind in settings] == before
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", CUDA)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
