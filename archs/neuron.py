@@ -175,14 +175,14 @@ class LIF(nn.Module):
 
     def compile(self, **options):
         """From now on, run training steps through `loop`, compiled: one kernel each way."""
-        self.compiled = torch.compile(self.loop, **options)
+        self.compiled = torch.compile(type(self).loop, **options)
 
     def forward(self, x):
         if not (self.compiled and self.training):
             return AllSteps.apply(x, self)
         channels_last = x.dim() == 5 and x[0].is_contiguous(memory_format=torch.channels_last)
         x = x.movedim(2, -1) if channels_last else x  # as it lies in memory
-        spikes = self.compiled(x.flatten(1)).view(x.shape)
+        spikes = self.compiled(self, x.flatten(1)).view(x.shape)
         return spikes.movedim(-1, 2) if channels_last else spikes
 
     def extra_repr(self):

@@ -1,5 +1,6 @@
 """The networks: agreement with the released model, shapes, locality of state."""
 
+import copy
 import os
 import shutil
 from itertools import product
@@ -223,6 +224,15 @@ def test_compiled_neurons_are_the_neurons_in_any_memory_format(static):
         assert results[0][0].stride() == results[1][0].stride()
         for one, other in zip(*results):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_a_copy_of_compiled_neurons_is_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    lif = LIF()
+    lif.compile()
+    copied, x = copy.deepcopy(lif), torch.rand(4, 3, 5) * 4
+    copied.threshold = 0.5
+    assert torch.equal(copied(x), LIF(threshold=0.5)(x)) and not torch.equal(copied(x), lif(x))
 
 
 @pytest.mark.parametrize("options", [dict(), dict(reset="soft"), dict(detach_reset=False), dict(decay_input=False)])
