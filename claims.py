@@ -90,12 +90,12 @@ def page(args, claim):
 
 MOVED = 0.5  # of IC, that counts as moved
 KINDS = [("train", "data"), ("train", "model"), ("test", "data"), ("test", "model")]
+MEASURE_ALL = ["--fisher_split", "train", "test", "--fisher_labels", "data", "model"]  # of KINDS
 
 
 def trained(args):
     """The plain training of each seed, measured on all of KINDS as it goes on: done, and its folders."""
-    flags = [*scale(args).measured, "--fisher_split", "train", "test", "--fisher_labels", "data", "model"]
-    return with_each_seed(args, {"": command(args, "trained", TRAIN, *flags)})[""]
+    return with_each_seed(args, {"": command(args, "trained", TRAIN, *scale(args).measured, *MEASURE_ALL)})[""]
 
 
 def measurements(folder, split="train", labels="data"):
@@ -191,7 +191,8 @@ DATA_SETS = {"Fashion-MNIST, 5000 images": "fashion_mnist", "CIFAR-10, 5000 imag
 def settings(args):
     """The concentration is common: across architectures, T, neurons, norms, optimizers, encodings, amounts of data.
 
-    The rule of `concentration`, for each setting.
+    The rule of `concentration`, for each setting. Beside IC, at the end, stand that of I_t / L_t and that of the true
+    Fisher information, with labels drawn from the network.
     """
     chosen = {"fc, 3 layers": []} if scale(args).dry else dict(SETTINGS)
     if args.scale == "small" and args.data_dir is not None:
@@ -199,20 +200,25 @@ def settings(args):
             for how, flags in LEARNED.items():
                 chosen[name + how] = ["--dataset", data, "--data_dir", "DATA", *FEW, *flags]
     ends = ["--fisher_epochs", "1", "every:1000000"]
-    runs = {name: command(args, f"settings_{short(name)}", TRAIN, *ends, *flags) for name, flags in chosen.items()}
-    folders = {"as it is": trained(args)} | with_each_seed(args, runs)
+    runs, again = {}, {}
+    for name, flags in chosen.items():
+        called, place = f"settings_{short(name)}", ["--data_dir", "DATA"] * ("--data_dir" in flags)
+        runs[name] = command(args, called, TRAIN, *ends, *flags)
+        labels = (*saved(args, called), *place, "--fisher_labels", "model")
+        again[name] = Job(f"{called}_true_SEED", TRAIN, labels, "fisher")
+    folders, true = {"as it is": trained(args)} | with_each_seed(args, runs), with_each_seed(args, again)
     verdicts, panels, points = {}, {}, {}
-    rows = [
-        "| setting | flat | IC, epoch 1 | IC at the end | IC of I_t / L_t | training loss | test accuracy |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    heads = ("setting", "flat", "IC, epoch 1", "IC at the end", "IC of I_t / L_t", "IC, true Fisher", "training loss",
+             "test accuracy")  # fmt: skip
+    rows = [f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
     for name, own in folders.items():
         lines = [measurements(folder) for folder in own]
         first, last, ratio = ([x[at][key] for x in lines] for at, key in ((0, "ic"), (-1, "ic"), (-1, "ic_per_loss")))
+        drawn = [measurements(folder, labels="model")[-1]["ic"] for folder in true.get(name, own)]
         logs = [read_lines(folder / LOG_FILE)[-1] for folder in own]
         flat = (lines[0][0]["timestep"] + 1) / 2
         losses = [log["train_loss"] for log in logs]
-        cells = [*map(spread, (first, last, ratio))]
+        cells = [*map(spread, (first, last, ratio, drawn))]
         cells += [spread(losses, 3), spread([log["test_accuracy"] for log in logs], 3)]
         data = name.split(",")[0] if name.endswith(("images", "fitted")) else "digits"
         points[data, name] = {"loss": losses, "relative": [ic / flat for ic in last]}
@@ -275,19 +281,22 @@ def few_attacks(args):
 
 # ---------------------------------------------------------------- claim: controls
 
-PLANTED_TIMES = [(1, 2), (4, 5), (7, 8)]
+PLANTED_TIMES = [(1, 2), (4, 5), (7, 8), (1, 2, 3, 4, 5, 6, 7, 8)]
 PLANTED_DRY = ["--epochs", "2", "--datanum", "64", "--fisher_samples", "8", "--fisher_epochs", "2"]
 
 
 def planted(args):
-    """Networks on frames whose class shows at known timesteps alone: {times: [the last measurement of a seed]}."""
+    """Networks on frames whose class shows at known timesteps alone: {those: {kind: [last measurement of a seed]}}."""
     runs = {}
     for times in PLANTED_TIMES[: 1 if scale(args).dry else None]:
-        flags = ("--planted_time", *map(str, times), *(PLANTED_DRY if scale(args).dry else LAST), "--seed", "SEED")
-        name = f"controls_planted_{times[0]}-{times[-1]}_SEED"
-        runs[times] = Job(name, TRAIN, ("--dataset", "planted", *flags), "fisher")
+        length = PLANTED_DRY if scale(args).dry else LAST
+        flags = ("--dataset", "planted", "--planted_time", *map(str, times), *MEASURE_ALL, *length, "--seed", "SEED")
+        runs[times] = Job(f"controls_planted_{times[0]}-{times[-1]}_SEED", TRAIN, flags, "fisher")
     folders = with_each_seed(args, runs)
-    return {times: [measurements(folder)[-1] for folder in own] for times, own in folders.items()}
+    return {
+        times: {kind: [measurements(folder, *kind)[-1] for folder in own] for kind in KINDS}
+        for times, own in folders.items()
+    }
 
 
 def controls(args):
@@ -322,14 +331,18 @@ def controls(args):
         rows.append(f"| {name} | {spread(last)} | {below} |")
         verdicts[name] = verdict([beyond(below, MOVED)]), f"IC ends {below} below flat."
     panels = {name: {"end": by_t(own)} for name, own in curves.items()}
-    rows += ["", "| class shows at t | IC at the end | from the middle of those t | IC of I_t / L_t | accuracy by t |"]
-    rows += ["|---|---:|---:|---:|---|"]
-    for times, own in planted(args).items():
-        which, ics = f"{times[0]} to {times[-1]}", [line["ic"] for line in own]
-        off = effect([ic - statistics.mean(times) for ic in ics])
-        mean = torch.tensor([line["prefix_accuracy"] for line in own]).mean(0).tolist()
-        right = " ".join(f"{value:.2f}" for value in mean)
-        rows.append(f"| {which} | {spread(ics)} | {off} | {spread([x['ic_per_loss'] for x in own])} | {right} |")
+    heads = ("class shows at t", "IC", "from the middle of those t", "IC, held out", "IC, true Fisher",
+             "IC of I_t / L_t", "held-out accuracy by t")  # fmt: skip
+    rows += ["", f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|---:|---|"]
+    for times, kinds in planted(args).items():
+        own, which = kinds["train", "data"], f"{times[0]} to {times[-1]}"
+        ics = {kind: [line["ic"] for line in lines] for kind, lines in kinds.items()}
+        off = effect([ic - statistics.mean(times) for ic in ics["train", "data"]])
+        cells = [which, spread(ics["train", "data"]), str(off)]
+        cells += [spread(ics["test", "data"]), spread(ics["train", "model"])]
+        right = torch.tensor([line["prefix_accuracy"] for line in kinds["test", "data"]]).mean(0).tolist()
+        cells += [spread([line["ic_per_loss"] for line in own]), " ".join(f"{value:.2f}" for value in right)]
+        rows.append(f"| {' | '.join(cells)} |")
         why = f"IC ends {off} from the middle of those timesteps."
         verdicts[f"class at {which}"] = verdict([within(off, MOVED)]), why
         panels[f"class at {which}"] = {"end": by_t([line["fisher"] for line in own])}
