@@ -72,17 +72,18 @@ def status(field):
 def compare(ways, repeats, device):
     """Run the functions `ways` {name: function} in turn: {name: (seconds, each repeat's; bytes above those before)}."""
     seconds, peaks = {name: [] for name in ways}, {}
+    looked = 1 if device.type == "cuda" else 0  # a GPU's libraries allocate once; on a CPU a look changes the time
     for repeat in tqdm(range(repeats + 1), "repeats", disable=None, leave=False):
         for name, function in ways.items():
             synchronize(device)
-            before = memory(device) if repeat == 0 else None
+            before = memory(device) if repeat == looked else None
             start = time.perf_counter()
             function()
             synchronize(device)
-            if repeat == 0:  # to warm up, and for the memory
-                peaks[name] = None if before is None else peak(device) - before
-            else:
+            if repeat:  # not to warm up
                 seconds[name].append(time.perf_counter() - start)
+            if repeat == looked:
+                peaks[name] = None if before is None else peak(device) - before
     return {name: (seconds[name], peaks[name]) for name in ways}
 
 

@@ -14,7 +14,7 @@ import torch
 import plots
 from experiments import Effect, Job, beyond, effect, spread, verdict, with_all_seeds, with_each_seed, within
 from fisher import centroid
-from utils import FISHER_FILE, LATEST, LOG_FILE, PRUNING_FILE, ROBUSTNESS_FILE, read_lines
+from utils import FISHER_FILE, LATEST, LOG_FILE, PRUNING_FILE, ROBUSTNESS_FILE, load_checkpoint, read_lines
 
 TRAIN = "train_snn_fisherinfo"
 LAST = ["--fisher_epochs", "every:1000000", "--save_epochs", "every:1000000"]  # the last epoch alone
@@ -245,7 +245,7 @@ def robustness(args):
     It holds if corrupting the first half of the timesteps costs 0.02 of accuracy or more beyond corrupting the last
     half, with the 95 % interval of the seeds.
     """
-    length = torch.load(trained(args)[0] / LATEST, weights_only=True)["args"]["timestep"]
+    length = load_checkpoint(trained(args)[0] / LATEST)["args"]["timestep"]
     half = length // 2
     when = {"first half": (1, half), "last half": (length - half + 1, length), "all": (1, length)}
     noise = ["--noise_levels", "0.2", "0.4", "--blur_levels", "1"]

@@ -207,7 +207,7 @@ def main(argv=None):
     device = dataset.labels.device
     data.need_pixels("an attack", dataset.images)
     seed_all(args.seed, "subset")
-    dataset = dataset.subset(torch.randperm(len(dataset))[: args.robust_samples].to(device))
+    dataset = dataset.subset(torch.randperm(len(dataset))[: args.robust_samples])
     seeds = [load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints]
     with run_folder(args, device) as run, StopSignals() as stop:
         run.keep_lines(ROBUSTNESS_FILE, lambda line: True)  # drops a line that a killed process left torn

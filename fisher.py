@@ -65,7 +65,7 @@ def draw_labels(outputs, generator, prefix="cumulative"):
     draws are taken sample by sample from `generator` (on the CPU), so chunks of samples draw what the whole would.
     """
     chance = torch.rand(outputs.shape[1], outputs.shape[0], 1, generator=generator, dtype=torch.float64)  # (N, T, 1)
-    share = PREFIXES[prefix](outputs.double().cpu()).softmax(2).cumsum(2)  # (T, N, classes)
+    share = PREFIXES[prefix](outputs.cpu().double()).softmax(2).cumsum(2)  # (T, N, classes)
     return (share < chance.transpose(0, 1)).sum(2).clamp(max=outputs.shape[2] - 1).to(outputs.device)
 
 
@@ -85,9 +85,9 @@ def centroid_interval(samples, other=None, draws=2000, level=0.95, seed=0):
     index = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
     weights = torch.zeros(draws, count, dtype=torch.float64)
     weights.scatter_add_(1, index, torch.ones(index.shape, dtype=torch.float64))
-    drawn = centroid(samples.double().cpu() @ weights.T)
+    drawn = centroid(samples.cpu().double() @ weights.T)
     if other is not None:
-        drawn = drawn - centroid(other.double().cpu() @ weights.T)
+        drawn = drawn - centroid(other.cpu().double() @ weights.T)
     tail = (1 - level) / 2
     return tuple(drawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist())
 
@@ -497,7 +497,10 @@ def _factors(rows, samples):
 
 def _memory(device):
     """Bytes that one pass may take."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**31
+    if device.type != "cuda":
+        return 2**31
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + cached) // 2
 
 
 # ---------------------------------------------------------------- from signals to norms

@@ -19,6 +19,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 import config
@@ -35,6 +36,7 @@ from utils import (
     load_checkpoint,
     load_weights,
     of_all,
+    processes,
     rank,
     run_script,
     write_atomically,
@@ -53,7 +55,7 @@ def fewest_by_information(curve, share):
 def fewest_by_kl(outputs):
     """The fewest timesteps t with KL(P_t || P_T) / KL(P_2 || P_T) below KL_RATIO, P_t the prediction of prefix t of the
     outputs [T, N, classes], KL a mean over samples; T if there is none before."""
-    logs = prefix_outputs(outputs.double()).log_softmax(2)
+    logs = prefix_outputs(outputs.cpu().double()).log_softmax(2)
     divergence = (logs.exp() * (logs - logs[-1])).sum(2).mean(1)  # (T,)
     for t in range(2, len(outputs)):
         if divergence[t - 1] < KL_RATIO * divergence[1]:
@@ -145,14 +147,17 @@ class Search:
             path = folder / f"checkpoint_{KL_EPOCH:04d}.pt"
             load_weights(early, load_checkpoint(path), path, self.args)
             with torch.no_grad():
-                return fewest_by_kl(early(self.subset.x))
+                return fewest_by_kl(torch.cat(of_all(early(self.subset.x).cpu()), 1))
         return steps
 
     def scores(self, model, masks, steps):
         if self.args.prune_by == "magnitude":
             return pruning.magnitude(model, masks)
         x = self.subset.x[:, :steps] if self.subset.x.dim() == 5 else self.subset.x
-        return pruning.fisher_saliency(model.eval(), masks, x, self.subset.y)
+        scores = pruning.fisher_saliency(model.eval(), masks, x, self.subset.y)
+        for score in scores.values() if processes() > 1 else ():  # of this process's samples
+            dist.all_reduce(score.mul_(len(x) / self.subset.total))
+        return scores
 
     def rewound(self, model, folder):
         """The checkpoint that rounds after the first start from; None is initialisation."""

@@ -12,7 +12,8 @@ A small VGG on the 8x8 digits, T = 8, on two CPU cores in under half a minute; t
 
     python train_snn.py --dataset digits
 
-Stop it with Ctrl-C, go on with `--resume`; the result is the same as if it had not been stopped. The run folder,
+Stop it with Ctrl-C, go on with `--resume`; the result is (on a CPU, bit by bit) the same as if it had not been
+stopped. The run folder,
 runs/<name>, holds args.json, log.jsonl (a line an epoch), checkpoints and figures/training.png.
 """
 
@@ -111,9 +112,9 @@ def build_model(args, dataset):
 
 @contextmanager
 def run_folder(args, device):
-    """The Run of `args`, for this process alone; that of a dry run is temporary."""
+    """The Run of `args`, this command's alone; that of a dry run is temporary."""
     with TemporaryDirectory() as temporary:
-        out_dir = temporary if args.dry_run else args.out_dir
+        out_dir = of_all(temporary)[0] if args.dry_run else args.out_dir
         run = Run(Path(out_dir) / config.run_name(args), args, device, args.resume)
         try:
             yield run

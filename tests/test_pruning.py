@@ -7,7 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import lines, run
+import without_norm
+from helpers import lines, run, start
 
 import archs
 import config
@@ -313,3 +314,19 @@ def test_bad_input_is_one_line_and_status_2(flags, words, capsys):
         config.parse("prune_snn", flags)
     shown = capsys.readouterr().err
     assert stop.value.code == 2 and shown.count("\n") == 1 and words in shown, shown
+
+
+def test_a_search_is_split_over_processes_and_finds_the_same(tmp_path, monkeypatch):
+    """Both processes choose T' and prune by the samples of both, seven of them."""
+    argv = [*TINY, "--rounds", "1", "--search_timestep", "kl", "--prune_by", "fisher", "--fisher_samples", "7"]
+    process = start(tmp_path / "2", *argv, script="tests/without_norm", flags=DATA, processes=2)
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    monkeypatch.setattr(archs.layers.BatchNorm, "forward", without_norm.affine)
+    run(tmp_path / "1", *argv, script="prune_snn", flags=DATA)
+    found = [tmp_path / count / "run" / "kl" / "final_01" / "checkpoint_latest.pt" for count in "12"]
+    masks = [torch.load(path, weights_only=True)["masks"] for path in found]
+    differ = sum((masks[0][name] != masks[1][name]).sum().item() for name in masks[0])
+    assert differ <= 0.001 * sum(mask.numel() for mask in masks[0].values())  # ties, by rounding
+    one, two = (lines(tmp_path / count / "run", "pruning.jsonl") for count in "12")
+    assert [line["timestep"] for line in one] == [line["timestep"] for line in two]

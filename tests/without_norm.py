@@ -1,6 +1,10 @@
-"""train_snn_fisherinfo.py with BatchNorm as a plain affine map, so no sample sees the others of its batch."""
+"""train_snn_fisherinfo.py, or prune_snn.py for a search, with BatchNorm as a plain affine map, so no sample sees the
+others of its batch."""
+
+import sys
 
 import archs.layers
+import prune_snn
 import train_snn_fisherinfo
 from utils import run_script
 
@@ -12,4 +16,5 @@ def affine(norm, x):
 
 if __name__ == "__main__":
     archs.layers.BatchNorm.forward = affine
-    run_script(train_snn_fisherinfo.main, "without_norm.py")
+    script = prune_snn if "--search_timestep" in sys.argv else train_snn_fisherinfo
+    run_script(script.main, "without_norm.py")
