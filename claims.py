@@ -338,7 +338,7 @@ def controls(args):
         own, which = kinds["train", "data"], f"{times[0]} to {times[-1]}"
         ics = {kind: [line["ic"] for line in lines] for kind, lines in kinds.items()}
         off = effect([ic - statistics.mean(times) for ic in ics["train", "data"]])
-        cells = [which, spread(ics["train", "data"]), str(off)]
+        cells = [which, spread(ics["train", "data"]), f"{off}"]
         cells += [spread(ics["test", "data"]), spread(ics["train", "model"])]
         right = torch.tensor([line["prefix_accuracy"] for line in kinds["test", "data"]]).mean(0).tolist()
         cells += [spread([line["ic_per_loss"] for line in own]), " ".join(f"{value:.2f}" for value in right)]
