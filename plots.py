@@ -203,7 +203,7 @@ def tradeoff(numbers, path, panels, against=("ic", "information centroid IC")):
 
 
 def panels(contents, path, xlabel, ylabel):
-    """A panel for each of `contents` {title: {label: (x, y, spread)}}, a curve each, at most six a row. Returns the path."""
+    """A panel for each of `contents` {title: {label: (x, y, spread)}}, at most six a row. Returns the path."""
     rows = -(-len(contents) // 6)
     columns = -(-len(contents) // rows)
     figure = Figure(figsize=(3.2 * columns + 1, 2.7 * rows + 0.4), layout="constrained")
