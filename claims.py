@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import plots
-from experiments import Effect, Job, beyond, effect, spread, verdict, with_all_seeds, with_each_seed, within
+from experiments import Effect, Job, beyond, effect, ranks, spread, verdict, with_all_seeds, with_each_seed, within
 from fisher import centroid
 from utils import FISHER_FILE, LATEST, LOG_FILE, PRUNING_FILE, ROBUSTNESS_FILE, load_checkpoint, read_lines
 
@@ -226,6 +226,11 @@ def settings(args):
         rows.append(f"| {name} | {flat} | {' | '.join(cells)} |")
         verdicts[name] = concentrates(first, last, flat)
         panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t([x[at]["fisher"] for x in lines]) for at in (0, -1)}
+    loss, ic, per_loss = (
+        [statistics.mean(p[key]) for p in points.values()] for key in ("loss", "relative", "per_loss")
+    )
+    rows += ["", "Rank correlation over the settings of the training loss with IC, as a share of that of a flat curve: "
+             f"{ranks(loss, ic):.2f}; with that of I_t / L_t: {ranks(loss, per_loss):.2f}."]  # fmt: skip
     figures = [plots.panels(panels, page(args, "settings"), "timesteps t", "share of $I_t$")]
     ends = {"relative": "IC / IC of a flat curve", "per_loss": "the same of $I_t$ / $L_t$"}
     figures.append(
@@ -407,9 +412,8 @@ def loss_verdict(numbers, norm):
              for found in (moved, robust)]  # fmt: skip
     checks = [beyond(sizes[0], MOVED), beyond(sizes[1], ROBUST)]
     means = [[statistics.mean(found[key]) for (k, _), found in numbers.items() if k == norm] for key in ("ic", "pgd")]
-    correlation = torch.corrcoef(torch.tensor(means).argsort().argsort().double())[0, 1]  # Spearman's, without ties
     why = f"`{best}` against `ce`: IC {moved}, accuracy {cost:3}, accuracy under PGD {robust:3}."
-    return verdict(checks), f"{why} Rank correlation of IC and accuracy under PGD over the losses: {correlation:.2f}."
+    return verdict(checks), f"{why} Rank correlation of IC and accuracy under PGD over the losses: {ranks(*means):.2f}."
 
 
 def loss(args):

@@ -169,6 +169,11 @@ def within(found, bound):
     return False if max(found.low, -found.high) > bound else True if max(found.high, -found.low) <= bound else None
 
 
+def ranks(a, b):
+    """Spearman's rank correlation, of values without ties."""
+    return torch.corrcoef(torch.tensor([a, b]).argsort().argsort().double())[0, 1].item()
+
+
 def verdict(checks):
     """What the parts of a claim add up to, each True, False or None (undecided)."""
     if all(check is True for check in checks):

@@ -40,6 +40,11 @@ def test_a_verdict_is_of_intervals_not_of_means():
     assert experiments.verdict([None, None]) == "undecided"
 
 
+def test_rank_correlation_is_of_ranks():
+    assert experiments.ranks([1.0, 2.0, 30.0], [0.1, 0.2, 0.9]) == pytest.approx(1)
+    assert experiments.ranks([1.0, 2.0, 30.0], [5.0, 0.2, 0.9]) == pytest.approx(-0.5)
+
+
 def losses(ic, clean, pgd):
     """Numbers of three losses, two seeds each, the others relative to ce."""
     rows = {"ce": (1.0, 0.99, 0.2), "other": (ic, clean, pgd), "dear": (7.0, 0.8, 0.9)}
