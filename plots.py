@@ -215,6 +215,7 @@ def panels(contents, path, xlabel, ylabel):
         if len(curves) > 1:
             axis.legend(fontsize=6)
         axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+        axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes[len(contents) :]:
         axis.set_visible(False)
     return write(figure, path)
