@@ -362,7 +362,7 @@ LOSSES = {
     "prefix": ["--loss", "prefix"],
     "flood 0.1": ["--loss_threshold", "0.1"],
     "prefix, flood 0.5": ["--loss", "prefix", "--loss_threshold", "0.5"],
-    **{f"centroid {c}": ["--loss", "centroid", "--target_ic", c] for c in ("4.5", "6")},
+    **{f"centroid {c}": ["--loss", "centroid", "--target_ic", c] for c in ("2", "4.5", "6")},
 }
 NORMS = ("step", "folded")
 COST = 0.01  # of clean accuracy, that counts as little
