@@ -12,7 +12,18 @@ from pathlib import Path
 import torch
 
 import plots
-from experiments import Effect, Job, beyond, effect, ranks, spread, verdict, with_all_seeds, with_each_seed, within
+from experiments import (
+    Effect,
+    Job,
+    beyond,
+    effect,
+    rank_correlation,
+    spread,
+    verdict,
+    with_all_seeds,
+    with_each_seed,
+    within,
+)
 from fisher import centroid
 from utils import FISHER_FILE, LATEST, LOG_FILE, PRUNING_FILE, ROBUSTNESS_FILE, load_checkpoint, read_lines
 
@@ -208,9 +219,9 @@ def settings(args):
         again[name] = Job(f"{called}_true_SEED", TRAIN, labels, "fisher")
     folders, true = {"as it is": trained(args)} | with_each_seed(args, runs), with_each_seed(args, again)
     verdicts, panels, points = {}, {}, {}
-    heads = ("setting", "flat", "IC, epoch 1", "IC at the end", "IC of I_t / L_t", "IC, true Fisher", "training loss",
-             "test accuracy")  # fmt: skip
-    rows = [f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    heads = ("setting", "flat", "IC, epoch 1", "IC at the end", "IC of I_t / L_t", "below flat", "IC, true Fisher",
+             "below flat", "training loss", "test accuracy")  # fmt: skip
+    rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, own in folders.items():
         lines = [measurements(folder) for folder in own]
         first, last, ratio = ([x[at][key] for x in lines] for at, key in ((0, "ic"), (-1, "ic"), (-1, "ic_per_loss")))
@@ -218,7 +229,9 @@ def settings(args):
         logs = [read_lines(folder / LOG_FILE)[-1] for folder in own]
         flat = (lines[0][0]["timestep"] + 1) / 2
         losses = [log["train_loss"] for log in logs]
-        cells = [*map(spread, (first, last, ratio, drawn))]
+        cells = [*map(spread, (first, last))]
+        for ics in (ratio, drawn):
+            cells += [spread(ics), f"{effect([flat - ic for ic in ics])}"]
         cells += [spread(losses, 3), spread([log["test_accuracy"] for log in logs], 3)]
         data = name.split(",")[0] if name.endswith(("images", "fitted")) else "digits"
         points[data, name] = {"loss": losses, "relative": [ic / flat for ic in last]}
@@ -226,11 +239,11 @@ def settings(args):
         rows.append(f"| {name} | {flat} | {' | '.join(cells)} |")
         verdicts[name] = concentrates(first, last, flat)
         panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t([x[at]["fisher"] for x in lines]) for at in (0, -1)}
-    loss, ic, per_loss = (
-        [statistics.mean(p[key]) for p in points.values()] for key in ("loss", "relative", "per_loss")
-    )
+    keys = ("loss", "relative", "per_loss")
+    fit, *centroids = ([statistics.mean(p[key]) for p in points.values()] for key in keys)
+    plain, divided = (rank_correlation(fit, centroid) for centroid in centroids)
     rows += ["", "Rank correlation over the settings of the training loss with IC, as a share of that of a flat curve: "
-             f"{ranks(loss, ic):.2f}; with that of I_t / L_t: {ranks(loss, per_loss):.2f}."]  # fmt: skip
+             f"{plain:.2f}; with that of I_t / L_t: {divided:.2f}."]  # fmt: skip
     figures = [plots.panels(panels, page(args, "settings"), "timesteps t", "share of $I_t$")]
     ends = {"relative": "IC / IC of a flat curve", "per_loss": "the same of $I_t$ / $L_t$"}
     figures.append(
@@ -396,24 +409,30 @@ def loss_numbers(args):
     return numbers
 
 
+def change(numbers, norm, name, key):
+    """The effect of that loss on a quantity, against `ce`, seed by seed."""
+    return effect([a - b for a, b in zip(numbers[norm, name][key], numbers[norm, "ce"][key])])
+
+
 def loss_verdict(numbers, norm):
     """Of the losses that cost at most COST of accuracy, the one that moves IC furthest from that of ce: does it move IC
     by MOVED or more, and accuracy under PGD by ROBUST or more? Seeds are paired."""
-
-    def change(name, key):
-        return effect([a - b for a, b in zip(numbers[norm, name][key], numbers[norm, "ce"][key])])
-
-    cheap = [name for key, name in numbers if key == norm and name != "ce" and change(name, "clean").mean >= -COST]
+    cheap = [
+        name
+        for key, name in numbers
+        if key == norm and name != "ce" and change(numbers, norm, name, "clean").mean >= -COST
+    ]
     if not cheap:
         return "does not hold", f"every loss costs more than {COST} of accuracy"
-    best = max(cheap, key=lambda name: abs(change(name, "ic").mean))
-    moved, cost, robust = (change(best, key) for key in ("ic", "clean", "pgd"))
+    best = max(cheap, key=lambda name: abs(change(numbers, norm, name, "ic").mean))
+    moved, cost, robust = (change(numbers, norm, best, key) for key in ("ic", "clean", "pgd"))
     sizes = [found if found.mean > 0 else Effect(*(-x for x in (found.mean, found.high, found.low)))
              for found in (moved, robust)]  # fmt: skip
     checks = [beyond(sizes[0], MOVED), beyond(sizes[1], ROBUST)]
     means = [[statistics.mean(found[key]) for (k, _), found in numbers.items() if k == norm] for key in ("ic", "pgd")]
+    correlation = rank_correlation(*means)
     why = f"`{best}` against `ce`: IC {moved}, accuracy {cost:3}, accuracy under PGD {robust:3}."
-    return verdict(checks), f"{why} Rank correlation of IC and accuracy under PGD over the losses: {ranks(*means):.2f}."
+    return verdict(checks), f"{why} Rank correlation of IC and accuracy under PGD over the losses: {correlation:.2f}."
 
 
 def loss(args):
@@ -424,11 +443,14 @@ def loss(args):
     """
     numbers = loss_numbers(args)
     eps = scale(args).eps
-    rows = [f"| norm | loss | IC | IC of I_t / L_t | accuracy | PGD, eps {eps}/255 | noise 0.2 | transfer | masking |"]
-    rows += ["|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    heads = ("norm", "loss", "IC", "IC of I_t / L_t", "accuracy", f"PGD, eps {eps}/255", "noise 0.2", "transfer",
+             "masking", "IC against `ce`", "PGD against `ce`")  # fmt: skip
+    rows = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
     for (norm, name), found in numbers.items():
         cells = [spread(found[key], 2 if "ic" in key else 3) for key in list(found)[:6]]
-        rows.append(f"| {norm} | {name} | {' | '.join(cells)} | {len(found['masking'])} |")
+        cells += [str(len(found["masking"])), f"{change(numbers, norm, name, 'ic')}"]
+        cells += [f"{change(numbers, norm, name, 'pgd'):3}"]
+        rows.append(f"| {norm} | {name} | {' | '.join(cells)} |")
     verdicts = {f"norm {norm}": loss_verdict(numbers, norm) for norm in NORMS}
     panels = {"clean": "test accuracy", "pgd": f"accuracy under PGD, eps {eps}/255", "noise": "accuracy under noise"}
     return verdicts, rows, [plots.tradeoff(numbers, page(args, "loss"), panels)]

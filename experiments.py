@@ -169,7 +169,7 @@ def within(found, bound):
     return False if max(found.low, -found.high) > bound else True if max(found.high, -found.low) <= bound else None
 
 
-def ranks(a, b):
+def rank_correlation(a, b):
     """Spearman's rank correlation, of values without ties."""
     return torch.corrcoef(torch.tensor([a, b]).argsort().argsort().double())[0, 1].item()
 

@@ -13,8 +13,8 @@ A small VGG on the 8x8 digits, T = 8, on two CPU cores in under half a minute; t
     python train_snn.py --dataset digits
 
 Stop it with Ctrl-C, go on with `--resume`; the result is (on a CPU, bit by bit) the same as if it had not been
-stopped. The run folder,
-runs/<name>, holds args.json, log.jsonl (a line an epoch), checkpoints and figures/training.png.
+stopped. The run folder, runs/<name>, holds args.json, log.jsonl (a line an epoch), checkpoints and
+figures/training.png.
 """
 
 import math

@@ -190,6 +190,7 @@ def test_a_folder_of_images_is_read_ahead_and_as_it_would_be_from_memory(workers
     train.expect(batches, [slice(None), slice(1, 2), slice(None)])
     found = [train.batch(batches[0])[0], train.batch(batches[1], part=slice(1, 2))[0], train.batch(batches[2])[0]]
     torch.testing.assert_close(torch.cat(found), expected[[0, 1, 3, 4]])
+    assert not train.images.coming  # all three were those read ahead
     x, y = train.subset(order).batch(torch.tensor([4, 0]))  # not announced
     torch.testing.assert_close(x, expected[[4, 0]])
     assert y.tolist() == [1, 1]

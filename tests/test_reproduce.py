@@ -41,8 +41,8 @@ def test_a_verdict_is_of_intervals_not_of_means():
 
 
 def test_rank_correlation_is_of_ranks():
-    assert experiments.ranks([1.0, 2.0, 30.0], [0.1, 0.2, 0.9]) == pytest.approx(1)
-    assert experiments.ranks([1.0, 2.0, 30.0], [5.0, 0.2, 0.9]) == pytest.approx(-0.5)
+    assert experiments.rank_correlation([1.0, 2.0, 30.0], [0.1, 0.2, 0.9]) == pytest.approx(1)
+    assert experiments.rank_correlation([1.0, 2.0, 30.0], [5.0, 0.2, 0.9]) == pytest.approx(-0.5)
 
 
 def losses(ic, clean, pgd):
