@@ -6,7 +6,7 @@ paths of the figures). Its docstring says the claim in one sentence, then the ru
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,7 +25,17 @@ from experiments import (
     within,
 )
 from fisher import centroid
-from utils import FISHER_FILE, LATEST, LOG_FILE, PRUNING_FILE, ROBUSTNESS_FILE, load_checkpoint, read_lines
+from utils import (
+    ARGS_FILE,
+    FISHER_FILE,
+    LATEST,
+    LOG_FILE,
+    PRUNING_FILE,
+    ROBUSTNESS_FILE,
+    load_checkpoint,
+    read_lines,
+    read_record,
+)
 
 TRAIN = "train_snn_fisherinfo"
 LAST = ["--fisher_epochs", "every:1000000", "--save_epochs", "every:1000000"]  # the last epoch alone
@@ -35,29 +45,64 @@ LAST = ["--fisher_epochs", "every:1000000", "--save_epochs", "every:1000000"]  #
 class Scale:
     """What the claims are tried on."""
 
-    training: list  # what a training has on its command line
-    measured: list  # and its epochs that are measured, where the recipe has none of its own
-    eps: float  # in 1/255: what takes a network most of its accuracy
-    release_samples: list  # flags of the released estimator
-    searches: list  # of pruning
-    rounds: list  # of pruning, whose networks are trained again
-    prune_rate: float  # two rounds of 25 % are one of 43.75 %: as much is left, in half the rounds
+    training: list = field(default_factory=list)  # what a training has on its command line
+    measured: list = field(default_factory=list)  # and its epochs that are measured, if other than the recipe's
+    settings: dict = field(default_factory=dict)  # {name: flags}: what is changed of it
+    few: dict = field(default_factory=dict)  # the same, for each of DATA_SETS, which are in --data_dir
+    eps: float = 4  # in 1/255: what takes a network most of its accuracy
+    release_samples: tuple = ("--fisher_samples", "12800")  # of the released estimator
+    searches: tuple = ("full", "fisher", "1", "one_shot")  # of pruning
+    rounds: tuple = (2, 4, 7)  # of pruning, whose networks are trained again
+    prune_rate: float = 0.4375  # two rounds of 25 % in one: as much is left, in half the rounds
     downloads: bool = True  # whether the data set is in --data_dir
     dry: bool = False  # the first of everything alone
 
 
-SEARCHES = ["full", "fisher", "1", "one_shot"]
+SETTINGS = {
+    "fc, 3 layers": ["--arch", "fc", "--layernum", "3", "--width", "1"],
+    "vgg9": ["--arch", "vgg9"],
+    "resnet19": ["--arch", "resnet19", "--width", "0.125", "--batch_size", "32"],
+    "T = 2": ["--timestep", "2"],
+    "T = 4": ["--timestep", "4"],
+    "T = 16": ["--timestep", "16"],
+    "tau 1.33": ["--tau", "1.3333"],
+    "tau 4": ["--tau", "4"],
+    "threshold 0.5": ["--threshold", "0.5"],
+    "soft reset": ["--reset", "soft"],
+    "triangle surrogate": ["--surrogate", "triangle"],
+    "norm folded": ["--norm", "folded"],
+    "adam": ["--optimizer", "adam", "--learning_rate", "0.002"],
+    "Poisson": ["--encode", "p"],
+    "300 samples": ["--datanum", "300"],
+    "random labels": ["--label_corrupt_prob", "1"],
+}
+# A VGG on the first images of DATA_SETS, until there is a loss left on them and until there is none.
+DATA_SETS = {"Fashion-MNIST": "fashion_mnist", "CIFAR-10": "cifar10"}
+VGG = ["--arch", "vgg5", "--width", "0.25", "--timestep", "5", "--learning_rate", "0.1"]
+FEW = [*VGG, "--no_augment", "--test_samples", "1000"]
+FEW_1000, FEW_5000 = [*FEW, "--datanum", "1000", "--batch_size", "32"], [*FEW, "--datanum", "5000"]
 SCALES = {
-    "small": Scale(["--dataset", "digits"], [], 32, ["--fisher_samples", "1280"], SEARCHES, [2, 4, 7], 0.4375,
-                   downloads=False),
-    "medium": Scale(["--dataset", "cifar10", "--arch", "vgg5", "--width", "0.25", "--timestep", "5", "--epochs", "20",
-                     "--learning_rate", "0.1", "--amp", "bf16"], ["--fisher_epochs", "1", "2", "5", "10", "20"], 4,
-                    ["--fisher_samples", "12800"], SEARCHES, [2, 4, 7], 0.4375),
-    "paper": Scale([], ["--fisher_epochs", "0", "1", "5", "20", "60", "120", "300"], 4, ["--fisher_samples", "12800"],
-                   ["full", "fisher", "kl", "1", "2", "one_shot"], [4, 8, 11, 14], 0.25),
-    "dry": Scale(["--dataset", "fake", "--fake_shape", "1", "8", "8", "--arch", "fc", "--width", "0.1", "--timestep",
-                  "8", "--epochs", "2", "--datanum", "64", "--fisher_samples", "8"], ["--fisher_epochs", "0", "1", "2"],
-                 32, ["--fisher_batch", "16"], SEARCHES[:2], [1, 2], 0.25, downloads=False, dry=True),
+    "small": Scale(
+        training=["--dataset", "digits"], settings=SETTINGS,
+        few={"1000 images": [*FEW_1000, "--epochs", "5"], "1000 images, fitted": [*FEW_1000, "--epochs", "20"]},
+        eps=32, release_samples=("--fisher_samples", "1280"), downloads=False,
+    ),
+    "medium": Scale(
+        training=["--dataset", "cifar10", *VGG, "--epochs", "20", "--amp", "bf16"],
+        measured=["--fisher_epochs", "1", "2", "5", "10", "20"],
+        few={"5000 images": [*FEW_5000, "--epochs", "10"], "5000 images, fitted": [*FEW_5000, "--epochs", "60"]},
+    ),
+    "paper": Scale(
+        measured=["--fisher_epochs", "0", "1", "5", "20", "60", "120", "300"], settings=SETTINGS,
+        searches=("full", "fisher", "kl", "1", "2", "one_shot"), rounds=(4, 8, 11, 14), prune_rate=0.25,
+    ),
+    "dry": Scale(
+        training=["--dataset", "fake", "--fake_shape", "1", "8", "8", "--arch", "fc", "--width", "0.1", "--timestep",
+                  "8", "--epochs", "2", "--datanum", "64", "--fisher_samples", "8"],
+        measured=["--fisher_epochs", "0", "1", "2"], settings={"fc, 3 layers": []}, eps=32,
+        release_samples=("--fisher_batch", "16"), searches=("full", "fisher"), rounds=(1, 2), prune_rate=0.25,
+        downloads=False, dry=True,
+    ),
 }  # fmt: skip
 
 
@@ -174,30 +219,6 @@ def layers(args):
 
 # ---------------------------------------------------------------- claim: settings
 
-SETTINGS = {
-    "fc, 3 layers": ["--arch", "fc", "--layernum", "3", "--width", "1"],
-    "vgg9": ["--arch", "vgg9"],
-    "resnet19": ["--arch", "resnet19", "--width", "0.125", "--batch_size", "32"],
-    "T = 2": ["--timestep", "2"],
-    "T = 4": ["--timestep", "4"],
-    "T = 16": ["--timestep", "16"],
-    "tau 1.33": ["--tau", "1.3333"],
-    "tau 4": ["--tau", "4"],
-    "threshold 0.5": ["--threshold", "0.5"],
-    "soft reset": ["--reset", "soft"],
-    "triangle surrogate": ["--surrogate", "triangle"],
-    "norm folded": ["--norm", "folded"],
-    "adam": ["--optimizer", "adam", "--learning_rate", "0.002"],
-    "Poisson": ["--encode", "p"],
-    "300 samples": ["--datanum", "300"],
-    "random labels": ["--label_corrupt_prob", "1"],
-}
-# Where there is a --data_dir, beside the digits; the first of their training images, all of their test images.
-# Ten epochs leave a loss on them; sixty, without augmentation, do not.
-FEW = ["--arch", "vgg5", "--width", "0.25", "--timestep", "5", "--learning_rate", "0.1", "--datanum", "5000"]
-LEARNED = {"": ["--epochs", "10"], ", fitted": ["--epochs", "60", "--no_augment"]}
-DATA_SETS = {"Fashion-MNIST, 5000 images": "fashion_mnist", "CIFAR-10, 5000 images": "cifar10"}
-
 
 def settings(args):
     """The concentration is common: across architectures, T, neurons, norms, optimizers, encodings, amounts of data.
@@ -205,19 +226,14 @@ def settings(args):
     The rule of `concentration`, for each setting. Beside IC, at the end, stand that of I_t / L_t and that of the true
     Fisher information, with labels drawn from the network.
     """
-    chosen = {"fc, 3 layers": []} if scale(args).dry else dict(SETTINGS)
-    if args.scale == "small" and args.data_dir is not None:
+    changes = dict(scale(args).settings)
+    if scale(args).downloads or args.data_dir is not None:
         for name, data in DATA_SETS.items():
-            for how, flags in LEARNED.items():
-                chosen[name + how] = ["--dataset", data, "--data_dir", "DATA", *FEW, *flags]
-    ends = ["--fisher_epochs", "1", "every:1000000"]
-    runs, again = {}, {}
-    for name, flags in chosen.items():
-        called, place = f"settings_{short(name)}", ["--data_dir", "DATA"] * ("--data_dir" in flags)
-        runs[name] = command(args, called, TRAIN, *ends, *flags)
-        labels = (*saved(args, called), *place, "--fisher_labels", "model")
-        again[name] = Job(f"{called}_true_SEED", TRAIN, labels, "fisher")
-    folders, true = {"as it is": trained(args)} | with_each_seed(args, runs), with_each_seed(args, again)
+            place = ["--dataset", data, "--data_dir", "DATA"]
+            changes |= {f"{name}, {how}": [*place, *flags] for how, flags in scale(args).few.items()}
+    ends = ["--fisher_epochs", "1", "every:1000000", "--fisher_labels", "data", "model"]
+    runs = {name: command(args, f"settings_{short(name)}", TRAIN, *ends, *flags) for name, flags in changes.items()}
+    folders = {"as it is": trained(args)} | with_each_seed(args, runs)
     verdicts, panels, points = {}, {}, {}
     heads = ("setting", "flat", "IC, epoch 1", "IC at the end", "IC of I_t / L_t", "below flat", "IC, true Fisher",
              "below flat", "training loss", "test accuracy")  # fmt: skip
@@ -225,7 +241,7 @@ def settings(args):
     for name, own in folders.items():
         lines = [measurements(folder) for folder in own]
         first, last, ratio = ([x[at][key] for x in lines] for at, key in ((0, "ic"), (-1, "ic"), (-1, "ic_per_loss")))
-        drawn = [measurements(folder, labels="model")[-1]["ic"] for folder in true.get(name, own)]
+        drawn = [measurements(folder, labels="model")[-1]["ic"] for folder in own]
         logs = [read_lines(folder / LOG_FILE)[-1] for folder in own]
         flat = (lines[0][0]["timestep"] + 1) / 2
         losses = [log["train_loss"] for log in logs]
@@ -233,7 +249,7 @@ def settings(args):
         for ics in (ratio, drawn):
             cells += [spread(ics), f"{effect([flat - ic for ic in ics])}"]
         cells += [spread(losses, 3), spread([log["test_accuracy"] for log in logs], 3)]
-        data = name.split(",")[0] if name.endswith(("images", "fitted")) else "digits"
+        data = read_record(own[0] / ARGS_FILE)["args"]["dataset"]
         points[data, name] = {"loss": losses, "relative": [ic / flat for ic in last]}
         points[data, name]["per_loss"] = [ic / flat for ic in ratio]
         rows.append(f"| {name} | {flat} | {' | '.join(cells)} |")

@@ -71,8 +71,8 @@ MODEL_FLAGS = INPUT_FLAGS | {
 TRAINING_FLAGS = {
     "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "scheduler", "lr_step",
     "lr_gamma", "warmup_epochs", "label_smoothing", "amp", "compile", "checkpoint_activations", "no_augment",
-    "init", "save_epochs", "fisher_epochs", "loss", "lossskiptime", "loss_threshold", "tet_lambda", "prefix_time",
-    "prefix_weight", "target_ic", "adv_train",
+    "init", "save_epochs", "test_samples", "fisher_epochs", "loss", "lossskiptime", "loss_threshold", "tet_lambda",
+    "prefix_time", "prefix_weight", "target_ic", "adv_train",
 }  # fmt: skip
 # What a script does not read: it corrupts by its own flags, at several strengths; it runs fewer timesteps than T.
 UNUSED_FLAGS = {
@@ -325,6 +325,8 @@ def make_parser(script, description=None):
     flag("--out_dir", default="runs", help="where run folders are")
     flag("--exp_name", help="name of the run folder; without it, made of data set, arch, T and seed")
     flag("--resume", action="store_true", help="go on with that run from its checkpoint_latest.pt, with its flags")
+    flag("--test_samples", type=number(int, 1), metavar="N",
+         help="validate after each epoch on so many of the test set, the same each time; without it, on all")
     flag("--save_epochs", nargs="+", type=epoch_list, default=["every:20"], metavar="E",
          help="keep a checkpoint_EEEE.pt of these epochs, or every:k")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")

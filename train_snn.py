@@ -293,6 +293,9 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
 
     Raises BadInput if a loss or gradient is not finite, and Stopped after a signal, when everything is saved.
     """
+    if args.test_samples:
+        seed_all(0, "subset")  # the same for every --seed
+        test_set = test_set.subset(torch.randperm(len(test_set))[: args.test_samples])
     if args.compile:
         compile_neurons(model)
     optimizer = make_optimizer(args, model)

@@ -34,7 +34,7 @@ OTHER = {
     "fisher_prefix": ["instant"], "fisher_estimator": ["release", "--fisher_batch", "3"],
     "fisher_batch": ["2", "--fisher_estimator", "release"],
     "checkpoints": ["CHECKPOINT"],
-    "save_epochs": ["1"],
+    "test_samples": ["9"], "save_epochs": ["1"],
     "checkpoint_activations": None, "compile": None,  # change nothing: tests/test_archs.py, tests/test_train.py
     "out_dir": None, "exp_name": None, "resume": None, "device": None, "dry_run": None,  # tests/test_train.py
 }  # fmt: skip

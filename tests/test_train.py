@@ -107,6 +107,15 @@ def test_measuring_does_not_change_the_training(unbroken, tmp_path):
     assert plain["log.jsonl"] == measured["log.jsonl"]
 
 
+def test_validating_on_fewer_samples_changes_the_validation_alone(unbroken, tmp_path):
+    folder = run(tmp_path, *ALL, "--test_samples", "8")
+    for line, other in zip(lines(folder, "log.jsonl"), lines(unbroken, "log.jsonl"), strict=True):
+        assert line["train_loss"] == other["train_loss"] and line["test_loss"] != other["test_loss"]
+        assert line["test_accuracy"] * 8 % 1 == 0
+    weights = (torch.load(f / "checkpoint_latest.pt", weights_only=True)["state_dict"] for f in (folder, unbroken))
+    assert_identical(*weights)
+
+
 class Interrupt:
     """Stands in for Ctrl-C at the n-th look of the script at its stop signal."""
 
