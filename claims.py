@@ -58,10 +58,11 @@ class Scale:
     dry: bool = False  # the first of everything alone
 
 
+ADAM = ["--optimizer", "adam", "--learning_rate", "0.002"]
 SETTINGS = {
     "fc, 3 layers": ["--arch", "fc", "--layernum", "3", "--width", "1"],
     "vgg9": ["--arch", "vgg9"],
-    "resnet19": ["--arch", "resnet19", "--width", "0.125", "--batch_size", "32"],
+    "resnet19, adam": ["--arch", "resnet19", "--width", "0.125", "--batch_size", "32", *ADAM],
     "T = 2": ["--timestep", "2"],
     "T = 4": ["--timestep", "4"],
     "T = 16": ["--timestep", "16"],
@@ -71,7 +72,7 @@ SETTINGS = {
     "soft reset": ["--reset", "soft"],
     "triangle surrogate": ["--surrogate", "triangle"],
     "norm folded": ["--norm", "folded"],
-    "adam": ["--optimizer", "adam", "--learning_rate", "0.002"],
+    "adam": ADAM,
     "Poisson": ["--encode", "p"],
     "300 samples": ["--datanum", "300"],
     "random labels": ["--label_corrupt_prob", "1"],
