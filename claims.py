@@ -24,7 +24,7 @@ from experiments import (
     with_each_seed,
     within,
 )
-from fisher import centroid
+from fisher import RELEASE_BATCH, centroid
 from utils import (
     ARGS_FILE,
     FISHER_FILE,
@@ -224,8 +224,9 @@ def layers(args):
 def settings(args):
     """The concentration is common: across architectures, T, neurons, norms, optimizers, encodings, amounts of data.
 
-    The rule of `concentration`, for each setting. Beside IC, at the end, stand that of I_t / L_t and that of the true
-    Fisher information, with labels drawn from the network.
+    The rule of `concentration`, for each setting. Beside IC, at the end, stand that of I_t / L_t and those of the true
+    Fisher information, with labels drawn from the network, and of it divided by their mean loss: the entropy H_t of
+    the predictions.
     """
     changes = dict(scale(args).settings)
     if scale(args).downloads or args.data_dir is not None:
@@ -237,17 +238,17 @@ def settings(args):
     folders = {"as it is": trained(args)} | with_each_seed(args, runs)
     verdicts, panels, points = {}, {}, {}
     heads = ("setting", "flat", "IC, epoch 1", "IC at the end", "IC of I_t / L_t", "below flat", "IC, true Fisher",
-             "below flat", "training loss", "test accuracy")  # fmt: skip
+             "below flat", "IC, true Fisher / H_t", "below flat", "training loss", "test accuracy")  # fmt: skip
     rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, own in folders.items():
         lines = [measurements(folder) for folder in own]
         first, last, ratio = ([x[at][key] for x in lines] for at, key in ((0, "ic"), (-1, "ic"), (-1, "ic_per_loss")))
-        drawn = [measurements(folder, labels="model")[-1]["ic"] for folder in own]
+        drawn = [measurements(folder, labels="model")[-1] for folder in own]
         logs = [read_lines(folder / LOG_FILE)[-1] for folder in own]
         flat = (lines[0][0]["timestep"] + 1) / 2
         losses = [log["train_loss"] for log in logs]
         cells = [*map(spread, (first, last))]
-        for ics in (ratio, drawn):
+        for ics in (ratio, *([line[key] for line in drawn] for key in ("ic", "ic_per_loss"))):
             cells += [spread(ics), f"{effect([flat - ic for ic in ics])}"]
         cells += [spread(losses, 3), spread([log["test_accuracy"] for log in logs], 3)]
         data = read_record(own[0] / ARGS_FILE)["args"]["dataset"]
@@ -334,6 +335,19 @@ def planted(args):
     }
 
 
+def per_loss(line):
+    """I_t / L_t of a measurement, [T]. With labels drawn from the network L_t is the entropy H_t of its predictions."""
+    return [value / lost for value, lost in zip(line["fisher"], line["prefix_loss"])]
+
+
+def mean_gradient_share(curve, released, size):
+    """Share [T] of the released estimator that the spread of the samples, of which I_t is `curve`, does not explain.
+
+    The squared norm of the mean of B gradients g is (1 - 1/B) |E g|^2 + E |g|^2 / B in expectation; E |g|^2 is I_t.
+    """
+    return [1 - one / size / mean for one, mean in zip(curve, released)]
+
+
 def controls(args):
     """What is left of the concentration under controls that the paper does not have.
 
@@ -352,8 +366,9 @@ def controls(args):
     first = kinds["train", "data"]
     curves = {
         "as in the paper": [line["fisher"] for line in first],
-        "I_t / L_t": [[value / lost for value, lost in zip(line["fisher"], line["prefix_loss"])] for line in first],
+        "I_t / L_t": [per_loss(line) for line in first],
         "true Fisher (labels of the model)": [line["fisher"] for line in kinds["train", "model"]],
+        "true Fisher / H_t": [per_loss(line) for line in kinds["train", "model"]],
         "held-out samples": [line["fisher"] for line in kinds["test", "data"]],
         "held-out, true Fisher": [line["fisher"] for line in kinds["test", "model"]],
         **{name: [measurements(folder)[-1]["fisher"] for folder in own] for name, own in again.items()},
@@ -366,6 +381,12 @@ def controls(args):
         rows.append(f"| {name} | {spread(last)} | {below} |")
         verdicts[name] = verdict([beyond(below, MOVED)]), f"IC ends {below} below flat."
     panels = {name: {"end": by_t(own)} for name, own in curves.items()}
+    size = read_record(again["the released estimator"][0] / ARGS_FILE)["args"]["fisher_batch"] or RELEASE_BATCH
+    pairs = zip(curves["as in the paper"], curves["the released estimator"])
+    shares = zip(*(mean_gradient_share(*pair, size) for pair in pairs))
+    rows += ["", f"| t | {' | '.join(str(t + 1) for t in range(len(first[0]['fisher'])))} |"]
+    rows += ["|---|" + "---:|" * len(first[0]["fisher"])]
+    rows += [f"| share of the squared mean gradient in the released estimator | {' | '.join(map(spread, shares))} |"]
     heads = ("class shows at t", "IC", "from the middle of those t", "IC, held out", "IC, true Fisher",
              "IC of I_t / L_t", "held-out accuracy by t")  # fmt: skip
     rows += ["", f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|---:|---|"]

@@ -41,6 +41,7 @@ from torch.utils.checkpoint import CheckpointError
 TRAFFIC = 64  # multiplications in the time that one number takes to be written and read again
 FEWEST_COLUMNS = 128  # of a matrix product that is fast
 MOST_POSITIONS = 4096  # of a Gram matrix, which has their square
+RELEASE_BATCH = 128  # samples in a mean of the paper's released script
 
 
 def prefix_outputs(outputs):
@@ -178,7 +179,7 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
     """Squared norms of the gradient of the mean loss of each batch of `size` samples: {parameter name: [T, batches]}.
 
     With more than one sample this is not the Fisher information: gradients cancel in the mean, and what is left shrinks
-    with the batch. It is what the paper's released script prints (with 128 samples), for comparison with its curves.
+    with the batch. It is what the paper's released script prints (RELEASE_BATCH), for comparison with its curves.
     """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names)}
     norms = {name: [] for name in params}

@@ -33,7 +33,16 @@ from tqdm import tqdm
 
 import config
 import plots
-from fisher import PREFIXES, TemporalFisher, batch_means, centroid, centroid_interval, draw_labels, prefix_losses
+from fisher import (
+    PREFIXES,
+    RELEASE_BATCH,
+    TemporalFisher,
+    batch_means,
+    centroid,
+    centroid_interval,
+    draw_labels,
+    prefix_losses,
+)
 from train_snn import evaluate, fit, record_corruption, run_folder, setup
 from utils import (
     FISHER_FILE,
@@ -50,8 +59,6 @@ from utils import (
     run_script,
     seed_all,
 )
-
-RELEASE_BATCH = 128  # samples in a batch of the released script
 
 
 @dataclass

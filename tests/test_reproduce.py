@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import claims
 import experiments
@@ -43,6 +44,14 @@ def test_a_verdict_is_of_intervals_not_of_means():
 def test_rank_correlation_is_of_ranks():
     assert experiments.rank_correlation([1.0, 2.0, 30.0], [0.1, 0.2, 0.9]) == pytest.approx(1)
     assert experiments.rank_correlation([1.0, 2.0, 30.0], [5.0, 0.2, 0.9]) == pytest.approx(-0.5)
+
+
+def test_the_mean_gradient_is_what_spread_does_not_explain_of_a_batch_mean():
+    slope = torch.tensor([0.3, 0.0, 0.4])
+    gradients = slope + torch.randn(4000, 10, 3, generator=torch.Generator().manual_seed(0))  # batches of 10 samples
+    fisher, released = gradients.square().sum(2).mean(), gradients.mean(1).square().sum(1).mean()
+    share = claims.mean_gradient_share([fisher], [released], 10)[0]
+    assert share == pytest.approx(0.9 * 0.25 / (0.25 + 3 / 10), abs=0.02)
 
 
 def losses(ic, clean, pgd):
