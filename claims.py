@@ -6,23 +6,23 @@ paths of the figures). Its docstring says the claim in one sentence, then the ru
 
 import math
 import statistics
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 import plots
 from experiments import (
-    Effect,
+    DATA_SETS,
+    LAST,
+    TRAIN,
     Job,
-    beyond,
-    effect,
-    rank_correlation,
-    spread,
-    verdict,
+    command,
+    evaluation,
+    saved,
+    scale,
+    short,
     with_all_seeds,
     with_each_seed,
-    within,
 )
 from fisher import RELEASE_BATCH, centroid
 from utils import (
@@ -36,106 +36,7 @@ from utils import (
     read_lines,
     read_record,
 )
-
-TRAIN = "train_snn_fisherinfo"
-LAST = ["--fisher_epochs", "every:1000000", "--save_epochs", "every:1000000"]  # the last epoch alone
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What the claims are tried on."""
-
-    training: list = field(default_factory=list)  # what a training has on its command line
-    measured: list = field(default_factory=list)  # and its epochs that are measured, if other than the recipe's
-    settings: dict = field(default_factory=dict)  # {name: flags}: what is changed of it
-    few: dict = field(default_factory=dict)  # the same, for each of DATA_SETS, which are in --data_dir
-    eps: float = 4  # in 1/255: what takes a network most of its accuracy
-    release_samples: tuple = ("--fisher_samples", "12800")  # of the released estimator
-    searches: tuple = ("full", "fisher", "1", "one_shot")  # of pruning
-    rounds: tuple = (2, 4, 7)  # of pruning, whose networks are trained again
-    prune_rate: float = 0.4375  # two rounds of 25 % in one: as much is left, in half the rounds
-    downloads: bool = True  # whether the data set is in --data_dir
-    dry: bool = False  # the first of everything alone
-
-
-ADAM = ["--optimizer", "adam", "--learning_rate", "0.002"]
-SETTINGS = {
-    "fc, 3 layers": ["--arch", "fc", "--layernum", "3", "--width", "1"],
-    "vgg9": ["--arch", "vgg9"],
-    "resnet19, adam": ["--arch", "resnet19", "--width", "0.125", "--batch_size", "32", *ADAM],
-    "T = 2": ["--timestep", "2"],
-    "T = 4": ["--timestep", "4"],
-    "T = 16": ["--timestep", "16"],
-    "tau 1.33": ["--tau", "1.3333"],
-    "tau 4": ["--tau", "4"],
-    "threshold 0.5": ["--threshold", "0.5"],
-    "soft reset": ["--reset", "soft"],
-    "triangle surrogate": ["--surrogate", "triangle"],
-    "norm folded": ["--norm", "folded"],
-    "adam": ADAM,
-    "Poisson": ["--encode", "p"],
-    "300 samples": ["--datanum", "300"],
-    "random labels": ["--label_corrupt_prob", "1"],
-}
-# A VGG on the first images of DATA_SETS, until there is a loss left on them and until there is none.
-DATA_SETS = {"Fashion-MNIST": "fashion_mnist", "CIFAR-10": "cifar10"}
-VGG = ["--arch", "vgg5", "--width", "0.25", "--timestep", "5", "--learning_rate", "0.1"]
-FEW = [*VGG, "--no_augment", "--test_samples", "1000"]
-FEW_1000, FEW_5000 = [*FEW, "--datanum", "1000", "--batch_size", "32"], [*FEW, "--datanum", "5000"]
-SCALES = {
-    "small": Scale(
-        training=["--dataset", "digits"], settings=SETTINGS,
-        few={"1000 images": [*FEW_1000, "--epochs", "5"], "1000 images, fitted": [*FEW_1000, "--epochs", "20"]},
-        eps=32, release_samples=("--fisher_samples", "1280"), downloads=False,
-    ),
-    "medium": Scale(
-        training=["--dataset", "cifar10", *VGG, "--epochs", "20", "--amp", "bf16"],
-        measured=["--fisher_epochs", "1", "2", "5", "10", "20"],
-        few={"5000 images": [*FEW_5000, "--epochs", "10"], "5000 images, fitted": [*FEW_5000, "--epochs", "60"]},
-    ),
-    "paper": Scale(
-        measured=["--fisher_epochs", "0", "1", "5", "20", "60", "120", "300"], settings=SETTINGS,
-        searches=("full", "fisher", "kl", "1", "2", "one_shot"), rounds=(4, 8, 11, 14), prune_rate=0.25,
-    ),
-    "dry": Scale(
-        training=["--dataset", "fake", "--fake_shape", "1", "8", "8", "--arch", "fc", "--width", "0.1", "--timestep",
-                  "8", "--epochs", "2", "--datanum", "64", "--fisher_samples", "8"],
-        measured=["--fisher_epochs", "0", "1", "2"], settings={"fc, 3 layers": []}, eps=32,
-        release_samples=("--fisher_batch", "16"), searches=("full", "fisher"), rounds=(1, 2), prune_rate=0.25,
-        downloads=False, dry=True,
-    ),
-}  # fmt: skip
-
-
-def scale(args):
-    """The Scale that `args` names."""
-    return SCALES[args.scale]
-
-
-def data_flags(args):
-    """Where the data set of --scale is."""
-    return ["--data_dir", "DATA"] if scale(args).downloads else []
-
-
-def command(args, name, script, *flags):
-    """That script with the settings of --scale."""
-    flags = (*scale(args).training, *data_flags(args), *flags, "--seed", "SEED")
-    return Job(f"{name}_SEED", script, flags, "pruning" if script == "prune_snn" else "fisher")
-
-
-def saved(args, name):
-    """Flags for the networks that the runs of that name end with."""
-    return ["--checkpoints", f"RUNS/{name}_SEED/{LATEST}", *data_flags(args)]
-
-
-def evaluation(args, name, networks, *flags):
-    """eval_snn_robustness.py on the `saved` networks of that name."""
-    return Job(name, "eval_snn_robustness", (*saved(args, networks), *flags), "robustness")
-
-
-def short(name):
-    """The name of something, in that of a folder."""
-    return name.replace(", ", "_").replace(" ", "_")
+from verdicts import Effect, beyond, effect, rank_correlation, spread, verdict, within
 
 
 def page(args, claim):

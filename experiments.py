@@ -1,25 +1,90 @@
-"""Runs of the scripts with several seeds, and the verdict on a claim that follows from their numbers."""
+"""What is run for the claims: command lines of the scripts at several scales, done with several seeds."""
 
 import contextlib
 import importlib
 import json
-import math
 import multiprocessing
 import signal
-import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from utils import BadInput, Stopped, keep_freed_memory, write_atomically
+from utils import LATEST, BadInput, Stopped, keep_freed_memory, write_atomically
 
-# 97.5 % points of Student's t distribution, by degrees of freedom.
-STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+# ---------------------------------------------------------------- scales
+
+TRAIN = "train_snn_fisherinfo"
+LAST = ["--fisher_epochs", "every:1000000", "--save_epochs", "every:1000000"]  # the last epoch alone
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the claims are tried on."""
+
+    training: list = field(default_factory=list)  # what a training has on its command line
+    measured: list = field(default_factory=list)  # and its epochs that are measured, if other than the recipe's
+    settings: dict = field(default_factory=dict)  # {name: flags}: what is changed of it
+    few: dict = field(default_factory=dict)  # the same, for each of DATA_SETS, which are in --data_dir
+    eps: float = 4  # in 1/255: what takes a network most of its accuracy
+    release_samples: tuple = ("--fisher_samples", "12800")  # of the released estimator
+    searches: tuple = ("full", "fisher", "1", "one_shot")  # of pruning
+    rounds: tuple = (2, 4, 7)  # of pruning, whose networks are trained again
+    prune_rate: float = 0.4375  # two rounds of 25 % in one: as much is left, in half the rounds
+    downloads: bool = True  # whether the data set is in --data_dir
+    dry: bool = False  # the first of everything alone
+
+
+ADAM = ["--optimizer", "adam", "--learning_rate", "0.002"]
+SETTINGS = {
+    "fc, 3 layers": ["--arch", "fc", "--layernum", "3", "--width", "1"],
+    "vgg9": ["--arch", "vgg9"],
+    "resnet19, adam": ["--arch", "resnet19", "--width", "0.125", "--batch_size", "32", *ADAM],
+    "T = 2": ["--timestep", "2"],
+    "T = 4": ["--timestep", "4"],
+    "T = 16": ["--timestep", "16"],
+    "tau 1.33": ["--tau", "1.3333"],
+    "tau 4": ["--tau", "4"],
+    "threshold 0.5": ["--threshold", "0.5"],
+    "soft reset": ["--reset", "soft"],
+    "triangle surrogate": ["--surrogate", "triangle"],
+    "norm folded": ["--norm", "folded"],
+    "adam": ADAM,
+    "Poisson": ["--encode", "p"],
+    "300 samples": ["--datanum", "300"],
+    "random labels": ["--label_corrupt_prob", "1"],
+}
+# A VGG on the first images of DATA_SETS, until there is a loss left on them and until there is none.
+DATA_SETS = {"Fashion-MNIST": "fashion_mnist", "CIFAR-10": "cifar10"}
+VGG = ["--arch", "vgg5", "--width", "0.25", "--timestep", "5", "--learning_rate", "0.1"]
+FEW = [*VGG, "--no_augment", "--test_samples", "1000"]
+FEW_1000, FEW_5000 = [*FEW, "--datanum", "1000", "--batch_size", "32"], [*FEW, "--datanum", "5000"]
+SCALES = {
+    "small": Scale(
+        training=["--dataset", "digits"], settings=SETTINGS,
+        few={"1000 images": [*FEW_1000, "--epochs", "5"], "1000 images, fitted": [*FEW_1000, "--epochs", "20"]},
+        eps=32, release_samples=("--fisher_samples", "1280"), downloads=False,
+    ),
+    "medium": Scale(
+        training=["--dataset", "cifar10", *VGG, "--epochs", "20", "--amp", "bf16"],
+        measured=["--fisher_epochs", "1", "2", "5", "10", "20"],
+        few={"5000 images": [*FEW_5000, "--epochs", "10"], "5000 images, fitted": [*FEW_5000, "--epochs", "60"]},
+    ),
+    "paper": Scale(
+        measured=["--fisher_epochs", "0", "1", "5", "20", "60", "120", "300"], settings=SETTINGS,
+        searches=("full", "fisher", "kl", "1", "2", "one_shot"), rounds=(4, 8, 11, 14), prune_rate=0.25,
+    ),
+    "dry": Scale(
+        training=["--dataset", "fake", "--fake_shape", "1", "8", "8", "--arch", "fc", "--width", "0.1", "--timestep",
+                  "8", "--epochs", "2", "--datanum", "64", "--fisher_samples", "8"],
+        measured=["--fisher_epochs", "0", "1", "2"], settings={"fc, 3 layers": []}, eps=32,
+        release_samples=("--fisher_batch", "16"), searches=("full", "fisher"), rounds=(1, 2), prune_rate=0.25,
+        downloads=False, dry=True,
+    ),
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------- runs
@@ -122,68 +187,35 @@ def with_all_seeds(args, jobs):
     return {key: run.folder(args) for key, run in runs.items()}
 
 
-# ---------------------------------------------------------------- numbers
+# ---------------------------------------------------------------- command lines
 
 
-class Effect(NamedTuple):
-    """A mean over seeds and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __format__(self, digits):
-        return "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*self, d=digits or 2)
+def scale(args):
+    """The Scale that `args` names."""
+    return SCALES[args.scale]
 
 
-def deviation(values):
-    """Standard deviation of a sample; NaN if there is one in it."""
-    return torch.tensor(values, dtype=torch.float64).std().item()
+def data_flags(args):
+    """Where the data set of --scale is."""
+    return ["--data_dir", "DATA"] if scale(args).downloads else []
 
 
-def student(freedom):
-    """97.5 % point of Student's t distribution; past the table, by its expansion about the normal one (Abramowitz and
-    Stegun, 26.7.5), to 0.01."""
-    if freedom <= len(STUDENT):
-        return STUDENT[freedom - 1]
-    z = 1.95996
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+def command(args, name, script, *flags):
+    """That script with the settings of --scale."""
+    flags = (*scale(args).training, *data_flags(args), *flags, "--seed", "SEED")
+    return Job(f"{name}_SEED", script, flags, "pruning" if script == "prune_snn" else "fisher")
 
 
-def effect(values):
-    """Mean of the values of the seeds, with Student's 95 % interval; of one seed the interval is everything."""
-    mean, count = statistics.mean(values), len(values)
-    if count == 1:
-        return Effect(mean, -math.inf, math.inf)
-    half = student(count - 1) * deviation(values) / math.sqrt(count)
-    return Effect(mean, mean - half, mean + half)
+def saved(args, name):
+    """Flags for the networks that the runs of that name end with."""
+    return ["--checkpoints", f"RUNS/{name}_SEED/{LATEST}", *data_flags(args)]
 
 
-def beyond(found, bound):
-    """Whether an effect is above `bound`: True or False if its whole interval says so, else None."""
-    return True if found.low > bound else False if found.high < bound else None
+def evaluation(args, name, networks, *flags):
+    """eval_snn_robustness.py on the `saved` networks of that name."""
+    return Job(name, "eval_snn_robustness", (*saved(args, networks), *flags), "robustness")
 
 
-def within(found, bound):
-    """Whether an effect is no larger than `bound` either way: as `beyond`."""
-    return False if max(found.low, -found.high) > bound else True if max(found.high, -found.low) <= bound else None
-
-
-def rank_correlation(a, b):
-    """Spearman's rank correlation, of values without ties."""
-    return torch.corrcoef(torch.tensor([a, b]).argsort().argsort().double())[0, 1].item()
-
-
-def verdict(checks):
-    """What the parts of a claim add up to, each True, False or None (undecided)."""
-    if all(check is True for check in checks):
-        return "holds"
-    if True in checks:
-        return "holds in part"
-    return "does not hold" if False in checks else "undecided"
-
-
-def spread(values, digits=2):
-    """Mean ± standard deviation."""
-    around = f" ± {deviation(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{around}"
+def short(name):
+    """The name of something, in that of a folder."""
+    return name.replace(", ", "_").replace(" ", "_")

@@ -10,40 +10,41 @@ import claims
 import experiments
 import plots
 import reproduce
-from experiments import Effect
+import verdicts
 from utils import BadInput
+from verdicts import Effect
 
 
 def test_an_effect_is_the_mean_with_students_interval():
-    found = experiments.effect([1.0, 2.0, 3.0, 4.0, 5.0])
+    found = verdicts.effect([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found.mean == 3 and found.high - found.mean == pytest.approx(2.776 * math.sqrt(2.5 / 5))
-    assert experiments.effect([1.0]) == Effect(1.0, -math.inf, math.inf)
-    assert [experiments.student(k) for k in (10, 14, 30)] == pytest.approx([2.228, 2.145, 2.042], abs=0.005)
+    assert verdicts.effect([1.0]) == Effect(1.0, -math.inf, math.inf)
+    assert [verdicts.student(k) for k in (10, 14, 30)] == pytest.approx([2.228, 2.145, 2.042], abs=0.005)
 
 
 def test_a_centroid_of_nothing_leaves_a_claim_undecided():
     """A layer without information has no centroid."""
-    found = experiments.effect([1.0, math.nan])
-    assert experiments.verdict([experiments.beyond(found, 0.5)]) == "undecided"
-    assert experiments.spread([1.0, math.nan]) == "nan ± nan"
+    found = verdicts.effect([1.0, math.nan])
+    assert verdicts.verdict([verdicts.beyond(found, 0.5)]) == "undecided"
+    assert verdicts.spread([1.0, math.nan]) == "nan ± nan"
 
 
 def test_a_verdict_is_of_intervals_not_of_means():
-    assert experiments.beyond(Effect(1, 0.6, 1.4), 0.5) is True
-    assert experiments.beyond(Effect(1, 0.4, 1.6), 0.5) is None
-    assert experiments.beyond(Effect(0.1, -0.1, 0.3), 0.5) is False
-    assert experiments.within(Effect(-0.1, -0.3, 0.1), 0.5) is True
-    assert experiments.within(Effect(-0.4, -0.6, -0.2), 0.5) is None
-    assert experiments.within(Effect(-0.8, -0.9, -0.6), 0.5) is False
-    assert experiments.verdict([True, True]) == "holds"
-    assert experiments.verdict([True, False]) == experiments.verdict([None, True]) == "holds in part"
-    assert experiments.verdict([False, None]) == "does not hold"
-    assert experiments.verdict([None, None]) == "undecided"
+    assert verdicts.beyond(Effect(1, 0.6, 1.4), 0.5) is True
+    assert verdicts.beyond(Effect(1, 0.4, 1.6), 0.5) is None
+    assert verdicts.beyond(Effect(0.1, -0.1, 0.3), 0.5) is False
+    assert verdicts.within(Effect(-0.1, -0.3, 0.1), 0.5) is True
+    assert verdicts.within(Effect(-0.4, -0.6, -0.2), 0.5) is None
+    assert verdicts.within(Effect(-0.8, -0.9, -0.6), 0.5) is False
+    assert verdicts.verdict([True, True]) == "holds"
+    assert verdicts.verdict([True, False]) == verdicts.verdict([None, True]) == "holds in part"
+    assert verdicts.verdict([False, None]) == "does not hold"
+    assert verdicts.verdict([None, None]) == "undecided"
 
 
 def test_rank_correlation_is_of_ranks():
-    assert experiments.rank_correlation([1.0, 2.0, 30.0], [0.1, 0.2, 0.9]) == pytest.approx(1)
-    assert experiments.rank_correlation([1.0, 2.0, 30.0], [5.0, 0.2, 0.9]) == pytest.approx(-0.5)
+    assert verdicts.rank_correlation([1.0, 2.0, 30.0], [0.1, 0.2, 0.9]) == pytest.approx(1)
+    assert verdicts.rank_correlation([1.0, 2.0, 30.0], [5.0, 0.2, 0.9]) == pytest.approx(-0.5)
 
 
 def test_the_mean_gradient_is_what_spread_does_not_explain_of_a_batch_mean():
@@ -125,7 +126,7 @@ def test_a_command_names_no_place_and_its_run_gets_them():
 
 def test_runs_that_are_complete_are_not_run_again(undrawn, tmp_path, capsys, monkeypatch):
     argv = ["loss", "--seeds", "1", "--out_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    monkeypatch.setattr(claims, "SCALES", {"small": claims.SCALES["dry"]})
+    monkeypatch.setattr(experiments, "SCALES", {"small": experiments.SCALES["dry"]})
     monkeypatch.setattr(claims, "NORMS", ("step",))
     monkeypatch.setattr(claims, "LOSSES", {name: claims.LOSSES[name] for name in ("ce", "tet")})
     reproduce.main(argv)
