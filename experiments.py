@@ -61,7 +61,8 @@ SETTINGS = {
 DATA_SETS = {"Fashion-MNIST": "fashion_mnist", "CIFAR-10": "cifar10"}
 VGG = ["--arch", "vgg5", "--width", "0.25", "--timestep", "5", "--learning_rate", "0.1"]
 FEW = [*VGG, "--no_augment", "--test_samples", "1000"]
-FEW_1000, FEW_5000 = [*FEW, "--datanum", "1000", "--batch_size", "32"], [*FEW, "--datanum", "5000"]
+FEW_1000 = [*FEW, "--datanum", "1000", "--batch_size", "32", "--fisher_samples", "256"]
+FEW_5000 = [*FEW, "--datanum", "5000"]
 SCALES = {
     "small": Scale(
         training=["--dataset", "digits"], settings=SETTINGS,
