@@ -45,16 +45,18 @@ class Attack:
     restarts: int = 1
     prefix: int | None = None
 
-    def __call__(self, model, x, y):
+    def __call__(self, model, x, y, size=None, part=slice(None)):
         """model: pixels [N, ...] -> outputs [T, N, classes]; x pixels in [0, 1]; y labels [N]. Parameters get no
-        gradient. BatchNorm should be in eval mode: else the attack counts in its running statistics."""
+        gradient. BatchNorm should be in eval mode: else the attack counts in its running statistics. Of a batch of
+        `size` samples, x may be the `part`: it starts where it would within the whole batch."""
         low, high = (x - self.eps).clamp(min=0), (x + self.eps).clamp(max=1)
         with torch.no_grad():
             best, best_margin = x, margin(self.predict(model, x), y)
         for _ in range(self.restarts):
             at = x
             if self.random_start:
-                at = torch.minimum(torch.maximum(x + self.eps * (2 * torch.rand_like(x) - 1), low), high)
+                u = torch.rand(size or len(x), *x.shape[1:], device=x.device, dtype=x.dtype)[part]
+                at = torch.minimum(torch.maximum(x + self.eps * (2 * u - 1), low), high)
             for step in range(self.steps + 1):
                 with torch.set_grad_enabled(step < self.steps):
                     at = at.detach().requires_grad_(step < self.steps)

@@ -223,13 +223,14 @@ def check_finite(value, epoch, step):
         )
 
 
-def adversarial(args, model, dataset, x, y):
-    """The pixels x, attacked. BatchNorm is in eval mode meanwhile: its running statistics do not see the attempts."""
+def adversarial(args, model, dataset, x, y, size, part):
+    """The pixels x, which are that part of a batch, attacked. BatchNorm is in eval mode meanwhile: its running
+    statistics do not see the attempts."""
     model = getattr(model, "module", model)  # the attempts are each process's own
     model.eval()
     attack = attacks.make(args, args.attack_method, args.eps)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-        x = attack(lambda pixels: model(dataset.encode(pixels)), x, y)
+        x = attack(lambda pixels: model(dataset.encode(pixels, size, part)), x, y, size, part)
     model.train()
     return x
 
@@ -257,7 +258,7 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
         part = own_part(len(batches[step]))
         x, y = train_set.pixels(batches[step], augment=True, part=part)
         if args.adv_train:
-            x = adversarial(args, model, train_set, x, y)
+            x = adversarial(args, model, train_set, x, y, len(batches[step]), part)
         x = train_set.encode(x, len(batches[step]), part)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
             outputs = model(x).float()  # (T, N, classes)

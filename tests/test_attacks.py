@@ -78,6 +78,16 @@ def test_on_a_linear_model_one_step_is_the_formula_and_many_steps_reach_the_wors
         torch.testing.assert_close(attack(lambda z: (z @ weight.T).expand(3, -1, -1), x, y), worst)
 
 
+def test_a_part_of_a_batch_is_attacked_as_it_is_within_the_whole():
+    model, x, y = network()
+    attack, part, found = attacks.Attack(0.15, 3, 0.05, restarts=2), slice(3, 7), []
+    for own in (slice(None), part):
+        torch.manual_seed(1)
+        found.append(attack(model, x[own], y[own], len(x), own))
+    torch.testing.assert_close(found[1], found[0][part])
+    assert (found[1] != x[part]).any()
+
+
 def test_a_prefix_is_attacked_as_if_the_network_ended_there():
     model, x, y = network(timestep=4)
     found = []
