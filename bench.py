@@ -37,7 +37,7 @@ from fisher import TemporalFisher, one_by_one, prefix_losses
 from train_snn import compile_neurons
 from utils import pick_device, run_script
 
-RELEASE_BATCH = 16  # samples in a mean, of the released way
+MEAN_OF = 16  # samples in a mean, of the released way
 
 
 def synchronize(device):
@@ -90,7 +90,7 @@ def compare(ways, repeats, device):
 def released(model, timestep, x, y):
     """The released script's way: for each t anew a forward over all T steps and the gradient of a batch's mean loss."""
     for t in range(timestep):
-        for x_part, y_part in zip(x.split(RELEASE_BATCH), y.split(RELEASE_BATCH)):
+        for x_part, y_part in zip(x.split(MEAN_OF), y.split(MEAN_OF)):
             loss = prefix_losses(model(x_part), y_part)[t].mean()
             for gradient in torch.autograd.grad(loss, list(model.parameters())):
                 gradient.square()

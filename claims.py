@@ -6,14 +6,16 @@ paths of the figures). Its docstring says the claim in one sentence, then the ru
 
 import math
 import statistics
+from itertools import product
 from pathlib import Path
 
 import torch
 
 import plots
 from experiments import (
-    DATA_SETS,
+    ENDS,
     LAST,
+    OTHER_DATA,
     TRAIN,
     Job,
     command,
@@ -24,7 +26,7 @@ from experiments import (
     with_all_seeds,
     with_each_seed,
 )
-from fisher import RELEASE_BATCH, centroid
+from fisher import RELEASE_BATCH, centroid, quotient
 from utils import (
     ARGS_FILE,
     FISHER_FILE,
@@ -36,7 +38,7 @@ from utils import (
     read_lines,
     read_record,
 )
-from verdicts import Effect, beyond, effect, rank_correlation, spread, verdict, within
+from verdicts import Effect, beyond, deviation, effect, rank_correlation, spread, verdict, within
 
 
 def page(args, claim):
@@ -46,7 +48,7 @@ def page(args, claim):
 
 # ---------------------------------------------------------------- claims: concentration, layers
 
-MOVED = 0.5  # of IC, that counts as moved
+MOVED = 0.5  # of IC, that counts as moved with 8 timesteps or more
 KINDS = [("train", "data"), ("train", "model"), ("test", "data"), ("test", "model")]
 MEASURE_ALL = ["--fisher_split", "train", "test", "--fisher_labels", "data", "model"]  # of KINDS
 
@@ -71,15 +73,19 @@ def by_t(curves):
     """(t, mean, standard deviation) of curves [T] of several seeds, each as shares of its sum."""
     shares = torch.tensor(curves, dtype=torch.float64)
     shares = shares / shares.sum(1, keepdim=True)
-    spread = shares.std(0).tolist() if len(curves) > 1 else None
-    return list(range(1, shares.shape[1] + 1)), shares.mean(0).tolist(), spread
+    around = shares.std(0).tolist() if len(curves) > 1 else None
+    return list(range(1, shares.shape[1] + 1)), shares.mean(0).tolist(), around
+
+
+def least_move(flat):
+    """What counts as moved where a flat curve has that centroid: MOVED, with less than 8 timesteps a ninth of it."""
+    return min(MOVED, flat / 9)
 
 
 def concentrates(first, last, flat):
-    """Is the IC of the last measurement MOVED (with less than 8 timesteps, a ninth of flat) or more below the first,
-    and below that of a flat curve?"""
+    """Is the IC of the last measurement `least_move` or more below the first, and below that of a flat curve?"""
     fall, below = effect([a - b for a, b in zip(first, last)]), effect([flat - b for b in last])
-    checks = [beyond(found, min(MOVED, flat / 9)) for found in (fall, below)]
+    checks = [beyond(found, least_move(flat)) for found in (fall, below)]
     return verdict(checks), f"IC falls by {fall} and ends {below} below flat ({flat})."
 
 
@@ -89,11 +95,17 @@ def concentration(args):
     It holds if IC falls from the first measured epoch to the last by 0.5 or more (with less than 8 timesteps, a ninth
     of flat), and ends that far below that of a flat curve, with both 95 % intervals of the seeds.
     """
-    lines = [measurements(folder) for folder in trained(args)]
-    rows = ["| seed | IC by epoch | IC of I_t / L_t at the end |", "|---:|---|---:|"]
-    for seed, own in enumerate(lines):
+    folders = trained(args)
+    lines = [measurements(folder) for folder in folders]
+    heads = ("seed", "IC by epoch", "IC of I_t / L_t at the end", "training loss", "test accuracy")
+    rows = [f"| {' | '.join(heads)} |", "|---:|---|---:|---:|---:|"]
+    for seed, (own, folder) in enumerate(zip(lines, folders)):
         course = ", ".join(f"{line['ic']:.2f} ({line['epoch']})" for line in own)
-        rows.append(f"| {seed} | {course} | {own[-1]['ic_per_loss']:.2f} |")
+        log = read_lines(folder / LOG_FILE)[-1]
+        rows.append(
+            f"| {seed} | {course} | {own[-1]['ic_per_loss']:.2f} | {log['train_loss']:.3f} | "
+            f"{log['test_accuracy']:.3f} |"
+        )
     curves = {f"epoch {own[0]['epoch']}": by_t([line["fisher"] for line in own]) for own in zip(*lines)}
     figure = plots.panels({"mean of the seeds": curves}, page(args, "concentration"), "timesteps t", "share of $I_t$")
     flat = (lines[0][0]["timestep"] + 1) / 2
@@ -125,49 +137,54 @@ def layers(args):
 def settings(args):
     """The concentration is common: across architectures, T, neurons, norms, optimizers, encodings, amounts of data.
 
-    The rule of `concentration`, for each setting. Beside IC, at the end, stand that of I_t / L_t and those of the true
-    Fisher information, with labels drawn from the network, and of it divided by their mean loss: the entropy H_t of
-    the predictions.
+    The rule of `concentration`, for each setting. Beside it, at the end, stand the centroids of the mean squared
+    residual R_t of the predictions, of I_t / L_t and I_t / R_t, of the true Fisher information (with labels drawn from
+    the network), and of it divided by its own R_t (with these labels).
     """
-    changes = dict(scale(args).settings)
+    ends = (*ENDS, "--fisher_labels", "data", "model")
+    runs = {}
+    for name, flags in scale(args).settings.items():
+        runs[name] = command(args, f"settings_{short(name)}", TRAIN, *ends, *flags)
     if scale(args).downloads or args.data_dir is not None:
-        for name, data in DATA_SETS.items():
-            place = ["--dataset", data, "--data_dir", "DATA"]
-            changes |= {f"{name}, {how}": [*place, *flags] for how, flags in scale(args).few.items()}
-    ends = ["--fisher_epochs", "1", "every:1000000", "--fisher_labels", "data", "model"]
-    runs = {name: command(args, f"settings_{short(name)}", TRAIN, *ends, *flags) for name, flags in changes.items()}
+        for data, how in product(OTHER_DATA, scale(args).subsets):
+            name = f"{data}, {how}"
+            flags = ("--dataset", OTHER_DATA[data], "--data_dir", "DATA", *ends, *scale(args).subsets[how])
+            runs[name] = Job(f"settings_{short(name)}_SEED", TRAIN, (*flags, "--seed", "SEED"), "fisher")
     folders = {"as it is": trained(args)} | with_each_seed(args, runs)
     verdicts, panels, points = {}, {}, {}
-    heads = ("setting", "flat", "IC, epoch 1", "IC at the end", "IC of I_t / L_t", "below flat", "IC, true Fisher",
-             "below flat", "IC, true Fisher / H_t", "below flat", "training loss", "test accuracy")  # fmt: skip
+    heads = ["setting", "flat", "IC, epoch 1", "IC at the end", "centroid of R_t"]
+    for name in ("I_t / L_t", "I_t / R_t", "true Fisher", "true Fisher / R_t"):
+        heads += [name, "below flat"]
+    heads += ["training loss", "test accuracy"]
     rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, own in folders.items():
         lines = [measurements(folder) for folder in own]
-        first, last, ratio = ([x[at][key] for x in lines] for at, key in ((0, "ic"), (-1, "ic"), (-1, "ic_per_loss")))
         drawn = [measurements(folder, labels="model")[-1] for folder in own]
+        first, last = ([x[at]["ic"] for x in lines] for at in (0, -1))
         logs = [read_lines(folder / LOG_FILE)[-1] for folder in own]
         flat = (lines[0][0]["timestep"] + 1) / 2
         losses = [log["train_loss"] for log in logs]
-        cells = [*map(spread, (first, last))]
-        for ics in (ratio, *([line[key] for line in drawn] for key in ("ic", "ic_per_loss"))):
+        residual = [centre(x[-1]["prefix_residual"]) for x in lines]
+        cells = [*map(spread, (first, last, residual))]
+        ratios = {key: [x[-1][key] for x in lines] for key in ("ic_per_loss", "ic_per_residual")}
+        for ics in (*ratios.values(), *([line[key] for line in drawn] for key in ("ic", "ic_per_residual"))):
             cells += [spread(ics), f"{effect([flat - ic for ic in ics])}"]
         cells += [spread(losses, 3), spread([log["test_accuracy"] for log in logs], 3)]
         data = read_record(own[0] / ARGS_FILE)["args"]["dataset"]
         points[data, name] = {"loss": losses, "relative": [ic / flat for ic in last]}
-        points[data, name]["per_loss"] = [ic / flat for ic in ratio]
+        points[data, name] |= {key: [ic / flat for ic in ics] for key, ics in ratios.items()}
         rows.append(f"| {name} | {flat} | {' | '.join(cells)} |")
         verdicts[name] = concentrates(first, last, flat)
         panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t([x[at]["fisher"] for x in lines]) for at in (0, -1)}
-    keys = ("loss", "relative", "per_loss")
-    fit, *centroids = ([statistics.mean(p[key]) for p in points.values()] for key in keys)
-    plain, divided = (rank_correlation(fit, centroid) for centroid in centroids)
+    means = {key: [statistics.mean(p[key]) for p in points.values()] for key in ("loss", "relative", *ratios)}
+    found = [rank_correlation(means["loss"], means[key]) for key in ("relative", *ratios)]
     rows += ["", "Rank correlation over the settings of the training loss with IC, as a share of that of a flat curve: "
-             f"{plain:.2f}; with that of I_t / L_t: {divided:.2f}."]  # fmt: skip
+             "{:.2f}; with that of I_t / L_t: {:.2f}, of I_t / R_t: {:.2f}.".format(*found)]  # fmt: skip
     figures = [plots.panels(panels, page(args, "settings"), "timesteps t", "share of $I_t$")]
-    ends = {"relative": "IC / IC of a flat curve", "per_loss": "the same of $I_t$ / $L_t$"}
-    figures.append(
-        plots.tradeoff(points, page(args, "settings_loss"), ends, ("loss", "training loss at the end (nats)"))
-    )
+    ends = {"relative": "IC / IC of a flat curve", "ic_per_loss": "the same of $I_t$ / $L_t$",
+            "ic_per_residual": "the same of $I_t$ / $R_t$"}  # fmt: skip
+    against = ("loss", "training loss at the end (nats)")
+    figures.append(plots.tradeoff(points, page(args, "settings_loss"), ends, against, "log"))
     return verdicts, rows, figures
 
 
@@ -189,7 +206,7 @@ def robustness(args):
     jobs = {}
     for name, (start, end) in when.items():
         eps = [str(scale(args).eps / k) for k in (4, 2, 1)] if name == "all" else []
-        flags = (*noise, "--eps", *eps, *few_attacks(args), "--noisetime", *map(str, range(start, end + 1)))
+        flags = (*noise, "--eps", *eps, "--noisetime", *map(str, range(start, end + 1)))
         jobs[name] = evaluation(args, f"robustness_{short(name)}", "trained", *flags)
     folders = with_all_seeds(args, jobs)
     lines = {name: read_lines(folder / ROBUSTNESS_FILE) for name, folder in folders.items()}
@@ -206,28 +223,20 @@ def robustness(args):
         hurt = effect([late - early for early, late in zip(by_time["first half"], by_time["last half"])])
         why = f"Accuracy with the last half of the timesteps corrupted is {hurt:3} above that with the first half."
         verdicts[f"{threat} {strength}"] = verdict([beyond(hurt, HURTS)]), why
-        x, means = range(len(when)), [statistics.mean(values) for values in by_time.values()]
-        panels[f"{threat} {strength}"] = {", ".join(when): (x, means, None)}
+        means, around = ([of(values) for values in by_time.values()] for of in (statistics.mean, deviation))
+        panels[f"{threat} {strength}"] = {"": (list(when), means, around)}
     return verdicts, rows, [plots.panels(panels, page(args, "robustness"), "corrupted timesteps", "accuracy")]
 
 
-def few_attacks(args):
-    """What makes an evaluation of a dry run short."""
-    return ["--robust_samples", "16", "--attack_steps", "1", "--attack_surrogate", "own"] if scale(args).dry else []
-
-
 # ---------------------------------------------------------------- claim: controls
-
-PLANTED_TIMES = [(1, 2), (4, 5), (7, 8), (1, 2, 3, 4, 5, 6, 7, 8)]
-PLANTED_DRY = ["--epochs", "2", "--datanum", "64", "--fisher_samples", "8", "--fisher_epochs", "2"]
 
 
 def planted(args):
     """Networks on frames whose class shows at known timesteps alone: {those: {kind: [last measurement of a seed]}}."""
     runs = {}
-    for times in PLANTED_TIMES[: 1 if scale(args).dry else None]:
-        length = PLANTED_DRY if scale(args).dry else LAST
-        flags = ("--dataset", "planted", "--planted_time", *map(str, times), *MEASURE_ALL, *length, "--seed", "SEED")
+    for times in scale(args).planted_times:
+        flags = ("--planted_time", *map(str, times), *MEASURE_ALL, *scale(args).planted, "--seed", "SEED")
+        flags = ("--dataset", "planted", *flags)
         runs[times] = Job(f"controls_planted_{times[0]}-{times[-1]}_SEED", TRAIN, flags, "fisher")
     folders = with_each_seed(args, runs)
     return {
@@ -236,15 +245,16 @@ def planted(args):
     }
 
 
-def per_loss(line):
-    """I_t / L_t of a measurement, [T]. With labels drawn from the network L_t is the entropy H_t of its predictions."""
-    return [value / lost for value, lost in zip(line["fisher"], line["prefix_loss"])]
+def divided(line, by):
+    """The curve of a measurement over another of its quantities, [T]."""
+    return quotient(*(torch.tensor(line[key], dtype=torch.float64) for key in ("fisher", by))).tolist()
 
 
 def mean_gradient_share(curve, released, size):
-    """Share [T] of the released estimator that the spread of the samples, of which I_t is `curve`, does not explain.
+    """Share [T] of the squared mean gradient in the released estimator: its curve, of batches of `size`, and I_t.
 
-    The squared norm of the mean of B gradients g is (1 - 1/B) |E g|^2 + E |g|^2 / B in expectation; E |g|^2 is I_t.
+    The squared norm of the mean of B independent gradients g is |E g|^2 + tr Cov(g) / B in expectation, which is
+    (1 - 1/B) |E g|^2 + I_t / B. This is the share of the former term.
     """
     return [1 - one / size / mean for one, mean in zip(curve, released)]
 
@@ -252,12 +262,13 @@ def mean_gradient_share(curve, released, size):
 def controls(args):
     """What is left of the concentration under controls that the paper does not have.
 
-    Under a control it holds if IC ends 0.5 or more below that of a flat curve, with the 95 % interval of the seeds.
+    Under a control it holds if IC ends 0.5 or more (with less than 8 timesteps, a ninth of flat) below that of a flat
+    curve, with the 95 % interval of the seeds. R_t is the mean squared residual, |p - label|^2, of the predictions p.
     With planted information it holds if IC ends within 0.5 of the middle of the timesteps that show the class.
     """
     folders = trained(args)
     variants = {"instantaneous outputs": ("--fisher_prefix", "instant"),
-                "the released estimator": ("--fisher_estimator", "release", *scale(args).release_samples)}  # fmt: skip
+                "the released estimator": ("--fisher_estimator", "release", *scale(args).release)}  # fmt: skip
     jobs = {
         name: Job(f"controls_{short(name)}_SEED", TRAIN, (*saved(args, "trained"), *flags), "fisher")
         for name, flags in variants.items()
@@ -267,9 +278,10 @@ def controls(args):
     first = kinds["train", "data"]
     curves = {
         "as in the paper": [line["fisher"] for line in first],
-        "I_t / L_t": [per_loss(line) for line in first],
+        "I_t / L_t": [divided(line, "prefix_loss") for line in first],
+        "I_t / R_t": [divided(line, "prefix_residual") for line in first],
         "true Fisher (labels of the model)": [line["fisher"] for line in kinds["train", "model"]],
-        "true Fisher / H_t": [per_loss(line) for line in kinds["train", "model"]],
+        "true Fisher / R_t": [divided(line, "prefix_residual") for line in kinds["train", "model"]],
         "held-out samples": [line["fisher"] for line in kinds["test", "data"]],
         "held-out, true Fisher": [line["fisher"] for line in kinds["test", "model"]],
         **{name: [measurements(folder)[-1]["fisher"] for folder in own] for name, own in again.items()},
@@ -280,7 +292,7 @@ def controls(args):
         last = [centre(curve) for curve in own]
         below = effect([flat - ic for ic in last])
         rows.append(f"| {name} | {spread(last)} | {below} |")
-        verdicts[name] = verdict([beyond(below, MOVED)]), f"IC ends {below} below flat."
+        verdicts[name] = verdict([beyond(below, least_move(flat))]), f"IC ends {below} below flat."
     panels = {name: {"end": by_t(own)} for name, own in curves.items()}
     size = read_record(again["the released estimator"][0] / ARGS_FILE)["args"]["fisher_batch"] or RELEASE_BATCH
     pairs = zip(curves["as in the paper"], curves["the released estimator"])
@@ -291,13 +303,13 @@ def controls(args):
     heads = ("class shows at t", "IC", "from the middle of those t", "IC, held out", "IC, true Fisher",
              "IC of I_t / L_t", "held-out accuracy by t")  # fmt: skip
     rows += ["", f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|---:|---|"]
-    for times, kinds in planted(args).items():
-        own, which = kinds["train", "data"], f"{times[0]} to {times[-1]}"
-        ics = {kind: [line["ic"] for line in lines] for kind, lines in kinds.items()}
+    for times, found in planted(args).items():
+        own, which = found["train", "data"], f"{times[0]} to {times[-1]}"
+        ics = {kind: [line["ic"] for line in lines] for kind, lines in found.items()}
         off = effect([ic - statistics.mean(times) for ic in ics["train", "data"]])
         cells = [which, spread(ics["train", "data"]), f"{off}"]
         cells += [spread(ics["test", "data"]), spread(ics["train", "model"])]
-        right = torch.tensor([line["prefix_accuracy"] for line in kinds["test", "data"]]).mean(0).tolist()
+        right = torch.tensor([line["prefix_accuracy"] for line in found["test", "data"]]).mean(0).tolist()
         cells += [spread([line["ic_per_loss"] for line in own]), " ".join(f"{value:.2f}" for value in right)]
         rows.append(f"| {' | '.join(cells)} |")
         why = f"IC ends {off} from the middle of those timesteps."
@@ -308,14 +320,6 @@ def controls(args):
 
 # ---------------------------------------------------------------- claim: loss
 
-LOSSES = {
-    "ce": [],
-    "tet": ["--loss", "tet"],
-    "prefix": ["--loss", "prefix"],
-    "flood 0.1": ["--loss_threshold", "0.1"],
-    "prefix, flood 0.5": ["--loss", "prefix", "--loss_threshold", "0.5"],
-    **{f"centroid {c}": ["--loss", "centroid", "--target_ic", c] for c in ("2", "4.5", "6")},
-}
 NORMS = ("step", "folded")
 COST = 0.01  # of clean accuracy, that counts as little
 ROBUST = 0.05  # of accuracy under attack, that counts as changed
@@ -325,26 +329,26 @@ def loss_numbers(args):
     """Train with every loss and both kinds of BatchNorm, and evaluate the networks: by norm and loss, {quantity: [a
     value a seed]}, and the signs of gradient masking."""
     trainings, evaluations, numbers = {}, {}, {}
-    strengths = ["--eps", str(scale(args).eps), "--noise_levels", "0.2", "--blur_levels", *few_attacks(args)]
+    strengths = ["--eps", str(scale(args).eps), "--noise_levels", "0.2", "--blur_levels"]
     for norm in NORMS:
-        for name, flags in list(LOSSES.items())[: 2 if scale(args).dry else None]:
+        for name, flags in scale(args).losses.items():
             called = f"loss_{norm}_{short(name)}"
             trainings[norm, name] = command(args, called, TRAIN, *LAST, "--norm", norm, *flags)
             evaluations[norm, name] = evaluation(args, f"{called}_robustness", called, *strengths)
     trainings, evaluations = with_each_seed(args, trainings), with_all_seeds(args, evaluations)
     for key, folder in evaluations.items():
         lines = read_lines(folder / ROBUSTNESS_FILE)
-        found = numbers[key] = {key: [] for key in ("ic", "ic_per_loss", "clean", "pgd", "noise", "transfer")}
-        found["masking"] = [sign for line in lines for sign in line.get("masking", ())]
-        for folder in trainings[key]:
-            fisher, log = (read_lines(folder / file)[-1] for file in (FISHER_FILE, LOG_FILE))
-            own = [line for line in lines if Path(line["checkpoint"]).parent.name == folder.name]
+        runs = []
+        for run in trainings[key]:
+            fisher, log = (read_lines(run / file)[-1] for file in (FISHER_FILE, LOG_FILE))
+            own = [line for line in lines if Path(line["checkpoint"]).parent.name == run.name]
             pgd = next(line for line in own if (line["threat"], line["strength"]) == ("pgd", scale(args).eps))
             noise = next(line for line in own if line["threat"] == "gaussian_noise")
-            values = (fisher["ic"], fisher["ic_per_loss"], log["test_accuracy"], pgd["attacked"], noise["attacked"])
             transfer = math.nan if pgd["transfer"] is None else pgd["transfer"]  # of one seed there is none
-            for quantity, value in zip(found, (*values, transfer)):
-                found[quantity].append(value)
+            runs.append({"ic": fisher["ic"], "ic_per_loss": fisher["ic_per_loss"], "clean": log["test_accuracy"],
+                         "pgd": pgd["attacked"], "noise": noise["attacked"], "transfer": transfer})  # fmt: skip
+        numbers[key] = {quantity: [run[quantity] for run in runs] for quantity in runs[0]}
+        numbers[key]["masking"] = [sign for line in lines for sign in line.get("masking", ())]
     return numbers
 
 

@@ -158,7 +158,7 @@ def make_parser(script, description=None):
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Defaults are the recipe of the release; digits and fashion_mnist have their own, in config.py.",
+        epilog="Defaults are the recipe of the release; digits, planted, fashion_mnist have their own, in config.py.",
     )
 
     def group(title):
@@ -244,6 +244,8 @@ def make_parser(script, description=None):
          help="leave the outputs of these timesteps, counted from 1, out of the loss")
     flag("--loss_threshold", type=number(float, 0), metavar="B",
          help="flooding: |loss - B| + B in the place of each cross-entropy; of --loss prefix, of the prefixes alone")
+    flag("--test_samples", type=number(int, 1), metavar="N",
+         help="validate after each epoch on so many test samples, the same for all seeds; where there are fewer, all")
     flag("--amp", choices=["bf16"], help="train with bfloat16 convolutions and activations; without it, float32; "
          "validation and Fisher information are float32 in both")
     flag("--compile", action="store_true",
@@ -325,8 +327,6 @@ def make_parser(script, description=None):
     flag("--out_dir", default="runs", help="where run folders are")
     flag("--exp_name", help="name of the run folder; without it, made of data set, arch, T and seed")
     flag("--resume", action="store_true", help="go on with that run from its checkpoint_latest.pt, with its flags")
-    flag("--test_samples", type=number(int, 1), metavar="N",
-         help="validate after each epoch on so many of the test set, the same each time; without it, on all")
     flag("--save_epochs", nargs="+", type=epoch_list, default=["every:20"], metavar="E",
          help="keep a checkpoint_EEEE.pt of these epochs, or every:k")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")

@@ -5,6 +5,7 @@ A set is two `ImageSet`s, made by `load`. Values are in [0, 1] where they are st
 channel by channel with the training set's mean and standard deviation.
 """
 
+import fcntl
 import math
 import sys
 from collections import deque
@@ -422,7 +423,10 @@ def read_torchvision(args):
                 part = source(args.data_dir, download=False, **split)
             except RuntimeError:  # torchvision's word for missing, or of the wrong checksum
                 print(f"{args.dataset} is not in {args.data_dir} yet: downloading")
-                part = source(args.data_dir, download=True, **split)
+                Path(args.data_dir).mkdir(parents=True, exist_ok=True)
+                with open(Path(args.data_dir) / "download.lock", "w") as lock:  # of several runs one downloads
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    part = source(args.data_dir, download=True, **split)
         except Exception as error:  # URLError, OSError, UnpicklingError, ValueError, ... of a foreign reader
             raise BadInput(
                 f"{args.dataset} in {Path(args.data_dir).resolve()} is missing or damaged and was not downloaded "

@@ -18,7 +18,20 @@ from utils import LATEST, BadInput, Stopped, keep_freed_memory, write_atomically
 # ---------------------------------------------------------------- scales
 
 TRAIN = "train_snn_fisherinfo"
-LAST = ["--fisher_epochs", "every:1000000", "--save_epochs", "every:1000000"]  # the last epoch alone
+LAST = ("--fisher_epochs", "every:1000000", "--save_epochs", "every:1000000")  # the last epoch alone
+ENDS = ("--fisher_epochs", "1", "every:1000000", "--save_epochs", "every:1000000")  # the first and the last
+
+
+def losses(*targets):
+    """{name: flags} of the losses that are compared; targets of IC for `centroid`."""
+    return {
+        "ce": [],
+        "tet": ["--loss", "tet"],
+        "prefix": ["--loss", "prefix"],
+        "flood 0.1": ["--loss_threshold", "0.1"],
+        "prefix, flood 0.5": ["--loss", "prefix", "--loss_threshold", "0.5"],
+        **{f"centroid {target}": ["--loss", "centroid", "--target_ic", target] for target in targets},
+    }
 
 
 @dataclass(frozen=True)
@@ -28,14 +41,17 @@ class Scale:
     training: list = field(default_factory=list)  # what a training has on its command line
     measured: list = field(default_factory=list)  # and its epochs that are measured, if other than the recipe's
     settings: dict = field(default_factory=dict)  # {name: flags}: what is changed of it
-    few: dict = field(default_factory=dict)  # the same, for each of DATA_SETS, which are in --data_dir
+    subsets: dict = field(default_factory=dict)  # {name: flags}: how some images of each of OTHER_DATA are trained on
+    losses: dict = field(default_factory=lambda: losses("2", "4.5", "6"))
+    attacks: tuple = ()  # flags of every evaluation of robustness
     eps: float = 4  # in 1/255: what takes a network most of its accuracy
-    release_samples: tuple = ("--fisher_samples", "12800")  # of the released estimator
+    release: tuple = ("--fisher_samples", "12800")  # flags of the released estimator
+    planted: tuple = LAST  # flags of the trainings on planted information
+    planted_times: tuple = ((1, 2), (4, 5), (7, 8), (1, 2, 3, 4, 5, 6, 7, 8))
     searches: tuple = ("full", "fisher", "1", "one_shot")  # of pruning
     rounds: tuple = (2, 4, 7)  # of pruning, whose networks are trained again
     prune_rate: float = 0.4375  # two rounds of 25 % in one: as much is left, in half the rounds
     downloads: bool = True  # whether the data set is in --data_dir
-    dry: bool = False  # the first of everything alone
 
 
 ADAM = ["--optimizer", "adam", "--learning_rate", "0.002"]
@@ -57,33 +73,36 @@ SETTINGS = {
     "300 samples": ["--datanum", "300"],
     "random labels": ["--label_corrupt_prob", "1"],
 }
-# A VGG on the first images of DATA_SETS, until there is a loss left on them and until there is none.
-DATA_SETS = {"Fashion-MNIST": "fashion_mnist", "CIFAR-10": "cifar10"}
+# A VGG on some images, by the seed, of other data sets: for few epochs, which leaves a loss, and until it fits them.
+OTHER_DATA = {"Fashion-MNIST": "fashion_mnist", "CIFAR-10": "cifar10"}
 VGG = ["--arch", "vgg5", "--width", "0.25", "--timestep", "5", "--learning_rate", "0.1"]
-FEW = [*VGG, "--no_augment", "--test_samples", "1000"]
-FEW_1000 = [*FEW, "--datanum", "1000", "--batch_size", "32", "--fisher_samples", "256"]
-FEW_5000 = [*FEW, "--datanum", "5000"]
+SOME = [*VGG, "--no_augment", "--test_samples", "1000"]
+SOME_1000 = [*SOME, "--datanum", "1000", "--batch_size", "32", "--fisher_samples", "256"]
+SOME_5000 = [*SOME, "--datanum", "5000", "--amp", "bf16"]
 SCALES = {
     "small": Scale(
-        training=["--dataset", "digits"], settings=SETTINGS,
-        few={"1000 images": [*FEW_1000, "--epochs", "5"], "1000 images, fitted": [*FEW_1000, "--epochs", "20"]},
-        eps=32, release_samples=("--fisher_samples", "1280"), downloads=False,
+        training=["--dataset", "digits"], settings=SETTINGS, eps=32, release=("--fisher_samples", "1280"),
+        subsets={"1000 images": [*SOME_1000, "--epochs", "5"], "1000 images, fitted": [*SOME_1000, "--epochs", "20"]},
+        downloads=False,
     ),
     "medium": Scale(
-        training=["--dataset", "cifar10", *VGG, "--epochs", "20", "--amp", "bf16"],
+        training=["--dataset", "cifar10", *VGG, "--epochs", "20", "--amp", "bf16"], losses=losses("1.5", "3", "4"),
         measured=["--fisher_epochs", "1", "2", "5", "10", "20"],
-        few={"5000 images": [*FEW_5000, "--epochs", "10"], "5000 images, fitted": [*FEW_5000, "--epochs", "60"]},
+        subsets={"5000 images": [*SOME_5000, "--epochs", "10"], "5000 images, fitted": [*SOME_5000, "--epochs", "60"]},
     ),
     "paper": Scale(
+        training=["--save_epochs", "every:1000000"],  # a checkpoint of each twentieth epoch would fill a disk
         measured=["--fisher_epochs", "0", "1", "5", "20", "60", "120", "300"], settings=SETTINGS,
         searches=("full", "fisher", "kl", "1", "2", "one_shot"), rounds=(4, 8, 11, 14), prune_rate=0.25,
     ),
     "dry": Scale(
         training=["--dataset", "fake", "--fake_shape", "1", "8", "8", "--arch", "fc", "--width", "0.1", "--timestep",
                   "8", "--epochs", "2", "--datanum", "64", "--fisher_samples", "8"],
-        measured=["--fisher_epochs", "0", "1", "2"], settings={"fc, 3 layers": []}, eps=32,
-        release_samples=("--fisher_batch", "16"), searches=("full", "fisher"), rounds=(1, 2), prune_rate=0.25,
-        downloads=False, dry=True,
+        measured=["--fisher_epochs", "0", "1", "2"], settings={"fc, 3 layers": []},
+        losses={"ce": [], "tet": ["--loss", "tet"]}, eps=32, release=("--fisher_batch", "16"),
+        attacks=("--robust_samples", "16", "--attack_steps", "1", "--attack_surrogate", "own"),
+        planted=("--epochs", "2", "--datanum", "64", "--fisher_samples", "8", "--fisher_epochs", "2"),
+        planted_times=((1, 2),), searches=("full", "fisher"), rounds=(1, 2), prune_rate=0.25, downloads=False,
     ),
 }  # fmt: skip
 
@@ -136,6 +155,10 @@ def perform(job, args, threads):
     """Do a job in this process; what it prints goes to a file beside its folder."""
     torch.set_num_threads(threads)
     keep_freed_memory()
+    asked = job.asked(args)
+    if asked.exists() and asked.read_text() != job.content():
+        raise BadInput(f"{job.folder(args)} is of another command line: remove it and {asked}, or name an --out_dir")
+    write_atomically(asked, lambda file: file.write(job.content().encode()))
     log = Path(args.out_dir) / f"{job.name}.txt"
     with open(log, "a") as shown, contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         try:
@@ -146,7 +169,13 @@ def perform(job, args, threads):
             raise BadInput(f"{job.script}.py failed, {log} says why") from error
         except Stopped as stop:
             raise KeyboardInterrupt from stop
-    write_atomically(job.asked(args), lambda file: file.write(job.content().encode()))
+
+
+def stop_workers(*_):
+    """SIGTERM reaches this process alone: the runs of its workers save and stop."""
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    raise KeyboardInterrupt
 
 
 def perform_all(jobs, args):
@@ -159,6 +188,7 @@ def perform_all(jobs, args):
         return
     # Ctrl-C reaches all processes: a run saves and stops, one that waits for work must not break the pool.
     ignore = (signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(signal.SIGTERM, stop_workers)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, spawn, signal.signal, ignore) as pool:
         futures = [pool.submit(perform, job, args, threads) for job in todo]
@@ -170,6 +200,7 @@ def perform_all(jobs, args):
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    signal.signal(signal.SIGTERM, before)
 
 
 def with_each_seed(args, jobs):
@@ -214,9 +245,9 @@ def saved(args, name):
 
 def evaluation(args, name, networks, *flags):
     """eval_snn_robustness.py on the `saved` networks of that name."""
-    return Job(name, "eval_snn_robustness", (*saved(args, networks), *flags), "robustness")
+    return Job(name, "eval_snn_robustness", (*saved(args, networks), *flags, *scale(args).attacks), "robustness")
 
 
 def short(name):
-    """The name of something, in that of a folder."""
+    """A name as part of that of a folder."""
     return name.replace(", ", "_").replace(" ", "_")

@@ -60,6 +60,17 @@ def prefix_losses(outputs, y, prefix="cumulative"):
     return torch.stack([F.cross_entropy(o, y_t, reduction="none") for o, y_t in zip(PREFIXES[prefix](outputs), labels)])
 
 
+def prefix_residuals(outputs, y, prefix="cumulative"):
+    """|p - e_y|^2 with p = f(. | steps 1..t), of the same arguments as `prefix_losses`: [T, N].
+
+    By the chain rule the gradient of a prefix loss by the weights is J^T (p - e_y), J the Jacobian of the outputs that
+    p is the softmax of. So I_t is the mean of this times a squared gain, which alone says how the network depends on
+    its weights.
+    """
+    p = PREFIXES[prefix](outputs).softmax(2)
+    return (p - F.one_hot(y.expand(outputs.shape[:2]), p.shape[2])).square().sum(2)
+
+
 def draw_labels(outputs, generator, prefix="cumulative"):
     """Labels drawn from f itself, for each t from its own prediction: outputs [T, N, classes] -> [T, N].
 
@@ -75,6 +86,11 @@ def centroid(curve):
     """Information centroid of a curve I_1 .. I_T along the first dimension, [T, ...] -> [...] (eq. 7)."""
     steps = torch.arange(1, len(curve) + 1, device=curve.device, dtype=curve.dtype)
     return torch.tensordot(steps, curve, 1) / curve.sum(0)
+
+
+def quotient(curve, divisor):
+    """I_t / L_t, say, both [T]: 0 where there is no loss, and so no gradient."""
+    return torch.where(divisor > 0, curve / divisor, 0)
 
 
 def centroid_interval(samples, other=None, draws=2000, level=0.95, seed=0):

@@ -78,8 +78,9 @@ def fisher(folder):
         colour, name = band.get_facecolor()[0][:3], "" if len(kinds) == 1 else f" ({kind})"
         centroids.plot(x, [line["ic"] for line in kind_lines], "o-", ms=4, color=colour, label="$I_t$" + name)
         if kind_lines is lines:
-            quotient = [line["ic_per_loss"] for line in lines]
-            centroids.plot(x, quotient, "s:", ms=3, color="C7", label="$I_t$ / loss after t steps" + name)
+            for key, text, style in (("ic_per_loss", "loss", "s:"), ("ic_per_residual", "squared residual", "^:")):
+                quotient = [line.get(key, float("nan")) for line in lines]  # runs of earlier revisions lack one
+                centroids.plot(x, quotient, style, ms=3, color="C7", label=f"$I_t$ / {text} after t steps" + name)
     flat = (timestep + 1) / 2
     centroids.axhline(flat, color=GREY, ls="--", lw=1)
     centroids.annotate("flat", (1, flat), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY)
@@ -181,7 +182,7 @@ def inputs(folder, rows):
     return save(figure, folder, "inputs")
 
 
-def tradeoff(numbers, path, panels, against=("ic", "information centroid IC")):
+def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), xscale="linear"):
     """Scatter of quantities against another, IC say, one panel each of `panels` {quantity: label}: small a seed, large
     their mean.
 
@@ -197,13 +198,14 @@ def tradeoff(numbers, path, panels, against=("ic", "information centroid IC")):
             axis.scatter(found[against[0]], found[quantity], s=9, alpha=0.5, lw=0, **style)
             mean = [sum(found[key]) / len(found[key]) for key in (against[0], quantity)]
             axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=f"{name} ({kind})", **style)
-        axis.set(xlabel=against[1], ylabel=text, xscale="log" if "loss" in against else "linear")
+        axis.set(xlabel=against[1], ylabel=text, xscale=xscale)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=6)
     return write(figure, path)
 
 
 def panels(contents, path, xlabel, ylabel):
-    """A panel for each of `contents` {title: {label: (x, y, spread)}}, at most six a row. Returns the path."""
+    """A panel for each of `contents` {title: {label: (x, y, spread)}}, at most six a row; x numbers or words. Returns
+    the path."""
     rows = -(-len(contents) // 6)
     columns = -(-len(contents) // rows)
     figure = Figure(figsize=(3.2 * columns + 1, 2.7 * rows + 0.4), layout="constrained")
@@ -215,7 +217,8 @@ def panels(contents, path, xlabel, ylabel):
         if len(curves) > 1:
             axis.legend(fontsize=6)
         axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        if not isinstance(x[0], str):
+            axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes[len(contents) :]:
         axis.set_visible(False)
     return write(figure, path)

@@ -37,7 +37,8 @@ def report(args, claim):
     said, rule = CLAIMS[claim].__doc__.split("\n\n")
     parts = [f"**{which}: {word}.** {why}" for which, (word, why) in verdicts.items()]
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {device_name()}"
-    command = f"python reproduce.py {claim} --scale {args.scale} --seeds {args.seeds}"
+    data = " --data_dir DATA" if any("DATA" in job.flags for job in args.performed) else ""
+    command = f"python reproduce.py {claim} --scale {args.scale} --seeds {args.seeds}{data}"
     text = [
         f"# {said}",
         " ".join(rule.split()),
@@ -69,8 +70,8 @@ def main(argv=None):
                         help="runs at a time (default: on a CPU a core each, on a GPU 1)")  # fmt: skip
     parser.add_argument("--out_dir", default="runs/reproduce", help="where the run folders are")
     parser.add_argument("--results", default="results", help="where figures and tables go")
-    parser.add_argument("--data_dir", help="where CIFAR-10 is (data), for medium and paper; for small, where it and "
-                        "Fashion-MNIST are, which it does without otherwise")  # fmt: skip
+    parser.add_argument("--data_dir", help="where CIFAR-10 is (data), for medium and paper, and for medium "
+                        "Fashion-MNIST; small does without them if this is not given")  # fmt: skip
     parser.add_argument("--dry_run", action="store_true", help="every run tiny, on noise, in a temporary folder")
     args = parser.parse_args(argv)
     if args.claim == "list":

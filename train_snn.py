@@ -290,7 +290,8 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
     after_epoch(line, stop) is called with each new line of log.jsonl, epoch 0 (before training) included, and again
     with the last one when a run is resumed. At that moment the epoch's checkpoint is on disk. It may call stop.check()
     and draw random numbers: neither changes the training. The weights that `masks` prune stay 0; `start` is the number
-    of epochs that the model has behind it.
+    of epochs that the model has behind it. With --test_samples it is validated on so many of `test_set`, and the best
+    checkpoint is the best on these.
 
     Raises BadInput if a loss or gradient is not finite, and Stopped after a signal, when everything is saved.
     """

@@ -42,6 +42,8 @@ from fisher import (
     centroid_interval,
     draw_labels,
     prefix_losses,
+    prefix_residuals,
+    quotient,
 )
 from train_snn import evaluate, fit, record_corruption, run_folder, setup
 from utils import (
@@ -130,21 +132,22 @@ def measure(args, model, subset, labels, stop):
     for x, y in tqdm(chunks, "fisher", disable=no_bar(), leave=False):
         outputs = model(x)
         correct = PREFIXES[args.fisher_prefix](outputs).argmax(2) == y
-        fisher = loss = 0
+        fisher = loss = residual = 0
         for label, weight in weighted_labels(labels, outputs, y, args.fisher_prefix, generator):
             loss = loss + weight * prefix_losses(outputs, label, args.fisher_prefix)
+            residual = residual + weight * prefix_residuals(outputs, label, args.fisher_prefix)
             for name, norm in norms_of(x, label).items():
                 norm, layer = (weight * norm).cpu().double(), name.rpartition(".")[0]  # (T, N)
                 fisher = fisher + norm
                 layers[layer] = layers.get(layer, 0) + norm.sum(1)
-        parts.append((fisher, loss.cpu().double(), correct.cpu().double()))
+        parts.append((fisher, *(values.cpu().double() for values in (loss, residual, correct))))
         stop.check()
     stop.check(together=True)
     shares = of_all(([torch.cat(columns, 1) for columns in zip(*parts)], layers))
-    per_sample, loss, correct = (torch.cat(columns, 1) for columns in zip(*(share for share, _ in shares)))
+    per_sample, *others = (torch.cat(columns, 1) for columns in zip(*(share for share, _ in shares)))
     names = [name for name, _ in model.named_modules() if name in layers]  # in the order of the network
     layers = {name: sum(sums[name] for _, sums in shares) / per_sample.shape[1] for name in names}
-    curve, loss = per_sample.mean(1), loss.mean(1)
+    curve, loss, residual, correct = (values.mean(1) for values in (per_sample, *others))
     scale = {name: sum(p.square().sum().item() for p in model.get_submodule(name).parameters(False)) for name in layers}
     return {
         "timestep": len(curve),
@@ -155,11 +158,13 @@ def measure(args, model, subset, labels, stop):
         "fisher_stderr": (per_sample.std(1) / per_sample.shape[1] ** 0.5).tolist(),
         "ic": centroid(curve).item(),
         "ic_ci": centroid_interval(per_sample),
-        "ic_per_loss": centroid(curve / loss).item(),
+        "ic_per_loss": centroid(quotient(curve, loss)).item(),
+        "ic_per_residual": centroid(quotient(curve, residual)).item(),
         "layers": {name: values.tolist() for name, values in layers.items()},
         "layers_scale_free": {name: (values * scale[name]).tolist() for name, values in layers.items()},
         "prefix_loss": loss.tolist(),
-        "prefix_accuracy": correct.mean(1).tolist(),
+        "prefix_residual": residual.tolist(),
+        "prefix_accuracy": correct.tolist(),
         "seconds": time.perf_counter() - start,
     }, per_sample
 

@@ -5,9 +5,7 @@ import statistics
 from typing import NamedTuple
 
 import torch
-
-# 97.5 % points of Student's t distribution, by degrees of freedom.
-STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+from scipy import stats
 
 
 class Effect(NamedTuple):
@@ -26,21 +24,12 @@ def deviation(values):
     return torch.tensor(values, dtype=torch.float64).std().item()
 
 
-def student(freedom):
-    """97.5 % point of Student's t distribution; past the table, by its expansion about the normal one (Abramowitz and
-    Stegun, 26.7.5), to 0.01."""
-    if freedom <= len(STUDENT):
-        return STUDENT[freedom - 1]
-    z = 1.95996
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-
-
 def effect(values):
     """Mean of the values of the seeds, with Student's 95 % interval; of one seed the interval is everything."""
     mean, count = statistics.mean(values), len(values)
     if count == 1:
         return Effect(mean, -math.inf, math.inf)
-    half = student(count - 1) * deviation(values) / math.sqrt(count)
+    half = float(stats.t.ppf(0.975, count - 1)) * deviation(values) / math.sqrt(count)
     return Effect(mean, mean - half, mean + half)
 
 
@@ -55,8 +44,8 @@ def within(found, bound):
 
 
 def rank_correlation(a, b):
-    """Spearman's rank correlation, of values without ties."""
-    return torch.corrcoef(torch.tensor([a, b]).argsort().argsort().double())[0, 1].item()
+    """Spearman's rank correlation."""
+    return float(stats.spearmanr(a, b).statistic)
 
 
 def verdict(checks):

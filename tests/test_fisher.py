@@ -13,7 +13,16 @@ from torch.utils.checkpoint import checkpoint
 
 import archs
 import fisher
-from fisher import centroid, centroid_interval, draw_labels, one_by_one, prefix_losses, prefix_outputs, temporal_fisher
+from fisher import (
+    centroid,
+    centroid_interval,
+    draw_labels,
+    one_by_one,
+    prefix_losses,
+    prefix_outputs,
+    prefix_residuals,
+    temporal_fisher,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 LIF = archs.LIF
@@ -403,6 +412,9 @@ def test_prefixes_and_centroid_are_as_written():
     torch.testing.assert_close(prefix_outputs(outputs)[1], outputs[:2].mean(0))
     expected = -outputs[:2].mean(0).log_softmax(1)[torch.arange(2), y]
     torch.testing.assert_close(prefix_losses(outputs, y)[1], expected)
+    logits = outputs[:2].mean(0).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), logits)
+    torch.testing.assert_close(prefix_residuals(outputs, y)[1], gradient.square().sum(1))
     assert centroid(torch.ones(8)).item() == 4.5
     assert centroid(torch.tensor([1.0, 0, 3])).item() == (1 + 9) / 4
 

@@ -83,7 +83,8 @@ def test_a_measurement_has_the_fields_of_the_contract(unbroken):
     first, line = read_lines(unbroken / "fisher.jsonl")
     assert first.keys() == {
         "epoch", "timestep", "samples", "split", "labels", "fisher", "fisher_stderr", "ic", "ic_ci", "ic_per_loss",
-        "layers", "layers_scale_free", "prefix", "prefix_loss", "prefix_accuracy", "estimator", "seconds",
+        "ic_per_residual", "layers", "layers_scale_free", "prefix", "prefix_loss", "prefix_residual", "prefix_accuracy",
+        "estimator", "seconds",
     }  # fmt: skip
     assert line.keys() - first.keys() == {"ic_change", "ic_change_ci"}
     assert line["ic_change"] == pytest.approx(line["ic"] - first["ic"], abs=1e-6)
@@ -92,8 +93,10 @@ def test_a_measurement_has_the_fields_of_the_contract(unbroken):
     assert list(line["layers"]) == ["fc1", "bn_fc1", "fc2"]
     total = [sum(values[t] for values in line["layers"].values()) for t in range(2)]
     assert total == pytest.approx(line["fisher"])
-    (i_1, i_2), (l_1, l_2) = line["fisher"], line["prefix_loss"]
-    assert line["ic_per_loss"] == pytest.approx((i_1 / l_1 + 2 * i_2 / l_2) / (i_1 / l_1 + i_2 / l_2))
+    i_1, i_2 = line["fisher"]
+    for of, by in (("ic_per_loss", "prefix_loss"), ("ic_per_residual", "prefix_residual")):
+        a, b = i_1 / line[by][0], i_2 / line[by][1]
+        assert line[of] == pytest.approx((a + 2 * b) / (a + b))
     assert (
         line["ic"] == pytest.approx((i_1 + 2 * i_2) / (i_1 + i_2)) and line["ic_ci"][0] < line["ic"] < line["ic_ci"][1]
     )
