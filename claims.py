@@ -93,19 +93,19 @@ def concentration(args):
     """Fisher information starts late or flat and concentrates in early timesteps while the network learns.
 
     It holds if IC falls from the first measured epoch to the last by 0.5 or more (with less than 8 timesteps, a ninth
-    of flat), and ends that far below that of a flat curve, with both 95 % intervals of the seeds.
+    of flat), and ends that far below that of a flat curve, with both 95 % intervals of the seeds. In the table stand
+    the centroids of I_t / L_t and I_t / R_t too, L_t the mean loss, R_t the mean squared residual of the predictions.
     """
     folders = trained(args)
     lines = [measurements(folder) for folder in folders]
-    heads = ("seed", "IC by epoch", "IC of I_t / L_t at the end", "training loss", "test accuracy")
-    rows = [f"| {' | '.join(heads)} |", "|---:|---|---:|---:|---:|"]
+    heads = ("seed", "IC by epoch", "I_t / L_t at the end", "I_t / R_t by epoch", "training loss", "test accuracy")
+    rows = [f"| {' | '.join(heads)} |", "|---:|---|---:|---|---:|---:|"]
     for seed, (own, folder) in enumerate(zip(lines, folders)):
-        course = ", ".join(f"{line['ic']:.2f} ({line['epoch']})" for line in own)
+        keys = ("ic", "ic_per_residual")
+        course, gain = (", ".join(f"{line[key]:.2f} ({line['epoch']})" for line in own) for key in keys)
         log = read_lines(folder / LOG_FILE)[-1]
-        rows.append(
-            f"| {seed} | {course} | {own[-1]['ic_per_loss']:.2f} | {log['train_loss']:.3f} | "
-            f"{log['test_accuracy']:.3f} |"
-        )
+        cells = [str(seed), course, f"{own[-1]['ic_per_loss']:.2f}", gain]
+        rows.append(f"| {' | '.join(cells)} | {log['train_loss']:.3f} | {log['test_accuracy']:.3f} |")
     curves = {f"epoch {own[0]['epoch']}": by_t([line["fisher"] for line in own]) for own in zip(*lines)}
     figure = plots.panels({"mean of the seeds": curves}, page(args, "concentration"), "timesteps t", "share of $I_t$")
     flat = (lines[0][0]["timestep"] + 1) / 2
