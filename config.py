@@ -82,19 +82,13 @@ UNUSED_FLAGS = {
 }  # fmt: skip
 
 
-def number(kind, low, high=None, open_low=False):
+def number(kind, low, high=math.inf, open_low=False):
     """An argparse type: an int or float in [low, high], without `low` itself if `open_low`."""
 
     def convert(text):
         value = kind(text)
-        if (
-            not math.isfinite(value)
-            or not (value > low if open_low else value >= low)
-            or (high is not None and value > high)
-        ):
-            bound = f"{'above' if open_low else 'at least'} {low}" + (
-                f" and at most {high}" if high is not None else ""
-            )
+        if not (math.isfinite(value) and (value > low if open_low else value >= low) and value <= high):
+            bound = f"{'above' if open_low else 'at least'} {low}" + f" and at most {high}" * math.isfinite(high)
             raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
         return value
 

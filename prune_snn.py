@@ -81,10 +81,7 @@ class Search:
         """The flags of a training of that many timesteps, in the folder of that name."""
         changed = {"timestep": steps, "out_dir": str(self.run.folder / self.rule), "exp_name": name, "resume": True}
         epochs = [*self.args.save_epochs, str(KL_EPOCH), str(max(1, self.args.rewind_epoch))]
-        return Namespace(**vars(self.args) | changed | {"save_epochs": [e for e in epochs if self.reachable(e)]})
-
-    def reachable(self, epoch):
-        return not epoch.isdigit() or int(epoch) <= self.args.epochs
+        return Namespace(**vars(self.args) | changed | {"save_epochs": epochs})
 
     def train(self, name, steps, masks, before):
         """Train the network that `before` and the masks describe; returns it, its folder and the seconds it took.

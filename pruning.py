@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils import after_each
+
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -79,24 +81,15 @@ def fisher_saliency(model, masks, x, y):
 def synaptic_operations(model, masks, x):
     """Additions an image, estimated: over layers, kept multiply-accumulates of a timestep x share of its inputs that is
     not 0 x timesteps. The first layer counts once where it sees the same image at every timestep."""
-    operations, hooks = [], []
+    operations = []
 
-    def count(name):
-        def hook(module, inputs, output):
-            mask = masks.get(f"{name}.weight")
-            kept = 1 if mask is None else mask.float().mean().item()
-            fan_in = module.weight[0].numel()
-            # output [T, N, ...] or, within a convolution, [T N, ...]
-            operations.append(kept * (inputs[0] != 0).float().mean().item() * fan_in * output.numel() / len(x))
+    def count(name, module, inputs, output):
+        mask = masks.get(f"{name}.weight")
+        kept = 1 if mask is None else mask.float().mean().item()
+        fan_in = module.weight[0].numel()
+        # output [T, N, ...] or, within a convolution, [T N, ...]
+        operations.append(kept * (inputs[0] != 0).float().mean().item() * fan_in * output.numel() / len(x))
 
-        return hook
-
-    for name, module in model.named_modules():
-        if isinstance(module, LAYERS):
-            hooks.append(module.register_forward_hook(count(name)))
-    try:
+    with after_each(model, LAYERS, count):
         model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return sum(operations)

@@ -39,16 +39,9 @@ def report(args, claim):
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {device_name()}"
     data = " --data_dir DATA" if any("DATA" in job.flags for job in args.performed) else ""
     command = f"python reproduce.py {claim} --scale {args.scale} --seeds {args.seeds}{data}"
-    text = [
-        f"# {said}",
-        " ".join(rule.split()),
-        *parts,
-        *(f"![]({figure.name})" for figure in figures),
-        "\n".join(rows),
-    ]
-    text += [
-        f"Mean ± standard deviation of {args.seeds} seeds. `{command}`; {versions}. What it ran, SEED = 0, 1, ...:"
-    ]
+    text = [f"# {said}", " ".join(rule.split()), *parts, *(f"![]({figure.name})" for figure in figures)]
+    text += ["\n".join(rows), f"Mean ± standard deviation of {args.seeds} seeds. `{command}`; {versions}. "
+             "What it ran, SEED = 0, 1, ...:"]  # fmt: skip
     text += ["\n".join(f"    {words}" for words in dict.fromkeys(job.words() for job in args.performed))]
     path = Path(args.results) / f"{claim}.md"
     write_atomically(path, lambda file: file.write(("\n\n".join(text) + "\n").encode()))

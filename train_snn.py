@@ -49,6 +49,7 @@ from utils import (
     Run,
     Stopped,
     StopSignals,
+    after_each,
     load_checkpoint,
     load_weights,
     no_bar,
@@ -180,21 +181,15 @@ def learning_rate(args, epoch):
 def evaluate(model, dataset, args, stop):
     """Loss (nats) and accuracy of every prefix t = 1..T, and spikes per neuron and timestep of each LIF layer."""
     model.eval()
-    rates, hooks = {}, []
+    rates = {}
 
-    def count_spikes(name):
-        def hook(module, inputs, spikes):
-            rates[name] = rates.get(name, 0) + spikes.mean() * spikes.shape[1]
+    def count_spikes(name, module, inputs, spikes):
+        rates[name] = rates.get(name, 0) + spikes.mean() * spikes.shape[1]
 
-        return hook
-
-    for name, module in model.named_modules():
-        if isinstance(module, archs.LIF):
-            hooks.append(module.register_forward_hook(count_spikes(name)))
     loss = correct = torch.zeros(args.timestep)
     batches = torch.arange(len(dataset), device=dataset.labels.device).split(args.batch_size)
     dataset.expect(batches[rank() :: processes()])
-    try:
+    with after_each(model, archs.LIF, count_spikes):
         for number in range(rank(), len(batches), processes()):
             seed_all(args.seed, "evaluate", number)
             x, y = dataset.batch(batches[number])
@@ -202,9 +197,6 @@ def evaluate(model, dataset, args, stop):
             loss = loss.to(x.device) + prefix_losses(outputs, y).sum(1)
             correct = correct.to(x.device) + (prefix_outputs(outputs).argmax(2) == y).sum(1)
             stop.check()
-    finally:
-        for hook in hooks:
-            hook.remove()
     sums = of_all((loss.cpu(), correct.cpu(), {name: rate.item() for name, rate in rates.items()}))
     loss_sums, corrects, rates = zip(*sums)
     return {

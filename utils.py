@@ -10,6 +10,7 @@ import platform
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,18 @@ def run_script(main, name):
         sys.exit(1)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def after_each(model, kinds, note):
+    """Within, note(name, module, inputs, output) is called after each forward of the modules of these kinds."""
+    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    hooks = [module.register_forward_hook(partial(note, name)) for name, module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def keep_freed_memory():
