@@ -413,7 +413,7 @@ def pruning_verdict(accuracy, seconds):
         lost = [a - b for a, b in zip(accuracy["full", number], accuracy["fisher", number])]
         error = statistics.stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else 0
         checks.append(statistics.mean(lost) <= max(AS_GOOD, error))
-        words.append(f"{-statistics.mean(lost):+.3f}")
+        words.append(f"{effect([-x for x in lost]):3}")
     speed = effect([a / b for a, b in zip(seconds["full"], seconds["fisher"])])
     checks.append(beyond(speed, FASTER))
     return verdict(checks), f"`fisher` against `full`: accuracy {', '.join(words)}; search {speed} times as fast."
