@@ -102,7 +102,8 @@ def concentration(args):
     rows = [f"| {' | '.join(heads)} |", "|---:|---|---:|---|---:|---:|"]
     for seed, (own, folder) in enumerate(zip(lines, folders)):
         keys = ("ic", "ic_per_residual")
-        course, gain = (", ".join(f"{line[key]:.2f} ({line['epoch']})" for line in own) for key in keys)
+        # Runs of earlier revisions lack the latter.
+        course, gain = (", ".join(f"{x[key]:.2f} ({x['epoch']})" for x in own if key in x) for key in keys)
         log = read_lines(folder / LOG_FILE)[-1]
         cells = [str(seed), course, f"{own[-1]['ic_per_loss']:.2f}", gain]
         rows.append(f"| {' | '.join(cells)} | {log['train_loss']:.3f} | {log['test_accuracy']:.3f} |")
