@@ -302,8 +302,8 @@ def controls(args):
     rows += ["|---|" + "---:|" * len(first[0]["fisher"])]
     rows += [f"| share of the squared mean gradient in the released estimator | {' | '.join(map(spread, shares))} |"]
     heads = ("class shows at t", "IC", "from the middle of those t", "IC, held out", "IC, true Fisher",
-             "IC of I_t / L_t", "held-out accuracy by t")  # fmt: skip
-    rows += ["", f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|---:|---|"]
+             "IC of I_t / L_t", "IC of I_t / R_t", "held-out accuracy by t")  # fmt: skip
+    rows += ["", f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|---:|---:|---|"]
     for times, found in planted(args).items():
         own, which = found["train", "data"], f"{times[0]} to {times[-1]}"
         ics = {kind: [line["ic"] for line in lines] for kind, lines in found.items()}
@@ -311,7 +311,8 @@ def controls(args):
         cells = [which, spread(ics["train", "data"]), f"{off}"]
         cells += [spread(ics["test", "data"]), spread(ics["train", "model"])]
         right = torch.tensor([line["prefix_accuracy"] for line in found["test", "data"]]).mean(0).tolist()
-        cells += [spread([line["ic_per_loss"] for line in own]), " ".join(f"{value:.2f}" for value in right)]
+        cells += [spread([line[key] for line in own]) for key in ("ic_per_loss", "ic_per_residual")]
+        cells += [" ".join(f"{value:.2f}" for value in right)]
         rows.append(f"| {' | '.join(cells)} |")
         why = f"IC ends {off} from the middle of those timesteps."
         verdicts[f"class at {which}"] = verdict([within(off, MOVED)]), why
