@@ -151,8 +151,13 @@ class Job:
         return f"python {self.script}.py {' '.join(self.flags)}"
 
 
+stopped = []  # the signal that ended a job of this process: it begins no other one
+
+
 def perform(job, args, threads):
     """Do a job in this process; what it prints goes to a file beside its folder."""
+    if stopped:
+        raise KeyboardInterrupt
     torch.set_num_threads(threads)
     keep_freed_memory()
     asked = job.asked(args)
@@ -168,6 +173,7 @@ def perform(job, args, threads):
                 print(f"{job.script}.py: error: {error}")
             raise BadInput(f"{job.script}.py failed, {log} says why") from error
         except Stopped as stop:
+            stopped.append(stop)
             raise KeyboardInterrupt from stop
 
 

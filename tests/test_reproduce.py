@@ -2,11 +2,17 @@
 
 import contextlib
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import ROOT
 
 import claims
 import config
@@ -14,7 +20,7 @@ import experiments
 import plots
 import reproduce
 import verdicts
-from utils import BadInput
+from utils import BadInput, read_lines
 from verdicts import Effect
 
 
@@ -129,6 +135,25 @@ def test_a_command_names_no_place_and_its_run_gets_them():
     flags = ["--checkpoints", *networks, "--data_dir", "here", "--eps", "4"]
     assert job.argv(args) == [*flags, "--out_dir", "SEED/RUNS", "--exp_name", "pgd", "--resume"]
     assert "here" not in job.content() and "RUNS/trained_0" in job.words()
+
+
+def test_a_signal_ends_its_workers_too(tmp_path):
+    command = [sys.executable, ROOT / "reproduce.py", "concentration", "--jobs", "2", "--out_dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--results", str(tmp_path)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    epochs = []  # of each run; before the first there is nothing to save
+    while process.poll() is None and (len(epochs) < 2 or min(epochs) < 1):
+        time.sleep(0.1)
+        epochs = [len(read_lines(path)) - 1 for path in tmp_path.glob("small/trained_*/log.jsonl")]
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[1] == "reproduce.py: stopped\n" and process.returncode == 130
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+    assert len(list(tmp_path.glob("small/trained_*/checkpoint_latest.pt"))) == 2
+    assert not (tmp_path / "small" / "trained_2").exists()
 
 
 def test_runs_that_are_complete_are_not_run_again(undrawn, tmp_path, capsys, monkeypatch):
