@@ -236,8 +236,8 @@ def planted(args):
     """Networks on frames whose class shows at known timesteps alone: {those: {kind: [last measurement of a seed]}}."""
     runs = {}
     for times in scale(args).planted_times:
-        flags = ("--planted_time", *map(str, times), *MEASURE_ALL, *scale(args).planted, "--seed", "SEED")
-        flags = ("--dataset", "planted", *flags)
+        which = ("--dataset", "planted", "--planted_time", *map(str, times))
+        flags = (*which, *MEASURE_ALL, *scale(args).planted, "--seed", "SEED")
         runs[times] = Job(f"controls_planted_{times[0]}-{times[-1]}_SEED", TRAIN, flags, "fisher")
     folders = with_each_seed(args, runs)
     return {

@@ -194,9 +194,9 @@ def perform_all(jobs, args):
         return
     # Ctrl-C reaches all processes: a run saves and stops, one that waits for work must not break the pool.
     ignore = (signal.SIGINT, signal.SIG_IGN)
-    before = signal.signal(signal.SIGTERM, stop_workers)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, spawn, signal.signal, ignore) as pool:
+    with contextlib.ExitStack() as after, ProcessPoolExecutor(args.jobs, spawn, signal.signal, ignore) as pool:
+        after.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, stop_workers))
         futures = [pool.submit(perform, job, args, threads) for job in todo]
         try:
             for future in tqdm(as_completed(futures), "runs", total=len(todo), leave=False, disable=None):
@@ -206,7 +206,6 @@ def perform_all(jobs, args):
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    signal.signal(signal.SIGTERM, before)
 
 
 def with_each_seed(args, jobs):

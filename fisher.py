@@ -6,8 +6,7 @@ For a network f with outputs o_1 .. o_T, the prediction after t steps is softmax
     IC  = sum_t t I_t / sum_t I_t                                                    (eq. 7)
 
 of "Exploring Temporal Information Dynamics in Spiking Neural Networks" (Kim et al., AAAI 2023). The norm is taken per
-sample, before the mean over samples. A flat profile gives IC = (T + 1) / 2. This file needs
-torch alone (2.9 or later):
+sample, before the mean over samples. A flat profile gives IC = (T + 1) / 2. This file needs torch alone (2.9 or later):
 
     from fisher import temporal_fisher
     norms = temporal_fisher(model, x, y)             # {parameter name: [T, N]}, any model(x) -> [T, N, classes]
