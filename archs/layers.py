@@ -89,26 +89,37 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class Recomputation:
-    """While a forward pass is done again, as often as that may be, BatchNorm does not count its batch twice."""
+    """While a part of a forward pass is done again, as often as that may be: each [(module, training)] has the mode of
+    the first time, and BatchNorm does not count its batch twice."""
+
+    def __init__(self, modes):
+        self.modes, self.changed = modes, []
 
     def __enter__(self):
         BatchNorm.recomputing += 1
+        self.changed = [module for module, training in self.modes if module.training != training]
+        self.switch()
 
     def __exit__(self, *exc):
         BatchNorm.recomputing -= 1
+        self.switch()
+
+    def switch(self):
+        for module in self.changed:
+            module.training = not module.training
 
 
-def forgetful(part, *inputs):
+def forgetful(modes, part, *inputs):
     """part(*inputs), whose activations are not kept for the backward pass, but computed there again from the inputs."""
-    context = {"context_fn": lambda: (nullcontext(), Recomputation()), "preserve_rng_state": False}
+    context = {"context_fn": lambda: (nullcontext(), Recomputation(modes)), "preserve_rng_state": False}
     return checkpoint(part, *inputs, use_reentrant=False, **context)
 
 
-def lean(part, *inputs):
+def lean(modes, part, *inputs):
     """`forgetful`, for what stands behind a convolution, BatchNorm and LIF, where that is a few hundredths of a step's
     time: behind many channels in full precision. Behind fast convolutions it would be up to half, so it is kept."""
     cheap = inputs[0].shape[2] >= MANY_CHANNELS and inputs[0].element_size() >= 4
-    return forgetful(part, *inputs) if cheap else kept(part, *inputs)
+    return forgetful(modes, part, *inputs) if cheap else kept(part, *inputs)
 
 
 def kept(part, *inputs):
@@ -117,9 +128,11 @@ def kept(part, *inputs):
 
 
 def memory_policy(network):
-    """How that network runs what stands behind a convolution, part(*inputs): one of the above."""
-    policies = {None: kept, False: lean, True: forgetful}
-    return policies[network.checkpoint_activations] if network.training else kept
+    """How that network runs what stands behind a convolution, run(part, *inputs): one of the above."""
+    if not network.training or network.checkpoint_activations is None or torch.compiler.is_compiling():
+        return kept  # who compiles the whole network has the compiler choose
+    modes = [(module, module.training) for module in network.modules()]
+    return partial(forgetful if network.checkpoint_activations else lean, modes)
 
 
 class SpikingSequential(nn.Sequential):
@@ -132,7 +145,7 @@ class SpikingSequential(nn.Sequential):
     def forward(self, x):
         x, part, run = time_first(x, self.timestep), [], memory_policy(self)
         for layer in self:
-            if isinstance(layer, BatchNorm) and run is not forgetful:
+            if isinstance(layer, BatchNorm) and not self.checkpoint_activations:
                 x, part = self.part(part, x), []
             part.append(layer)
             if isinstance(layer, LIF):

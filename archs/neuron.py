@@ -178,11 +178,12 @@ class LIF(nn.Module):
         self.compiled = torch.compile(type(self).loop, **options)
 
     def forward(self, x):
-        if not (self.compiled and self.training):
+        loop = LIF.loop if torch.compiler.is_compiling() else self.training and self.compiled
+        if not loop:
             return AllSteps.apply(x, self)
         channels_last = x.dim() == 5 and x[0].is_contiguous(memory_format=torch.channels_last)
         x = x.movedim(2, -1) if channels_last else x  # as it lies in memory
-        spikes = self.compiled(self, x.flatten(1)).view(x.shape)
+        spikes = loop(self, x.flatten(1)).view(x.shape)
         return spikes.movedim(-1, 2) if channels_last else spikes
 
     def extra_repr(self):

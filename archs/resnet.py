@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import nn
 
-from archs.layers import BatchNorm, Conv2d, forgetful, memory_policy, repeat_static, time_first
+from archs.layers import BatchNorm, Conv2d, memory_policy, repeat_static, time_first
 
 # name -> (stem channels, [(channels, blocks, stride of the first block), ...])
 PLANS = {
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
         x = run(self.start, self.conv1(time_first(x, self.timestep)))  # (T, N, C, H, W)
         for stage in self.stages:
             for block in self.get_submodule(stage):
-                x = forgetful(partial(block, run=run), x) if run is forgetful else block(x, run)
+                x = run(partial(block, run=run), x) if self.checkpoint_activations else block(x, run)
         return self.fc1(x.mean((3, 4)))  # (T, N, classes)
 
     def start(self, y):

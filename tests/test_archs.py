@@ -210,6 +210,23 @@ def test_a_training_step_is_differentiated_twice_and_with_frozen_batchnorm(froze
             torch.testing.assert_close(other, first, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_loss_is_differentiated_after_a_change_of_mode(again, monkeypatch):
+    monkeypatch.setattr(archs.layers, "MANY_CHANNELS", 1)
+    found = []
+    for evaluated in (False, True):
+        torch.manual_seed(0)
+        model = archs.build("resnet20", **SMALL, checkpoint_activations=again).double().train()
+        x = torch.rand(4, 2, 8, 8, dtype=torch.float64)
+        loss = model(x).square().sum()
+        if evaluated:
+            model.eval()(x)
+        found.append(torch.autograd.grad(loss, list(model.parameters())))
+        assert all(module.training != evaluated for module in model.modules())
+    for one, other in zip(*found):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 @pytest.mark.parametrize("static", [False, True])
 def test_compiled_neurons_are_the_neurons_in_any_memory_format(static):
@@ -226,6 +243,19 @@ def test_compiled_neurons_are_the_neurons_in_any_memory_format(static):
         assert results[0][0].stride() == results[1][0].stride()
         for one, other in zip(*results):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("arch, again", [("resnet20", True), ("vgg5", False)])
+def test_a_training_step_is_traced_as_one_graph(arch, again):
+    torch.manual_seed(0)
+    model = archs.build(arch, **SMALL, checkpoint_activations=again).double().to(memory_format=torch.channels_last)
+    x = torch.rand(4, 2, 8, 8, dtype=torch.float64)
+    found = []
+    for network in (model, torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")):
+        outputs = network(x)
+        found.append([outputs, *torch.autograd.grad(outputs.square().sum(), list(network.parameters()))])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 def test_a_copy_of_compiled_neurons_is_its_own(monkeypatch):
