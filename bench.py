@@ -280,7 +280,8 @@ def train(args, device):
                 how = dict(amp=precision == "bf16", compiled=compiled, memory_format=torch.channels_last)
                 ways[precision + name + ", compiled" * compiled] = way(model, **how)
     ways["step by step"] = way(StepByStep(model))
-    ways |= {name: way(with_neurons(model, make)) for name, make in foreign_neurons().items()}
+    for name, make in foreign_neurons().items():
+        ways[name] = way(with_neurons(model, make), memory_format=torch.channels_last)
     print(f"{args.arch}, width {args.width}, T = {args.timestep}, batch {args.samples} of 3x32x32, training step")
     table(compare(ways, args.repeats, device), "ms a step", "step by step", args.samples)
     print(f"{'way':<24}{'in convolutions':>16}{'TFLOP/s there':>15}")
