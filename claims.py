@@ -50,12 +50,25 @@ def page(args, claim):
 
 MOVED = 0.5  # of IC, that counts as moved with 8 timesteps or more
 KINDS = [("train", "data"), ("train", "model"), ("test", "data"), ("test", "model")]
+NO_MEMBRANES = "no gradient through membranes"
 MEASURE_ALL = ["--fisher_split", "train", "test", "--fisher_labels", "data", "model"]  # of KINDS
 
 
 def trained(args):
     """The plain training of each seed, measured on all of KINDS as it goes on: done, and its folders."""
     return with_each_seed(args, {"": command(args, "trained", TRAIN, *scale(args).measured, *MEASURE_ALL)})[""]
+
+
+def measured_again(args):
+    """The trained networks, measured in other ways: {which: [folder of seed 0, 1, ...]}."""
+    variants = {"instantaneous outputs": ("--fisher_prefix", "instant"),
+                NO_MEMBRANES: ("--detach_membrane",),
+                "the released estimator": ("--fisher_estimator", "release", *scale(args).release)}  # fmt: skip
+    jobs = {
+        name: Job(f"controls_{short(name)}_SEED", TRAIN, (*saved(args, "trained"), *flags), "fisher")
+        for name, flags in variants.items()
+    }
+    return with_each_seed(args, jobs)
 
 
 def measurements(folder, split="train", labels="data"):
@@ -67,6 +80,12 @@ def measurements(folder, split="train", labels="data"):
 def centre(curve):
     """The centroid of a curve [T]."""
     return centroid(torch.tensor(curve, dtype=torch.float64)).item()
+
+
+def divided(line, by, layer=None):
+    """The curve of a measurement, or of one of its layers, over another of its quantities, [T]."""
+    curves = line["layers"][layer] if layer else line["fisher"], line[by]
+    return quotient(*(torch.tensor(curve, dtype=torch.float64) for curve in curves)).tolist()
 
 
 def by_t(curves):
@@ -117,18 +136,23 @@ def concentration(args):
 def layers(args):
     """The concentration happens in every layer.
 
-    The rule of `concentration`, for the centroid of each layer.
+    The rule of `concentration`, for the centroid of each layer. Beside it stand the centroids, at the end, of the
+    layer's part of the gain, I_t / R_t, and of that without the gradient that goes from one timestep to another.
     """
     lines = [measurements(folder) for folder in trained(args)]
+    cut = [measurements(folder)[-1] for folder in measured_again(args)[NO_MEMBRANES]]
     flat, verdicts, panels = (lines[0][0]["timestep"] + 1) / 2, {}, {}
-    rows = ["| layer | IC, first epoch | IC at the end | share of the sum at the end |", "|---|---:|---:|---:|"]
+    heads = ("layer", "IC, first epoch", "IC at the end", "share of the sum at the end", "I_t / R_t", NO_MEMBRANES)
+    rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name in lines[0][0]["layers"]:
         curves = [[own[at]["layers"][name] for own in lines] for at in (0, -1)]
         first, last = ([centre(curve) for curve in ends] for ends in curves)
         share = [sum(own[-1]["layers"][name]) / sum(own[-1]["fisher"]) for own in lines]
-        rows.append(f"| {name} | {spread(first)} | {spread(last)} | {spread(share)} |")
+        ends = [own[-1] for own in lines]
+        gains = ([centre(divided(line, "prefix_residual", name)) for line in found] for found in (ends, cut))
+        rows.append(f"| {name} | {' | '.join(map(spread, (first, last, share, *gains)))} |")
         verdicts[name] = concentrates(first, last, flat)
-        panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t(ends) for at, ends in zip((0, -1), curves)}
+        panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t(curve) for at, curve in zip((0, -1), curves)}
     return verdicts, rows, [plots.panels(panels, page(args, "layers"), "timesteps t", "share of the layer's $I_t$")]
 
 
@@ -246,11 +270,6 @@ def planted(args):
     }
 
 
-def divided(line, by):
-    """The curve of a measurement over another of its quantities, [T]."""
-    return quotient(*(torch.tensor(line[key], dtype=torch.float64) for key in ("fisher", by))).tolist()
-
-
 def mean_gradient_share(curve, released, size):
     """Share [T] of the squared mean gradient in the released estimator: its curve, of batches of `size`, and I_t.
 
@@ -267,14 +286,7 @@ def controls(args):
     curve, with the 95 % interval of the seeds. R_t is the mean squared residual, |p - label|^2, of the predictions p.
     With planted information it holds if IC ends within 0.5 of the middle of the timesteps that show the class.
     """
-    folders = trained(args)
-    variants = {"instantaneous outputs": ("--fisher_prefix", "instant"),
-                "the released estimator": ("--fisher_estimator", "release", *scale(args).release)}  # fmt: skip
-    jobs = {
-        name: Job(f"controls_{short(name)}_SEED", TRAIN, (*saved(args, "trained"), *flags), "fisher")
-        for name, flags in variants.items()
-    }
-    again = with_each_seed(args, jobs)
+    folders, again = trained(args), measured_again(args)
     kinds = {kind: [measurements(folder, *kind)[-1] for folder in folders] for kind in KINDS}
     first = kinds["train", "data"]
     curves = {
@@ -287,6 +299,8 @@ def controls(args):
         "held-out, true Fisher": [line["fisher"] for line in kinds["test", "model"]],
         **{name: [measurements(folder)[-1]["fisher"] for folder in own] for name, own in again.items()},
     }
+    cut = [measurements(folder)[-1] for folder in again[NO_MEMBRANES]]
+    curves[f"{NO_MEMBRANES}: I_t / R_t"] = [divided(line, "prefix_residual") for line in cut]
     flat, verdicts = (len(first[0]["fisher"]) + 1) / 2, {}
     rows = [f"| control | IC at the end (flat: {flat}) | below flat |", "|---|---:|---:|"]
     for name, own in curves.items():

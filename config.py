@@ -76,7 +76,7 @@ TRAINING_FLAGS = {
 }  # fmt: skip
 # What a script does not read: it corrupts by its own flags, at several strengths; it runs fewer timesteps than T.
 UNUSED_FLAGS = {
-    "eval_snn_robustness": TRAINING_FLAGS | {"noisetype", "noise_level", "freqlevel", "freq_radius"},
+    "eval_snn_robustness": TRAINING_FLAGS | {"detach_membrane", "noisetype", "noise_level", "freqlevel", "freq_radius"},
     "prune_snn": {"noisetime", "lossskiptime", "prefix_time", "prefix_weight", "target_ic", "attack_prefix", "init",
                   "fisher_epochs", "fisher_split", "fisher_labels", "fisher_estimator", "fisher_prefix", "checkpoints"},
 }  # fmt: skip
@@ -210,6 +210,9 @@ def make_parser(script, description=None):
          help="slope of the surrogate; without it, the one at which its peak is 1 (atan: 2)")
     flag("--undecayed_input", action="store_true", help="the input is not divided by tau: h = v (1 - 1/tau) + x")
     flag("--undetached_reset", action="store_true", help="let the gradient flow through the reset too")
+    flag("--detach_membrane", action="store_true",
+         help="let no gradient flow through the membrane from one timestep to another, in training and measurement; a "
+              "saved model is measured as this command line says")
     flag("--init", metavar="CKPT", help="start from these weights: a checkpoint of this project or of the release")
 
     flag = group("training")

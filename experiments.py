@@ -67,6 +67,7 @@ SETTINGS = {
     "threshold 0.5": ["--threshold", "0.5"],
     "soft reset": ["--reset", "soft"],
     "triangle surrogate": ["--surrogate", "triangle"],
+    "no gradient through membranes": ["--detach_membrane"],
     "norm folded": ["--norm", "folded"],
     "adam": ADAM,
     "Poisson": ["--encode", "p"],

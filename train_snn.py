@@ -107,6 +107,7 @@ def build_model(args, dataset):
         surrogate_alpha=args.surrogate_alpha,
         decay_input=not args.undecayed_input,
         detach_reset=not args.undetached_reset,
+        detach_membrane=args.detach_membrane,
         checkpoint_activations=args.checkpoint_activations,
     ).to(dataset.labels.device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
 

@@ -48,7 +48,8 @@ class AllSteps(torch.autograd.Function):
         g[t] = slope[t] dL/ds[t] + a g[t+1] (1 - s[t])    of dL/dx, hard reset, detached
         g[t] = slope[t] dL/ds[t] + a g[t+1]               soft reset, detached
 
-    and without detaching, dL/ds[t] has the term -a c g[t+1] h[t] (soft: -a c g[t+1] threshold) in addition.
+    and without detaching, dL/ds[t] has the term -a c g[t+1] h[t] (soft: -a c g[t+1] threshold) in addition. With
+    `detach_membrane`, a counts as 0 here.
 
     With half-precision input, membranes and their gradient are single-precision, what is kept is half-precision.
     """
@@ -57,7 +58,7 @@ class AllSteps(torch.autograd.Function):
     def forward(ctx, x, lif):
         ctx.lif = lif
         work = torch.promote_types(x.dtype, torch.float32)
-        keep = ctx.needs_input_grad[0] and lif.reset == "hard" and not lif.detach_reset
+        keep = ctx.needs_input_grad[0] and lif.reset == "hard" and not (lif.detach_reset or lif.detach_membrane)
         v = torch.zeros_like(x[0], dtype=work)
         spikes = torch.empty_like(x)
         slopes = torch.empty_like(spikes) if ctx.needs_input_grad[0] else None
@@ -107,16 +108,17 @@ class AllSteps(torch.autograd.Function):
             s, slope, grad_t, g = spikes[t], slopes[t], grad[t], grad_x[t]
             if half:
                 s, g, grad_t = s.to(work), half[t % 2], half[t % 2].copy_(grad_t)
-            if lif.detach_reset:
+            if lif.detach_reset or lif.detach_membrane:
                 torch.mul(grad_t, slope, out=g)
             elif lif.reset == "hard":
                 torch.mul(later, membranes[0][t], out=room)
                 torch.sub(grad_t, room, alpha=ac, out=g).mul_(slope)
             else:
                 torch.sub(grad_t, later, alpha=ac * lif.threshold, out=g).mul_(slope)
-            if lif.reset == "hard":
-                later = torch.addcmul(later, later, s, value=-1, out=room)
-            g.add_(later, alpha=a)
+            if not lif.detach_membrane:
+                if lif.reset == "hard":
+                    later = torch.addcmul(later, later, s, value=-1, out=room)
+                g.add_(later, alpha=a)
             later = g
             if half:
                 grad_x[t] = g
@@ -131,7 +133,8 @@ class LIF(nn.Module):
         v[t] = h[t] (1 - s[t])                       (reset="soft": v[t] = h[t] - threshold s[t])
 
     The membrane v lives inside one call, so there is no state to reset. With `detach_reset` no gradient flows through
-    the s[t] of the last line. `surrogate_alpha` None is the slope at which the surrogate's peak is 1.
+    the s[t] of the last line; with `detach_membrane` none flows through v from one timestep to another (as in spatial
+    learning through time, Meng et al. 2023). `surrogate_alpha` None is the slope at which the surrogate's peak is 1.
 
     Raises ValueError for an unknown surrogate or reset, tau <= 1, threshold <= 0 or surrogate_alpha <= 0.
     """
@@ -145,6 +148,7 @@ class LIF(nn.Module):
         surrogate_alpha=None,
         decay_input=True,
         detach_reset=True,
+        detach_membrane=False,
     ):
         super().__init__()
         if surrogate not in SURROGATES:
@@ -153,12 +157,14 @@ class LIF(nn.Module):
             raise ValueError(f"unknown reset {reset!r}: choose from {', '.join(RESETS)}")
         self.tau, self.threshold, self.reset, self.surrogate = tau, threshold, reset, surrogate
         self.surrogate_alpha = PEAK_ONE_ALPHA[surrogate] if surrogate_alpha is None else surrogate_alpha
-        self.decay_input, self.detach_reset, self.compiled = decay_input, detach_reset, None
+        self.decay_input, self.detach_reset, self.detach_membrane = decay_input, detach_reset, detach_membrane
+        self.compiled = None
         if tau <= 1 or threshold <= 0 or self.surrogate_alpha <= 0:
             raise ValueError("an LIF neuron needs tau > 1, threshold > 0 and surrogate_alpha > 0")
 
     def step(self, v, x):
         """One timestep, line by line as above: membrane and input [N, ...] -> (spikes, membrane after reset)."""
+        v = v.detach() if self.detach_membrane else v
         h = v + (x - v) / self.tau if self.decay_input else v * (1 - 1 / self.tau) + x
         s = Spike.apply(h - self.threshold, SURROGATES[self.surrogate], self.surrogate_alpha)
         r = s.detach() if self.detach_reset else s

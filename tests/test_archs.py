@@ -144,11 +144,11 @@ def test_surrogates_are_their_formulas(name):
     torch.testing.assert_close(SURROGATES[name](u.clone(), alpha), formula)
 
 
-@pytest.mark.parametrize("options", list(product(*[(False, True)] * 2, ["hard", "soft"], SURROGATES)))
+@pytest.mark.parametrize("options", list(product(*[(False, True)] * 3, ["hard", "soft"], SURROGATES)))
 @pytest.mark.parametrize("static", [False, True])
 def test_all_steps_at_once_are_the_loop(options, static):
-    decay, detach, reset, surrogate = options
-    lif = LIF(tau=1.7, threshold=0.8, decay_input=decay, detach_reset=detach, reset=reset, surrogate=surrogate)
+    names = ("decay_input", "detach_reset", "detach_membrane", "reset", "surrogate")
+    lif = LIF(tau=1.7, threshold=0.8, **dict(zip(names, options)))
     x = (2 * torch.randn(1 if static else 5, 2, 3, 4, dtype=torch.float64)).requires_grad_()
     loop, fast = lif.loop(x.expand(5, -1, -1, -1)), lif(x.expand(5, -1, -1, -1))
     assert torch.equal(loop, fast)
@@ -278,6 +278,13 @@ def test_half_precision_has_the_spikes_of_single_precision_and_its_gradient_but_
     (wanted,) = torch.autograd.grad(expected, single, cotangent.float())
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), wanted, rtol=0.03, atol=0.03)
+
+
+def test_without_the_membranes_a_timestep_has_the_gradient_of_its_own_input_alone():
+    x = torch.full((3, 2), 0.9, dtype=torch.float64, requires_grad=True)
+    (carried,) = torch.autograd.grad(LIF()(x)[2].sum(), x)
+    (own,) = torch.autograd.grad(LIF(detach_membrane=True)(x)[2].sum(), x)
+    assert (carried > 0).all() and not own[:2].any() and torch.equal(own[2], carried[2])
 
 
 def test_the_gradient_of_a_spike_is_the_surrogate():

@@ -19,7 +19,7 @@ OTHER = {
     "arch": ["vgg5"], "width": ["0.2"], "layernum": ["3"], "timestep": ["3"], "norm": ["folded", "--layernum", "3"],
     "tau": ["4"],
     "threshold": ["0.5"], "reset": ["soft"], "surrogate": ["triangle"], "surrogate_alpha": ["3"], "undecayed_input": [],
-    "undetached_reset": [], "init": ["CHECKPOINT"],
+    "undetached_reset": [], "detach_membrane": [], "init": ["CHECKPOINT"],
     "epochs": ["3"], "batch_size": ["50"], "optimizer": ["adam"], "learning_rate": ["0.01"], "momentum": ["0.5"],
     "weight_decay": ["0.1"], "scheduler": ["none"], "lr_step": ["1", "--scheduler", "step"],
     "lr_gamma": ["0.5", "--scheduler", "step", "--lr_step", "1"], "warmup_epochs": ["1"], "label_smoothing": ["0.3"],

@@ -102,6 +102,7 @@ def test_every_arch_agrees_with_one_sample_at_a_time(arch, timestep, samples, fr
 @pytest.mark.parametrize(
     "neuron",
     [dict(reset="soft"), dict(decay_input=False), dict(detach_reset=False), dict(tau=4 / 3, threshold=0.5),
+     dict(detach_membrane=True),
      dict(surrogate="sigmoid"), dict(surrogate="triangle", surrogate_alpha=0.4), dict(norm="folded"),
      dict(surrogate="rectangle", surrogate_alpha=0.4)],
 )  # fmt: skip
