@@ -297,10 +297,12 @@ def controls(args):
         "true Fisher / R_t": [divided(line, "prefix_residual") for line in kinds["train", "model"]],
         "held-out samples": [line["fisher"] for line in kinds["test", "data"]],
         "held-out, true Fisher": [line["fisher"] for line in kinds["test", "model"]],
-        **{name: [measurements(folder)[-1]["fisher"] for folder in own] for name, own in again.items()},
     }
-    cut = [measurements(folder)[-1] for folder in again[NO_MEMBRANES]]
-    curves[f"{NO_MEMBRANES}: I_t / R_t"] = [divided(line, "prefix_residual") for line in cut]
+    for name, own in again.items():
+        lines = [measurements(folder)[-1] for folder in own]
+        curves[name] = [line["fisher"] for line in lines]
+        if name == NO_MEMBRANES:
+            curves[f"{name}: I_t / R_t"] = [divided(line, "prefix_residual") for line in lines]
     flat, verdicts = (len(first[0]["fisher"]) + 1) / 2, {}
     rows = [f"| control | IC at the end (flat: {flat}) | below flat |", "|---|---:|---:|"]
     for name, own in curves.items():
