@@ -159,12 +159,17 @@ def layers(args):
 # ---------------------------------------------------------------- claim: settings
 
 
+def ended(ics, flat):
+    """Cells of a table: centroids, and how far they are below that of a flat curve."""
+    return [spread(ics), f"{effect([flat - ic for ic in ics])}"]
+
+
 def settings(args):
     """The concentration is common: across architectures, T, neurons, norms, optimizers, encodings, amounts of data.
 
     The rule of `concentration`, for each setting. Beside it, at the end, stand the centroids of the mean squared
-    residual R_t of the predictions, of I_t / L_t and I_t / R_t, of the true Fisher information (with labels drawn from
-    the network), and of it divided by its own R_t (with these labels).
+    residual R_t of the predictions, of I_t / L_t and I_t / R_t (and of the latter in epoch 1), of the true Fisher
+    information (with labels drawn from the network), and of it divided by its own R_t (with these labels).
     """
     ends = (*ENDS, "--fisher_labels", "data", "model")
     runs = {}
@@ -179,7 +184,7 @@ def settings(args):
     verdicts, panels, points = {}, {}, {}
     heads = ["setting", "flat", "IC, epoch 1", "IC at the end", "centroid of R_t"]
     for name in ("I_t / L_t", "I_t / R_t", "true Fisher", "true Fisher / R_t"):
-        heads += [name, "below flat"]
+        heads += [f"{name}, epoch 1"] * (name == "I_t / R_t") + [name, "below flat"]
     heads += ["training loss", "test accuracy"]
     rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, own in folders.items():
@@ -190,10 +195,12 @@ def settings(args):
         flat = (lines[0][0]["timestep"] + 1) / 2
         losses = [log["train_loss"] for log in logs]
         residual = [centre(x[-1]["prefix_residual"]) for x in lines]
-        cells = [*map(spread, (first, last, residual))]
         ratios = {key: [x[-1][key] for x in lines] for key in ("ic_per_loss", "ic_per_residual")}
-        for ics in (*ratios.values(), *([line[key] for line in drawn] for key in ("ic", "ic_per_residual"))):
-            cells += [spread(ics), f"{effect([flat - ic for ic in ics])}"]
+        true = {key: [line[key] for line in drawn] for key in ("ic", "ic_per_residual")}
+        begun = [x[0].get("ic_per_residual", math.nan) for x in lines]  # runs of earlier revisions lack it
+        cells = [spread(ics) for ics in (first, last, residual)] + ended(ratios["ic_per_loss"], flat)
+        cells += [spread(begun), *ended(ratios["ic_per_residual"], flat)]
+        cells += [*ended(true["ic"], flat), *ended(true["ic_per_residual"], flat)]
         cells += [spread(losses, 3), spread([log["test_accuracy"] for log in logs], 3)]
         data = read_record(own[0] / ARGS_FILE)["args"]["dataset"]
         points[data, name] = {"loss": losses, "relative": [ic / flat for ic in last]}
@@ -333,7 +340,7 @@ def controls(args):
         why = f"IC ends {off} from the middle of those timesteps."
         verdicts[f"class at {which}"] = verdict([within(off, MOVED)]), why
         panels[f"class at {which}"] = {"end": by_t([line["fisher"] for line in own])}
-    return verdicts, rows, [plots.panels(panels, page(args, "controls"), "timesteps t", "share of $I_t$")]
+    return verdicts, rows, [plots.panels(panels, page(args, "controls"), "timesteps t", "share of the sum")]
 
 
 # ---------------------------------------------------------------- claim: loss

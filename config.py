@@ -168,7 +168,7 @@ def make_parser(script, description=None):
 
     # fmt: off
     flag = group("data")
-    flag("--dataset", choices=DATASETS, default="cifar10", help="data set; digits and fake need no file")
+    flag("--dataset", choices=DATASETS, default="cifar10", help="data set; digits, planted and fake need no file")
     flag("--data_dir", default="data", help="where torchvision's data sets are, or are downloaded to; for --dataset "
          "folder, where train/<class>/<image> and val/<class>/<image> are")
     flag("--data_file", metavar="X.NPZ", help="file of --dataset npz: arrays x_train, y_train, x_test, y_test")
@@ -359,6 +359,8 @@ def parse(script, argv=None, description=None):
         check_checkpoints(args)
         if args.dry_run:
             args.epochs = min(args.epochs, 2)
+            if getattr(args, "fisher_estimator", "exact") == "release":
+                args.fisher_batch = min(args.fisher_batch or args.batch_size, args.batch_size)  # there are two of these
             if script == "prune_snn":
                 args.rewind_epoch, args.final_rounds = min(args.rewind_epoch, 1), [1]
     except BadInput as error:

@@ -186,18 +186,22 @@ def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), x
     """Scatter of quantities against another, IC say, one panel each of `panels` {quantity: label}: small a seed, large
     their mean.
 
-    numbers {(kind, name): {quantity: [a value a seed]}}; a colour a name, a marker a kind. Returns the path.
+    numbers {(kind, name): {quantity: [a value a seed]}}; a colour a name, a marker a kind, and a number where
+    colours are too alike. Returns the path.
     """
     figure = Figure(figsize=(4.6 * len(panels) + 2.6, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     kinds, names = (list(dict.fromkeys(column)) for column in zip(*numbers))
     colours = dict(zip(names, shades(len(names)) if len(names) > 20 else (colormaps["tab20"](i) for i in range(20))))
     for axis, (quantity, text) in zip(axes, panels.items()):
-        for (kind, name), found in numbers.items():
-            style = dict(color=colours[name], marker="os^D"[kinds.index(kind)])
+        for number, ((kind, name), found) in enumerate(numbers.items(), 1):
+            style, called = dict(color=colours[name], marker="os^D"[kinds.index(kind)]), f"{name} ({kind})"
             axis.scatter(found[against[0]], found[quantity], s=9, alpha=0.5, lw=0, **style)
             mean = [sum(found[key]) / len(found[key]) for key in (against[0], quantity)]
-            axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=f"{name} ({kind})", **style)
+            if len(names) > 20:
+                called = f"{number} {called}"
+                axis.annotate(number, mean, xytext=(5, 2), textcoords="offset points", fontsize=6)
+            axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=called, **style)
         axis.set(xlabel=against[1], ylabel=text, xscale=xscale)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=6)
     return write(figure, path)

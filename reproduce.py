@@ -63,9 +63,10 @@ def main(argv=None):
                         help="runs at a time (default: on a CPU a core each, on a GPU 1)")  # fmt: skip
     parser.add_argument("--out_dir", default="runs/reproduce", help="where the run folders are")
     parser.add_argument("--results", default="results", help="where figures and tables go")
-    parser.add_argument("--data_dir", help="where CIFAR-10 is (data), for medium and paper, and for medium "
-                        "Fashion-MNIST; small does without them if this is not given")  # fmt: skip
-    parser.add_argument("--dry_run", action="store_true", help="every run tiny, on noise, in a temporary folder")
+    parser.add_argument("--data_dir", help="where CIFAR-10 is, or is downloaded to (default data), and for settings "
+                        "Fashion-MNIST; at --scale small these are left out if this is not given")  # fmt: skip
+    parser.add_argument("--dry_run", action="store_true",
+                        help="every run tiny, on noise, in a temporary folder, whatever --scale")  # fmt: skip
     args = parser.parse_args(argv)
     if args.claim == "list":
         for name, claim in CLAIMS.items():

@@ -469,7 +469,7 @@ def test_a_dry_run_does_everything_and_leaves_nothing(tmp_path, capsys):
     run(tmp_path, "--dry_run", "--epochs", "300", "--datanum", "200", flags=TINY)
     shown = capsys.readouterr().out
     assert not list(tmp_path.iterdir()) and "training.png" in shown and "after 2 epochs" in shown
-    run(tmp_path, "--dry_run", script="train_snn_fisherinfo", flags=TINY)
+    run(tmp_path, "--dry_run", "--fisher_estimator", "release", script="train_snn_fisherinfo", flags=TINY)
     assert not list(tmp_path.iterdir()) and "fisher.png" in capsys.readouterr().out
 
 
