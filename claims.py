@@ -197,9 +197,11 @@ def settings(args):
         residual = [centre(x[-1]["prefix_residual"]) for x in lines]
         ratios = {key: [x[-1][key] for x in lines] for key in ("ic_per_loss", "ic_per_residual")}
         true = {key: [line[key] for line in drawn] for key in ("ic", "ic_per_residual")}
-        begun = [x[0].get("ic_per_residual", math.nan) for x in lines]  # runs of earlier revisions lack it
+        begun = [
+            x[0]["ic_per_residual"] for x in lines if "ic_per_residual" in x[0]
+        ]  # runs of earlier revisions lack it
         cells = [spread(ics) for ics in (first, last, residual)] + ended(ratios["ic_per_loss"], flat)
-        cells += [spread(begun), *ended(ratios["ic_per_residual"], flat)]
+        cells += [spread(begun) if begun else "-", *ended(ratios["ic_per_residual"], flat)]
         cells += [*ended(true["ic"], flat), *ended(true["ic_per_residual"], flat)]
         cells += [spread(losses, 3), spread([log["test_accuracy"] for log in logs], 3)]
         data = read_record(own[0] / ARGS_FILE)["args"]["dataset"]
