@@ -21,19 +21,21 @@ which the squared norm of every sample's gradient follows without forming a batc
     bias                   || sum_p d_p ||^2
 
 with p over the timesteps, positions and calls that one sample has in the layer: the sum comes before the square. Which
-rows of a call belong to which sample is found out by experiment, not assumed. A parameter used in any other way is
-measured by the slow path, one sample at a time.
+rows of a call belong to which sample is found out by experiment with a few samples, not assumed, and checked in every
+batch. A parameter used in any other way is measured by the slow path, one sample at a time.
 """
 
 import math
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
@@ -122,15 +124,13 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None):
     Returns {parameter name: [T, N]} for the parameters that require a gradient; summed over names and averaged over N
     it is I_t. The model, its .grad and its mode are left as they were.
 
-    The batched way holds for models that do the same with every batch. Uses of a parameter that it does not cover are
-    recognised, by comparison with an ordinary gradient among others, and measured one sample at a time, with a warning.
-    What cannot be recognised is a model that reorders its samples by their content.
+    Uses of a parameter that the batched way does not cover are recognised, by comparison with an ordinary gradient
+    among others, and measured one sample at a time, with a warning.
 
-    Raises ValueError if a BatchNorm layer is in train mode, where one sample's gradient depends on the others, or for
-    no samples.
+    Raises ValueError if a BatchNorm or Dropout layer is in train mode, where a sample's gradient depends on the others
+    or on chance, for no samples, or another number of labels.
     """
-    if len(x) == 0:
-        raise ValueError("there are no samples to measure")
+    _check_labels(x, y)
     estimator = TemporalFisher(model, prefix)
     chunk = chunk or estimator.chunk(x)
     parts = [estimator(*part) for part in zip(x.split(chunk), y.split(chunk, -1))]
@@ -154,6 +154,8 @@ class TemporalFisher:
         """The _Probe for batches of that many samples, made with the first samples of x. It has another number of
         them: rows that do not grow with the samples show only so."""
         for name, module in self.model.named_modules():
+            if isinstance(module, _DropoutNd) and module.training and module.p:
+                raise ValueError(f"Dropout layer {name} is in train mode: call model.eval() first")
             if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
                 raise ValueError(
                     f"BatchNorm layer {name} uses batch statistics, which mix samples: call model.eval() first"
@@ -172,6 +174,7 @@ class TemporalFisher:
         return -(-len(x) // -(-len(x) // most))
 
     def __call__(self, x, y):
+        _check_labels(x, y)
         if not self.params:
             return {}
         probe = self.probe(x, len(x))
@@ -196,6 +199,7 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
     With more than one sample this is not the Fisher information: gradients cancel in the mean, and what is left shrinks
     with the batch. It is what the paper's released script prints (RELEASE_BATCH), for comparison with its curves.
     """
+    _check_labels(x, y)
     params = {name: p for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names)}
     norms = {name: [] for name in params}
     with torch.enable_grad():
@@ -204,8 +208,22 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
             for t, loss in enumerate(losses, 1):
                 grads = torch.autograd.grad(loss, params.values(), retain_graph=t < len(losses), allow_unused=True)
                 for name, grad in zip(params, grads):
-                    norms[name].append(loss.new_zeros(()) if grad is None else grad.square().sum())
+                    norms[name].append(loss.new_zeros(()) if grad is None else _square(grad))
     return {name: torch.stack(values).view(-1, len(losses)).T for name, values in norms.items()}
+
+
+def _check_labels(x, y):
+    """Raise ValueError if there are no samples, or not a label for each."""
+    if len(x) == 0:
+        raise ValueError("there are no samples to measure")
+    if y.shape[-1] != len(x):
+        raise ValueError(f"{len(x)} samples need labels [N] or [T, N], not {list(y.shape)}")
+
+
+def _square(gradient):
+    """Squared norm of one gradient, read once."""
+    gradient = gradient.to_dense()  # of an embedding, say
+    return torch.linalg.vector_norm(gradient.reshape(*gradient.shape[:1], -1), dim=-1).square().sum()
 
 
 # ---------------------------------------------------------------- noting the calls
@@ -267,6 +285,8 @@ class _Live(torch.autograd.Function):
     def backward(ctx, d):
         if not ctx.needs_input_grad[0]:
             return (None,) * 7
+        if torch.is_grad_enabled():  # a gradient within the model, which is differentiated again
+            return ctx.run(d, None, *ctx.saved_tensors), *(None,) * 6
         rows, last = _live_rows(d, ctx.block), ctx.rows
         ctx.rows = rows
         kept = [a[:rows] for a in ctx.saved_tensors]
@@ -342,7 +362,7 @@ class _Tape(TorchFunctionMode):
 
     def linear(self, input, weight, bias=None):
         """F.linear: input [..., C]."""
-        plain = weight.dim() == 2 and (bias is None or len(bias) == len(weight))
+        plain = weight.dim() == 2 and (bias is None or bias.shape == weight.shape[:1])
         if input.dim() < 2 or not plain or not self.matters(input, weight, bias):
             return None
         z, rows = F.linear(input, weight, bias), input.detach().flatten(0, -2).unsqueeze(2)  # (R, C, 1)
@@ -352,7 +372,9 @@ class _Tape(TorchFunctionMode):
     def batch_norm(self, a, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
         """F.batch_norm: a [R, C, ...]."""
         if training or mean is None:
-            raise ValueError("batch_norm with batch statistics mixes samples: call model.eval() first")
+            if len(a) > 1:
+                raise ValueError("batch_norm with batch statistics mixes samples: call model.eval() first")
+            return None  # of a weight that is standardised, say
         if not self.matters(a, weight, bias):
             return None
 
@@ -382,8 +404,13 @@ class _Tape(TorchFunctionMode):
         return z, self.note(z, weight, bias, rows, math.prod(shape), xhat=F.layer_norm(a.detach(), shape, eps=eps))
 
     def run(self, a, weight, bias, forward, backward, keep=False):
-        """forward(a, weight, bias), in a backward pass once the layouts are known as `_Live` tells."""
-        if self.blocks is None:
+        """forward(a, weight, bias), in a backward pass once the layouts are known as `_Live` tells.
+
+        Not where others look at what is saved, as torch.utils.checkpoint does, which compares it with what the layer
+        itself saves when it runs again; nor inside a transform of torch.func, which needs another kind of function.
+        """
+        watched = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        if self.blocks is None or watched or torch._C._are_functorch_transforms_active():
             return forward(a, weight, bias)
         block = self.blocks[len(self.calls)] if len(self.calls) < len(self.blocks) else None
         return _Live.apply(a, weight, bias, forward, backward, keep, block or len(a))
@@ -392,7 +419,10 @@ class _Tape(TorchFunctionMode):
         if not z.requires_grad:  # inside a transform of torch.func, whose graph is another
             self.other.update({self.name(weight), self.name(bias)} - {None})
             return None
-        return _Call(self.name(weight), self.name(bias), get_gradient_edge(z), rows, channels, **kind)
+        # A view, as of a linear layer, is replaced in the graph by what is done to it in place; its base is not.
+        whole = z._is_view() and z._base.numel() == z.numel() and z._base.grad_fn is not None
+        edge = get_gradient_edge(z._base if whole else z)
+        return _Call(self.name(weight), self.name(bias), edge, rows, channels, **kind)
 
     def matters(self, a, weight, bias):
         """Whether the call is to be noted: it has a measured weight or bias in its own place, and a graph is built."""
@@ -430,6 +460,7 @@ class _Probe:
     """What the batched way needs to know of a model."""
 
     layouts: list  # of each call (A, B), the row of sample n being (a N + n) B + b; None where it is not known
+    connected: list  # of each call, whether the outputs depend on it
     slow: set  # names of the parameters that it does not cover
     other: set  # names of the parameters that are used outside of layers
     bytes: int  # memory that one sample needs
@@ -454,26 +485,29 @@ def _probe(model, x, params, samples):
     The outputs of the first sample give signals to its own rows alone, and the norms that follow from them must be
     those of the ordinary gradients, for the other samples zero.
     """
-    fits = None
+    fits = connected = None
     for first in range(min(4, len(x))):  # further tries only while a layer with dead neurons leaves a doubt
         index = [first] + [(first + 1) % len(x)] * (samples - 1)
-        tape, outputs = _run(model, x[index], params)
+        kept = {}  # {place: bytes} of what the graph keeps
+        with torch.autograd.graph.saved_tensors_hooks(partial(_weigh, kept), lambda tensor: tensor):
+            tape, outputs = _run(model, x[index], params)
         calls = tape.calls
         cotangent = torch.randn(outputs[:, 0].shape, generator=torch.Generator().manual_seed(first)).to(outputs)
         targets = [call.edge for call in calls] + list(params.values())
         found = torch.autograd.grad(outputs[:, 0], targets, cotangent, allow_unused=True)
         signals, gradients = found[: len(calls)], dict(zip(params, found[len(calls) :]))
         fits = fits or [_factors(call.rows, samples) for call in calls]
-        for call, fit, d in zip(calls, fits, signals):
-            if d is None:  # nothing depends on this call
-                del fit[1:]
+        connected = connected or [False] * len(calls)
+        for number, (call, fit, d) in enumerate(zip(calls, fits, signals)):
+            if d is None or not d.numel():  # nothing depends on this call
                 continue
+            connected[number] = True
             alive = d.reshape(call.rows, -1).abs().amax(1) != 0
             owner = torch.arange(call.rows, device=d.device)
             fit[:] = [(outer, inner) for outer, inner in fit if not alive[owner // inner % samples != 0].any()]
-        if all(len(fit) <= 1 for fit in fits):
+        if all(len(fit) <= 1 or not seen for fit, seen in zip(fits, connected)):
             break
-    layouts = [fit[0] if len(fit) == 1 else None for fit in fits]
+    layouts = [fit[0] if len(fit) == 1 and seen else None for fit, seen in zip(fits, connected)]
     # Several ways to lay out a call that stayed silent are no harm yet: `_measure` looks whether it stays so.
     unknown = set().union(*(call.names for call, fit in zip(calls, fits) if not fit))
     unseen = params.keys() - set().union(*(call.names for call in calls))
@@ -481,7 +515,7 @@ def _probe(model, x, params, samples):
     slow = {name for name in tape.other | unknown | unseen | hooked if gradients[name] is not None}
     weights, biases = _by_parameter(calls, layouts, params.keys() - slow - unseen, samples)
     norms = _norms(weights, biases, [_alive(*each, samples) for each in zip(signals, calls, layouts)], {})
-    precision = {torch.float64: 1e-8, torch.float32: 1e-3}.get(outputs.dtype, 0.1)
+    precision = _precision(outputs.dtype)
     lengths = {name: outputs.new_zeros(()) if g is None else _square(g).sqrt() for name, g in gradients.items()}
     total = sum(length.square() for length in lengths.values()).sqrt()
     for name, length in lengths.items():
@@ -493,7 +527,22 @@ def _probe(model, x, params, samples):
     grams = sum(_positions(uses) ** 2 for uses in weights.values() if _gram_pays(uses, len(outputs)))
     signal = sum(0 if d is None else d.numel() for d in signals) // samples
     largest = max(p.numel() for p in params.values())
-    return _Probe(layouts, slow, tape.other, (6 * signal + grams + 2 * largest + 1) * outputs.element_size())
+    passes = max(6 * signal * outputs.element_size(), 2 * sum(kept.values()) // samples)
+    each = passes + (grams + 2 * largest + 1) * outputs.element_size()
+    return _Probe(layouts, connected, slow, tape.other, each)
+
+
+def _weigh(kept, tensor):
+    """Note the bytes of a tensor that the graph keeps, those of a parameter aside; gives the tensor."""
+    if not tensor.is_leaf or not tensor.requires_grad:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+    return tensor
+
+
+def _precision(dtype):
+    """To which share numbers of that type that are computed in two ways agree."""
+    return {torch.float64: 1e-8, torch.float32: 1e-3}.get(dtype, 0.1)
 
 
 def _run(model, x, params, blocks=None):
@@ -503,6 +552,8 @@ def _run(model, x, params, blocks=None):
     if not isinstance(outputs, torch.Tensor) or outputs.dim() != 3 or outputs.shape[1] != len(x):
         form = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
         raise ValueError(f"model(x) must give outputs [T, N, classes]; it gave {form} for {len(x)} samples")
+    if not outputs.requires_grad:
+        raise ValueError("model(x) gives outputs without a graph to its parameters: is it under torch.no_grad()?")
     return tape, outputs
 
 
@@ -579,23 +630,62 @@ def _measure(model, x, y, prefix, params, probe):
         *(call.names for call in tape.calls if call.a is not None and call.a._version != call.version)
     )
     covered = params.keys() - probe.slow - (tape.other - probe.other) - overwritten
-    weights, biases = _by_parameter(tape.calls, probe.layouts, covered, samples)
     losses = prefix_losses(outputs, y, prefix)  # (T, N)
+    noted = set().union(*(call.names for call in tape.calls))
+    doubtful = [name for name in covered if name in tape.other or name not in noted]
+    if doubtful:  # the outputs did not depend on them in the probe
+        found = torch.autograd.grad(losses.sum(), [params[n] for n in doubtful], retain_graph=True, allow_unused=True)
+        covered = covered - {name for name, gradient in zip(doubtful, found) if gradient is not None}
+    weights, biases = _by_parameter(tape.calls, probe.layouts, covered, samples)
     grams = {name: _gram(uses) for name, uses in weights.items() if _gram_pays(uses, len(losses))}
     norms = {name: params[name].new_zeros(losses.shape) for name in covered}
-    edges = [call.edge for call in tape.calls]
-    for t in reversed(range(len(losses) if edges else 0)):
-        try:
-            signals = torch.autograd.grad(losses[t].sum(), edges, retain_graph=t > 0, allow_unused=True)
-        except CheckpointError:
-            return {}  # the model recomputes its convolutions in the backward pass, where they are not noted
-        for d, call, layout in zip(signals, tape.calls, probe.layouts):
-            if layout is None and d is not None and d.count_nonzero():
-                covered = covered - call.names
-        signals = [_alive(*each, samples) for each in zip(signals, tape.calls, probe.layouts)]
-        for name, values in _norms(weights, biases, signals, grams).items():
-            norms[name][t] = values
+    edges, seen = [call.edge for call in tape.calls], [False] * len(tape.calls)
+    if not edges:
+        return norms
+    try:
+        last, misplaced = _last_signals(losses, prefix, tape.calls, edges, probe.layouts)
+        covered = covered - misplaced
+        for t in reversed(range(len(losses))):
+            signals, last = (
+                last or torch.autograd.grad(losses[t].sum(), edges, retain_graph=t > 0, allow_unused=True),
+                None,
+            )
+            for number, (d, call, layout) in enumerate(zip(signals, tape.calls, probe.layouts)):
+                seen[number] |= d is not None
+                if layout is None and d is not None and d.count_nonzero():
+                    covered = covered - call.names
+            signals = [_alive(*each, samples) for each in zip(signals, tape.calls, probe.layouts)]
+            for name, values in _norms(weights, biases, signals, grams).items():
+                norms[name][t] = values
+    except CheckpointError:
+        return {}  # the model recomputes its convolutions in the backward pass, where they are not noted
+    for call, before, now in zip(tape.calls, probe.connected, seen):
+        if before and not now:
+            covered = covered - call.names  # something was done to its output that the edge does not know of
     return {name: norms[name] for name in covered}
+
+
+def _last_signals(losses, prefix, calls, edges, layouts):
+    """Signals of the longest prefix, or None, and the names of parameters whose rows are not of the samples that the
+    layouts say: with the losses [T, N] scaled sample by sample, signals must be scaled as their samples are."""
+    samples = losses.shape[1]
+    if samples == 1:
+        return None, set()
+    total = losses[-1] if prefix == "cumulative" else losses.sum(0)  # which every call has a part in
+    plain = torch.autograd.grad(total.sum(), edges, retain_graph=True, allow_unused=True)
+    plain = [None if d is None else d.clone() for d in plain]  # `_Live` has one place for each
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).to(losses.device)
+    scale = 2.0 ** (order % 8 - 4)  # exact in any precision; few neighbours have the same
+    scaled = torch.autograd.grad((total * scale).sum(), edges, retain_graph=True, allow_unused=True)
+    misplaced = set()
+    for d, of_scaled, call, layout in zip(plain, scaled, calls, layouts):
+        if d is not None and layout is not None:
+            outer, inner = layout
+            wanted = d.reshape(outer, samples, inner, -1) * scale.to(d.dtype).view(1, samples, 1, 1)
+            off = (of_scaled.reshape(wanted.shape) - wanted).abs().amax(3)
+            if not (off <= _precision(d.dtype) * wanted.abs().amax(3)).all():
+                misplaced |= call.names
+    return (plain if prefix == "cumulative" else None), misplaced
 
 
 def _norms(weights, biases, signals, grams):
@@ -646,11 +736,6 @@ def _norm_by_gradient(pairs):
             gradient = gradient + conv_weight(a, use.call.weight_shape, d, *use.call.options)
         norms.append(_square(gradient))
     return torch.stack(norms)
-
-
-def _square(gradient):
-    """Squared norm of one gradient, read once."""
-    return torch.linalg.vector_norm(gradient.reshape(*gradient.shape[:1], -1), dim=-1).square().sum()
 
 
 def _norm_by_gram(uses, signals, gram):

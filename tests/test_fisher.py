@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import archs
 import fisher
 from fisher import (
+    TemporalFisher,
     centroid,
     centroid_interval,
     draw_labels,
@@ -247,6 +248,35 @@ def assigned(m, x):
     return z + m.a(x).tanh()
 
 
+def gated(m, x):
+    """Sample 3 alone makes the outputs depend on b and g."""
+    z, h, gate = m.a(x), m.b(x) * m.g.exp(), (x > 3).any(-1, keepdim=True)
+    return torch.where(gate, z + h, z) if gate.any() else z
+
+
+def ordered(order):
+    """The samples go through a layer in that order."""
+
+    def function(m, x):
+        index = order(x)
+        return m.a(x[:, index]).tanh()[:, index.argsort()]
+
+    return function
+
+
+def chosen(m, x):
+    """One expert takes the rows of sample 3 alone."""
+    z, rows = m.a(x).tanh(), x[..., 0] > 3
+    return z.index_put((rows,), z[rows] + m.b(x[rows]))
+
+
+def inner(m, x):
+    """The gradient of an energy."""
+    h = m.a(x).flatten(0, 1).unsqueeze(-1).expand(-1, -1, 3)
+    (gradient,) = torch.autograd.grad(m.c(h).tanh().sum(), h, create_graph=True)
+    return m.a(x) + gradient.mean(-1).unflatten(0, x.shape[:2])
+
+
 def traced():
     layer = nn.Linear(6, 6)
     return dict(
@@ -279,6 +309,27 @@ ODD = {
     "recomputed": (lambda m, x: checkpoint(lambda v: m.c(v.permute(1, 2, 0)), m.a(x).tanh(), use_reentrant=False)
                    .permute(2, 0, 1), lambda: dict(a=nn.Linear(5, 6), c=nn.Conv1d(6, 6, 3, padding=1))),
     "mapped": (lambda m, x: torch.vmap(m.a)(x), lambda: dict(a=nn.Linear(5, 6))),
+    "mapped convolution": (lambda m, x: torch.vmap(m.c)(m.a(x).unsqueeze(3).expand(-1, -1, -1, 3)).mean(3),
+                           lambda: dict(a=nn.Linear(5, 6), c=nn.Conv1d(6, 6, 3, padding=1))),
+    "normalised, then recomputed": (
+        lambda m, x: checkpoint(lambda v: m.n(v.flatten(0, 1)).tanh().unflatten(0, v.shape[:2]), m.a(x),
+                                use_reentrant=False), lambda: dict(a=nn.Linear(5, 6), n=nn.BatchNorm1d(6))),
+    "changed in place": (lambda m, x: F.relu(m.a(x), inplace=True), lambda: dict(a=nn.Linear(5, 6))),
+    "connected by some data only": (gated, lambda: dict(a=nn.Linear(5, 6), b=nn.Linear(5, 6),
+                                                        g=nn.Parameter(torch.ones(6)))),
+    "in order of position": (ordered(lambda x: torch.cat([torch.arange(i, x.shape[1], 2) for i in (0, 1)])),
+                             lambda: dict(a=nn.Linear(5, 6))),
+    "in order of content": (ordered(lambda x: x[1, :, 1].argsort()), lambda: dict(a=nn.Linear(5, 6))),
+    "in another order, silent at first": (
+        lambda m, x: m.a(x) + m.b(x.flip(1)).flip(1) * torch.relu(x[..., :1] - 3),
+        lambda: dict(a=nn.Linear(5, 6), b=nn.Linear(5, 6))),
+    "without rows at first": (chosen, lambda: dict(a=nn.Linear(5, 6), b=nn.Linear(5, 6))),
+    "standardised weight": (lambda m, x: F.linear(x, F.batch_norm(m.a.weight[None], None, None, training=True)[0]),
+                            lambda: dict(a=nn.Linear(5, 6, bias=False))),
+    "differentiated within": (inner, lambda: dict(a=nn.Linear(5, 6), c=nn.Conv1d(6, 6, 3, padding=1))),
+    "sparse": (lambda m, x: m.e((x[..., 0] > 0).long()), lambda: dict(e=nn.Embedding(2, 6, sparse=True))),
+    "bias that is a number": (lambda m, x: F.linear(x, m.w, m.c),
+                              lambda: dict(w=nn.Parameter(torch.randn(6, 5)), c=nn.Parameter(torch.tensor(0.5)))),
 }  # fmt: skip
 
 
@@ -287,7 +338,7 @@ ODD = {
 @pytest.mark.parametrize("chunk", [2, None])
 def test_odd_uses_of_a_layer_are_recognised(name, chunk):
     function, layers = ODD[name]
-    model, x = Function(function, **layers()), torch.randn(5, 4, 5).clamp(-2, 2)
+    model, x = Function(function, **layers()).eval(), torch.randn(5, 4, 5).clamp(-2, 2)
     x[3, 0, 0] = 9
     y = torch.arange(5) % 3
     with warnings.catch_warnings():
@@ -347,6 +398,40 @@ def test_batch_statistics_are_refused_with_the_cure():
     model = archs.build("vgg5", timestep=2, num_classes=3, image_size=8, width=0.1)
     with pytest.raises(ValueError, match=r"bn1 .*model\.eval\(\)"):
         temporal_fisher(model, torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))
+
+
+def test_a_complex_gradient_has_a_real_norm():
+    weight = nn.Parameter(torch.randn(5, dtype=torch.complex128))
+    model = Function(lambda m, x: m.b((x * m.w).abs()), w=weight, b=nn.Linear(5, 6)).eval()
+    x, y = torch.randn(2, 3, 5), torch.tensor([0, 1])
+    (grad,) = torch.autograd.grad(F.cross_entropy(model(x[:1])[:, 0].mean(0), y[0]), weight)
+    with pytest.warns(UserWarning, match="w"):
+        found = temporal_fisher(model, x, y)["w"][2, 0]
+    torch.testing.assert_close(found, (grad * grad.conj()).real.sum())
+
+
+def test_memory_of_what_is_between_layers_counts():
+    """Attention keeps a number for each two tokens."""
+
+    def attention(m, x):
+        tokens = x.transpose(0, 1)
+        return ((tokens @ tokens.mT).softmax(-1) @ m.a(tokens)).transpose(0, 1)
+
+    model = Function(attention, a=nn.Linear(5, 6)).eval()
+    few, many = (TemporalFisher(model).probe(torch.randn(2, tokens, 5), 3).bytes for tokens in (100, 400))
+    assert 12 < many / few < 20 and many > 400**2 * 8
+
+
+def test_chance_missing_labels_and_a_missing_graph_are_refused():
+    model, x = Function(lambda m, x: m.drop(m.a(x)), a=nn.Linear(5, 6), drop=nn.Dropout()), torch.randn(4, 2, 5)
+    with pytest.raises(ValueError, match=r"Dropout layer drop .*model\.eval\(\)"):
+        temporal_fisher(model, x, torch.arange(4) % 3)
+    for measure in (temporal_fisher, one_by_one):
+        with pytest.raises(ValueError, match=r"4 samples need labels .* not \[2\]"):
+            measure(model.eval(), x, torch.tensor([0, 1]))
+    model.forward = torch.no_grad()(model.forward)
+    with pytest.raises(ValueError, match="no_grad"):
+        temporal_fisher(model, x, torch.arange(4) % 3)
 
 
 def test_outputs_of_another_form_are_refused():
