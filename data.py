@@ -5,8 +5,12 @@ A set is two `ImageSet`s, made by `load`. Values are in [0, 1] where they are st
 channel by channel with the training set's mean and standard deviation.
 """
 
+import atexit
 import fcntl
+import functools
 import math
+import multiprocessing
+import signal
 import sys
 from collections import deque
 from copy import copy
@@ -19,7 +23,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from archs import SMALLEST_IMAGE
-from utils import BadInput, seed_all
+from utils import BadInput, let_go, seed_all
 
 # name -> (padding of the random crop, random horizontal flip)
 AUGMENT = {
@@ -57,7 +61,7 @@ class Files:
 
         steps = [transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()]
         try:
-            self.files = folder(root, transforms.Compose(steps))
+            self.files = folder(root, transforms.Compose(steps), loader=read_image)
         except (OSError, RuntimeError) as error:
             raise BadInput(f"--dataset folder needs images in {root}/<class>/: {error}") from error
         self.labels = torch.tensor(self.files.targets)
@@ -86,7 +90,14 @@ class Files:
         """Decode batches, each a list of positions."""
         lists = [self.chosen[batch.cpu()].tolist() for batch in batches]
         options = dict(num_workers=self.workers, pin_memory=torch.device(self.device or "cpu").type == "cuda")
-        return iter(DataLoader(Decoder(self.files), batch_sampler=lists, collate_fn=stack_images, **options))
+        options |= dict(collate_fn=stack_images, worker_init_fn=let_go)
+        end_workers_at_exit()
+        # Workers inherit what is blocked: a signal to all processes must not end them before this one has saved.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            return iter(DataLoader(Decoder(self.files), batch_sampler=lists, **options))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def expect(self, batches):
         """These batches are asked for next, in that order."""
@@ -101,6 +112,22 @@ class Files:
         if isinstance(images, BadInput):
             raise images
         return images.to(self.device, non_blocking=True)
+
+
+@functools.cache
+def end_workers_at_exit():
+    """They do not hear the signal that multiprocessing ends them with."""
+    atexit.register(lambda: [worker.kill() for worker in multiprocessing.active_children()])
+
+
+def read_image(path):
+    """An image file as RGB. Raises ValueError for 16 bits a pixel, which would be cut off at 255."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.mode.startswith("I"):
+            raise ValueError("it has 16 bits a pixel or more: convert it to 8")
+        return image.convert("RGB")
 
 
 class Decoder:

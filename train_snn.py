@@ -64,6 +64,7 @@ from utils import (
 
 SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and timestep
 CHECK_EVERY = 50  # steps between looks at the loss: a look waits for the device
+STOP_WITHIN = 5  # seconds, in which several processes hear a signal
 
 
 def epoch_start():
@@ -245,7 +246,8 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
     first_bad = torch.tensor(len(batches), device=device)
     todo = batches[at["step"] :]
     train_set.expect(todo, [own_part(len(batch)) for batch in todo])
-    seen, start = at["images"], time.perf_counter()
+    seen, begun, start = at["images"], at["step"], time.perf_counter()
+    look = begun + (CHECK_EVERY if processes() == 1 else 1)  # the step after which sums are read and signals heard
     for step in tqdm(range(at["step"], len(batches)), f"epoch {epoch}", disable=no_bar(), leave=False):
         seed_all(args.seed, "step", epoch, step)
         part = own_part(len(batches[step]))
@@ -266,8 +268,11 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
         correct += (outputs.detach().mean(0).argmax(1) == y).sum()
         at["step"], at["images"] = step + 1, at["images"] + len(batches[step])
         alone = stop.requested and processes() == 1
-        if alone or at["step"] % CHECK_EVERY == 0 or at["step"] == len(batches):
-            bad, loss_sums, corrects = zip(*of_all((first_bad.item(), loss_sum.cpu(), correct.cpu())))
+        if alone or at["step"] == look or at["step"] == len(batches):
+            pace = (time.perf_counter() - start) / (at["step"] - begun)
+            paces, bad, loss_sums, corrects = zip(*of_all((pace, first_bad.item(), loss_sum.cpu(), correct.cpu())))
+            # Several processes hear a signal here alone: every few seconds.
+            look += CHECK_EVERY if processes() == 1 else max(1, min(CHECK_EVERY, int(STOP_WITHIN / max(paces))))
             check_finite(float("nan") if min(bad) < len(batches) else 0, epoch, min(bad) + 1)
             at["loss"], at["correct"] = sum(loss_sums), sum(corrects)
             stop.check(together=True)
@@ -291,6 +296,8 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
     if args.test_samples:
         seed_all(0, "subset")  # the same for every --seed
         test_set = test_set.subset(torch.randperm(len(test_set))[: args.test_samples])
+    if processes() > 1 and min(args.batch_size, len(train_set)) < 2 * processes():
+        raise BadInput(f"{processes()} processes need --batch_size and training samples of {2 * processes()} or more")
     if args.compile:
         compile_neurons(model)
     optimizer = make_optimizer(args, model)

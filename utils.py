@@ -29,6 +29,15 @@ class BadInput(Exception):
     """What the user gave cannot be used. The message says what is wrong and what to do, in one line."""
 
 
+held = set()  # descriptors of the folders that are locked
+
+
+def let_go(*_):
+    """In a worker process, which inherits them: it must not hold a folder when its parent is gone."""
+    for descriptor in held:
+        os.close(descriptor)
+
+
 class Stopped(Exception):
     """Ctrl-C or SIGTERM: the work so far is saved. `signal` is its number."""
 
@@ -89,6 +98,9 @@ def keep_freed_memory():
 def join_processes():
     """Under torchrun, meet the other processes. The first one alone writes and prints."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        missing = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
+        if missing:
+            raise BadInput(f"WORLD_SIZE is set, but not {min(missing)}: start several processes by torchrun")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
@@ -155,6 +167,7 @@ class Run:
         try:
             (self.folder / "figures").mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.folder, os.O_RDONLY)
+            held.add(self.lock)
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until close, or the end of the process
                 self.start(args, device, resume)
@@ -184,7 +197,9 @@ class Run:
     def close(self):
         """Let another command have the folder."""
         if self.lock is not None:
+            held.discard(self.lock)
             os.close(self.lock)
+            self.lock = None
 
     def path(self, name):
         return self.folder / name

@@ -89,37 +89,47 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class Recomputation:
-    """While a part of a forward pass is done again, as often as that may be: each [(module, training)] has the mode of
-    the first time, and BatchNorm does not count its batch twice."""
+    """While a part of a forward pass is done again, as often as that may be: the network is in the `state` of the first
+    time, and BatchNorm does not count its batch twice."""
 
-    def __init__(self, modes):
-        self.modes, self.changed = modes, []
+    def __init__(self, state):
+        self.state, self.before = state, None
 
     def __enter__(self):
         BatchNorm.recomputing += 1
-        self.changed = [module for module, training in self.modes if module.training != training]
-        self.switch()
+        self.before = state_of(module for module, *_ in self.state)
+        put(self.state)
 
     def __exit__(self, *exc):
         BatchNorm.recomputing -= 1
-        self.switch()
-
-    def switch(self):
-        for module in self.changed:
-            module.training = not module.training
+        put(self.before)
 
 
-def forgetful(modes, part, *inputs):
+def state_of(modules):
+    """What a forward pass depends on: [(module, training, parameters, buffers)], which torch.func.functional_call and a
+    change of mode replace afterwards."""
+    return [(module, module.training, dict(module._parameters), dict(module._buffers)) for module in modules]
+
+
+def put(state):
+    """Take each module back to that state."""
+    for module, training, parameters, buffers in state:
+        module.training = training
+        module._parameters.update(parameters)
+        module._buffers.update(buffers)
+
+
+def forgetful(state, part, *inputs):
     """part(*inputs), whose activations are not kept for the backward pass, but computed there again from the inputs."""
-    context = {"context_fn": lambda: (nullcontext(), Recomputation(modes)), "preserve_rng_state": False}
+    context = {"context_fn": lambda: (nullcontext(), Recomputation(state)), "preserve_rng_state": False}
     return checkpoint(part, *inputs, use_reentrant=False, **context)
 
 
-def lean(modes, part, *inputs):
+def lean(state, part, *inputs):
     """`forgetful`, for what stands behind a convolution, BatchNorm and LIF, where that is a few hundredths of a step's
     time: behind many channels in full precision. Behind fast convolutions it would be up to half, so it is kept."""
     cheap = inputs[0].shape[2] >= MANY_CHANNELS and inputs[0].element_size() >= 4
-    return forgetful(modes, part, *inputs) if cheap else kept(part, *inputs)
+    return forgetful(state, part, *inputs) if cheap else kept(part, *inputs)
 
 
 def kept(part, *inputs):
@@ -131,8 +141,7 @@ def memory_policy(network):
     """How that network runs what stands behind a convolution, run(part, *inputs): one of the above."""
     if not network.training or network.checkpoint_activations is None or torch.compiler.is_compiling():
         return kept  # who compiles the whole network has the compiler choose
-    modes = [(module, module.training) for module in network.modules()]
-    return partial(forgetful if network.checkpoint_activations else lean, modes)
+    return partial(forgetful if network.checkpoint_activations else lean, state_of(network.modules()))
 
 
 class SpikingSequential(nn.Sequential):

@@ -245,6 +245,21 @@ def test_compiled_neurons_are_the_neurons_in_any_memory_format(static):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_other_weights_for_one_call_have_their_own_gradient(again, monkeypatch):
+    monkeypatch.setattr(archs.layers, "MANY_CHANNELS", 1)
+    torch.manual_seed(0)
+    model = archs.build("resnet20", **SMALL, checkpoint_activations=again).double().train()
+    kept, x = copy.deepcopy(model), torch.rand(4, 2, 8, 8, dtype=torch.float64)
+    kept.checkpoint_activations, found = None, []
+    for network in (model, kept):
+        weights = {name: (p.detach() * 1.3 + 0.01).requires_grad_() for name, p in network.named_parameters()}
+        outputs = torch.func.functional_call(network, weights, (x,))
+        found.append(torch.autograd.grad(outputs.square().sum(), list(weights.values())))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("arch, again", [("resnet20", True), ("vgg5", False)])
 def test_a_training_step_is_traced_as_one_graph(arch, again):
     torch.manual_seed(0)

@@ -3,6 +3,10 @@
 import argparse
 import gzip
 import itertools
+import multiprocessing
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from PIL import Image
 
 import config
 import data
-from utils import BadInput
+from utils import BadInput, Run
 
 
 def args_for(*argv):
@@ -204,6 +208,28 @@ def test_a_damaged_image_is_named_in_one_line(workers, tree):
     with pytest.raises(BadInput, match=r"class1/2\.png cannot be read") as error:
         data.load(args_for(*argv), torch.device("cpu"))
     assert "\n" not in str(error.value)
+
+
+def test_workers_do_not_hear_the_signals_of_a_run_nor_hold_its_folder(tree, tmp_path):
+    argv = ["--dataset", "folder", "--data_dir", str(tree), "--image_size", "8", "--workers", "1"]
+    run_folder = Run(tmp_path / "run", args_for(*argv), torch.device("cpu"))
+    images = data.load(args_for(*argv), torch.device("cpu"))[0].images
+    batches = images.load(torch.arange(len(images.labels)).split(1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    status = Path(f"/proc/{worker.pid}/status").read_text()
+    blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+    assert all(blocked >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM))
+    held = {os.readlink(entry) for entry in Path(f"/proc/{worker.pid}/fd").iterdir()}
+    assert str(run_folder.folder) not in held
+    run_folder.close()
+
+
+def test_sixteen_bits_a_pixel_are_refused(tree):
+    Image.fromarray(np.full((12, 20), 40000, np.uint16)).save(tree / "train" / "class0" / "0.png")
+    argv = ["--dataset", "folder", "--data_dir", str(tree), "--image_size", "8", "--workers", "0"]
+    with pytest.raises(BadInput, match=r"0\.png cannot be read.*16 bits"):
+        data.load(args_for(*argv), torch.device("cpu"))[0].batch(torch.arange(4))
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):

@@ -119,6 +119,18 @@ def test_validating_on_fewer_samples_changes_the_validation_alone(unbroken, tmp_
     assert_identical(*weights)
 
 
+def test_a_folder_of_another_kind_of_run_is_refused_and_left_alone(unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "run")
+    before = (tmp_path / "run" / "args.json").read_bytes()
+    argv = ["--resume", "--checkpoints", str(unbroken / "checkpoint_latest.pt")]
+    for script in ("train_snn_fisherinfo", "eval_snn_robustness"):
+        with pytest.raises(SystemExit):
+            run(tmp_path, *argv, script=script, flags=[])
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--resume", script="prune_snn", flags=[])
+    assert (tmp_path / "run" / "args.json").read_bytes() == before
+
+
 class Interrupt:
     """Stands in for Ctrl-C at the n-th look of the script at its stop signal."""
 
