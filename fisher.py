@@ -646,10 +646,9 @@ def _measure(model, x, y, prefix, params, probe):
         last, misplaced = _last_signals(losses, prefix, tape.calls, edges, probe.layouts)
         covered = covered - misplaced
         for t in reversed(range(len(losses))):
-            signals, last = (
-                last or torch.autograd.grad(losses[t].sum(), edges, retain_graph=t > 0, allow_unused=True),
-                None,
-            )
+            signals, last = last, None
+            if signals is None:
+                signals = torch.autograd.grad(losses[t].sum(), edges, retain_graph=t > 0, allow_unused=True)
             for number, (d, call, layout) in enumerate(zip(signals, tape.calls, probe.layouts)):
                 seen[number] |= d is not None
                 if layout is None and d is not None and d.count_nonzero():
