@@ -347,10 +347,11 @@ class StopSignals:
         self.requested = number
 
     def check(self, together=False):
-        if together:
-            self.requested = next(filter(None, of_all(self.requested)), None)
-        if self.requested and (together or processes() == 1):
-            raise Stopped(self.requested)
+        requested = self.requested
+        if together:  # what comes while they ask each other is for the next time
+            requested = next(filter(None, of_all(requested)), None)
+        if requested and (together or processes() == 1):
+            raise Stopped(requested)
 
     def __exit__(self, *exc):
         for number, handler in self.before.items():

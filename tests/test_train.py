@@ -20,6 +20,7 @@ import data
 import plots
 import train_snn
 import train_snn_fisherinfo
+import utils
 from utils import BadInput, Run, Stopped, StopSignals, read_lines, run_script, seed_all
 
 ALL = ["--save_epochs", "every:1"]
@@ -422,6 +423,20 @@ def test_training_is_split_over_processes_and_the_result_is_the_same(tmp_path, m
     weights = [torch.load(found[count] / "checkpoint_latest.pt")["state_dict"] for count in (1, 2)]
     for name in weights[0]:
         torch.testing.assert_close(weights[1][name], weights[0][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_signal_that_comes_while_processes_ask_each_other_is_heard_the_next_time(monkeypatch):
+    with StopSignals() as stop:
+
+        def gather(value):
+            stop.note(signal.SIGTERM, None)
+            return [value, value]
+
+        monkeypatch.setattr(utils, "of_all", gather)
+        stop.check(together=True)
+        monkeypatch.setattr(utils, "of_all", lambda value: [None, value])
+        with pytest.raises(Stopped, match="SIGTERM"):
+            stop.check(together=True)
 
 
 def test_a_process_that_dies_ends_the_others_and_resume_goes_on(tmp_path):
