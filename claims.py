@@ -183,8 +183,8 @@ def settings(args):
     folders = {"as it is": trained(args)} | with_each_seed(args, runs)
     verdicts, panels, points = {}, {}, {}
     heads = ["setting", "flat", "IC, epoch 1", "IC at the end", "centroid of R_t"]
-    for name in ("I_t / L_t", "I_t / R_t", "true Fisher", "true Fisher / R_t"):
-        heads += [f"{name}, epoch 1"] * (name == "I_t / R_t") + [name, "below flat"]
+    heads += ["I_t / L_t", "below flat", "I_t / R_t, epoch 1", "I_t / R_t", "below flat"]
+    heads += ["true Fisher", "below flat", "true Fisher / R_t", "below flat"]
     heads += ["training loss", "test accuracy"]
     rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, own in folders.items():
@@ -197,9 +197,8 @@ def settings(args):
         residual = [centre(x[-1]["prefix_residual"]) for x in lines]
         ratios = {key: [x[-1][key] for x in lines] for key in ("ic_per_loss", "ic_per_residual")}
         true = {key: [line[key] for line in drawn] for key in ("ic", "ic_per_residual")}
-        begun = [
-            x[0]["ic_per_residual"] for x in lines if "ic_per_residual" in x[0]
-        ]  # runs of earlier revisions lack it
+        # Runs of earlier revisions lack it.
+        begun = [x[0]["ic_per_residual"] for x in lines if "ic_per_residual" in x[0]]
         cells = [spread(ics) for ics in (first, last, residual)] + ended(ratios["ic_per_loss"], flat)
         cells += [spread(begun) if begun else "-", *ended(ratios["ic_per_residual"], flat)]
         cells += [*ended(true["ic"], flat), *ended(true["ic_per_residual"], flat)]

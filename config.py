@@ -350,9 +350,10 @@ def parse(script, argv=None, description=None):
         if stored.get("checkpoints") and "checkpoints" not in vars(args):
             raise BadInput(f"{source} is of a measurement of checkpoints, there is no training to go on with")
         if getattr(source, "name", "") == ARGS_FILE:
-            kinds = [("checkpoints", getattr(args, "checkpoints", None) and not stored.get("checkpoints"))]
-            kinds += [(name, hasattr(args, name) != (name in stored)) for name in ("robust_samples", "search_timestep")]
-            if any(other for _, other in kinds):
+            measured = getattr(args, "checkpoints", None) and not stored.get("checkpoints")
+            if measured or any(
+                hasattr(args, name) != (name in stored) for name in ("robust_samples", "search_timestep")
+            ):
                 raise BadInput(f"{source} is of another kind of run: name another --exp_name")
         parser.set_defaults(**RECIPES.get(stored.get("dataset"), {}))
         parser.set_defaults(**{k: v for k, v in stored.items() if k in vars(args).keys() - PLACES})

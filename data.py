@@ -114,10 +114,16 @@ class Files:
         return images.to(self.device, non_blocking=True)
 
 
-@functools.cache
+@functools.cache  # once is enough
 def end_workers_at_exit():
-    """They do not hear the signal that multiprocessing ends them with."""
-    atexit.register(lambda: [worker.kill() for worker in multiprocessing.active_children()])
+    """Workers do not hear the signal that multiprocessing ends them with."""
+    atexit.register(end_workers)
+
+
+def end_workers():
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for each worker that is killed
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def read_image(path):

@@ -20,6 +20,7 @@ from utils import (
 )
 
 GREY = "0.5"
+MOST_COLOURS = 20  # that can be told apart
 
 
 def save(figure, folder, name):
@@ -192,13 +193,15 @@ def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), x
     figure = Figure(figsize=(4.6 * len(panels) + 2.6, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     kinds, names = (list(dict.fromkeys(column)) for column in zip(*numbers))
-    colours = dict(zip(names, shades(len(names)) if len(names) > 20 else (colormaps["tab20"](i) for i in range(20))))
+    colours = dict(
+        zip(names, shades(len(names)) if len(names) > MOST_COLOURS else map(colormaps["tab20"], range(MOST_COLOURS)))
+    )
     for axis, (quantity, text) in zip(axes, panels.items()):
         for number, ((kind, name), found) in enumerate(numbers.items(), 1):
             style, called = dict(color=colours[name], marker="os^D"[kinds.index(kind)]), f"{name} ({kind})"
             axis.scatter(found[against[0]], found[quantity], s=9, alpha=0.5, lw=0, **style)
             mean = [sum(found[key]) / len(found[key]) for key in (against[0], quantity)]
-            if len(names) > 20:
+            if len(names) > MOST_COLOURS:
                 called = f"{number} {called}"
                 axis.annotate(number, mean, xytext=(5, 2), textcoords="offset points", fontsize=6)
             axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=called, **style)

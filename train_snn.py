@@ -269,8 +269,9 @@ def train_epoch(args, at, model, optimizer, train_set, stop):
         at["step"], at["images"] = step + 1, at["images"] + len(batches[step])
         alone = stop.requested and processes() == 1
         if alone or at["step"] == look or at["step"] == len(batches):
+            found = (first_bad.item(), loss_sum.cpu(), correct.cpu())  # waits for the device
             pace = (time.perf_counter() - start) / (at["step"] - begun)
-            paces, bad, loss_sums, corrects = zip(*of_all((pace, first_bad.item(), loss_sum.cpu(), correct.cpu())))
+            paces, bad, loss_sums, corrects = zip(*of_all((pace, *found)))
             # Several processes hear a signal here alone: every few seconds.
             look += CHECK_EVERY if processes() == 1 else max(1, min(CHECK_EVERY, int(STOP_WITHIN / max(paces))))
             check_finite(float("nan") if min(bad) < len(batches) else 0, epoch, min(bad) + 1)

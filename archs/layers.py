@@ -115,8 +115,9 @@ def put(state):
     """Take each module back to that state."""
     for module, training, parameters, buffers in state:
         module.training = training
-        module._parameters.update(parameters)
-        module._buffers.update(buffers)
+        for own, saved in ((module._parameters, parameters), (module._buffers, buffers)):
+            own.clear()
+            own.update(saved)
 
 
 def forgetful(state, part, *inputs):

@@ -264,6 +264,14 @@ def ordered(order):
     return function
 
 
+def exchange(x):
+    """The samples in their order, but for two that are marked."""
+    index, marked = torch.arange(x.shape[1]), (x[1, :, 0].abs() > 5).nonzero().flatten()
+    if len(marked) == 2:
+        index[marked] = marked.flip(0)
+    return index
+
+
 def chosen(m, x):
     """One expert takes the rows of sample 3 alone."""
     z, rows = m.a(x).tanh(), x[..., 0] > 3
@@ -323,6 +331,12 @@ ODD = {
     "in another order, silent at first": (
         lambda m, x: m.a(x) + m.b(x.flip(1)).flip(1) * torch.relu(x[..., :1] - 3),
         lambda: dict(a=nn.Linear(5, 6), b=nn.Linear(5, 6))),
+    "in order of content, two exchanged": (ordered(exchange), lambda: dict(a=nn.Linear(5, 6))),
+    "with a gradient of torch.func": (lambda m, x: m.a(x) + torch.func.grad(lambda v: m.b(v).tanh().sum())(m.a(x)),
+                                      lambda: dict(a=nn.Linear(5, 6), b=nn.Linear(6, 6))),
+    "behind a sparse matrix": (
+        lambda m, x: torch.sparse.mm(torch.eye(6).to_sparse(), m.a(x).flatten(0, 1).T).T.unflatten(0, x.shape[:2]),
+        lambda: dict(a=nn.Linear(5, 6))),
     "without rows at first": (chosen, lambda: dict(a=nn.Linear(5, 6), b=nn.Linear(5, 6))),
     "standardised weight": (lambda m, x: F.linear(x, F.batch_norm(m.a.weight[None], None, None, training=True)[0]),
                             lambda: dict(a=nn.Linear(5, 6, bias=False))),
@@ -398,6 +412,25 @@ def test_batch_statistics_are_refused_with_the_cure():
     model = archs.build("vgg5", timestep=2, num_classes=3, image_size=8, width=0.1)
     with pytest.raises(ValueError, match=r"bn1 .*model\.eval\(\)"):
         temporal_fisher(model, torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_any_two_samples_that_are_exchanged_are_recognised(first):
+    model, x = Function(ordered(exchange), a=nn.Linear(5, 6)).eval(), torch.randn(16, 4, 5).clamp(-2, 2)
+    y = torch.arange(16) % 3
+    for second in range(first + 1, 16):
+        marked = x.clone()
+        marked[[first, second], 1, 0] = 9.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert_same(temporal_fisher(model, marked, y), one_by_one(model, marked, y))
+
+
+def test_weights_do_not_count_for_each_sample():
+    layers = [nn.Linear(5, 64), *(nn.Linear(64, 64) for _ in range(18)), nn.Linear(64, 6)]
+    model = Function(lambda m, x: m.b(x), b=nn.Sequential(*layers)).eval()
+    signals, gradient = 6 * 4 * (19 * 64 + 6 + 3), 2 * 64 * 64  # numbers that one sample needs room for
+    assert TemporalFisher(model).probe(torch.randn(2, 4, 5), 8).bytes < 8.1 * (signals + gradient)
 
 
 def test_a_complex_gradient_has_a_real_norm():
