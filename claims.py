@@ -59,14 +59,15 @@ def trained(args):
     return with_each_seed(args, {"": command(args, "trained", TRAIN, *scale(args).measured, *MEASURE_ALL)})[""]
 
 
-def measured_again(args):
-    """The trained networks, measured in other ways: {which: [folder of seed 0, 1, ...]}."""
+def measured_again(args, *which):
+    """The trained networks, measured in other ways, these or all: {way: [folder of seed 0, 1, ...]}."""
     variants = {"instantaneous outputs": ("--fisher_prefix", "instant"),
                 NO_MEMBRANES: ("--detach_membrane",),
                 "the released estimator": ("--fisher_estimator", "release", *scale(args).release)}  # fmt: skip
     jobs = {
         name: Job(f"controls_{short(name)}_SEED", TRAIN, (*saved(args, "trained"), *flags), "fisher")
         for name, flags in variants.items()
+        if name in which or not which
     }
     return with_each_seed(args, jobs)
 
@@ -140,7 +141,7 @@ def layers(args):
     layer's part of the gain, I_t / R_t, and of that without the gradient that goes from one timestep to another.
     """
     lines = [measurements(folder) for folder in trained(args)]
-    cut = [measurements(folder)[-1] for folder in measured_again(args)[NO_MEMBRANES]]
+    cut = [measurements(folder)[-1] for folder in measured_again(args, NO_MEMBRANES)[NO_MEMBRANES]]
     flat, verdicts, panels = (lines[0][0]["timestep"] + 1) / 2, {}, {}
     heads = ("layer", "IC, first epoch", "IC at the end", "share of the sum at the end", "I_t / R_t", NO_MEMBRANES)
     rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]

@@ -81,6 +81,8 @@ UNUSED_FLAGS = {
                   "fisher_epochs", "fisher_split", "fisher_labels", "fisher_estimator", "fisher_prefix", "checkpoints"},
 }  # fmt: skip
 
+OF_ONE_SCRIPT = ("robust_samples", "search_timestep")  # tell a run of eval_snn_robustness.py, of prune_snn.py
+
 
 def number(kind, low, high=math.inf, open_low=False):
     """An argparse type: an int or float in [low, high], without `low` itself if `open_low`."""
@@ -351,9 +353,7 @@ def parse(script, argv=None, description=None):
             raise BadInput(f"{source} is of a measurement of checkpoints, there is no training to go on with")
         if getattr(source, "name", "") == ARGS_FILE:
             measured = getattr(args, "checkpoints", None) and not stored.get("checkpoints")
-            if measured or any(
-                hasattr(args, name) != (name in stored) for name in ("robust_samples", "search_timestep")
-            ):
+            if measured or any(hasattr(args, name) != (name in stored) for name in OF_ONE_SCRIPT):
                 raise BadInput(f"{source} is of another kind of run: name another --exp_name")
         parser.set_defaults(**RECIPES.get(stored.get("dataset"), {}))
         parser.set_defaults(**{k: v for k, v in stored.items() if k in vars(args).keys() - PLACES})

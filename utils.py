@@ -29,15 +29,6 @@ class BadInput(Exception):
     """What the user gave cannot be used. The message says what is wrong and what to do, in one line."""
 
 
-held = set()  # descriptors of the folders that are locked
-
-
-def let_go(*_):
-    """In a worker process, which inherits them: it must not hold a folder when its parent is gone."""
-    for descriptor in held:
-        os.close(descriptor)
-
-
 class Stopped(Exception):
     """Ctrl-C or SIGTERM: the work so far is saved. `signal` is its number."""
 
@@ -148,6 +139,15 @@ def write_atomically(path, write):
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+held = set()  # descriptors of the folders that are locked
+
+
+def let_go(*_):
+    """In a worker process, which inherits them: it must not hold a folder when its parent is gone."""
+    for descriptor in held:
+        os.close(descriptor)
 
 
 class Run:
@@ -323,7 +323,7 @@ def pick_device(name):
         device = torch.zeros(1, device=name)
         device.item()  # "meta" holds no numbers
         return device.device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError is one of the former
         reason = str(error).splitlines()[0].split(". ")[0]
         raise BadInput(f"--device {name} is not there ({reason}); --device cpu always is") from error
 

@@ -220,8 +220,10 @@ def test_workers_do_not_hear_the_signals_of_a_run_nor_hold_its_folder(tree, tmp_
     status = Path(f"/proc/{worker.pid}/status").read_text()
     blocked = int(status.split("SigBlk:")[1].split()[0], 16)
     assert all(blocked >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM))
-    held = {os.readlink(entry) for entry in Path(f"/proc/{worker.pid}/fd").iterdir()}
-    assert str(run_folder.folder) not in held
+    own, held = (
+        {entry.resolve() for entry in Path(f"/proc/{process}/fd").iterdir()} for process in (os.getpid(), worker.pid)
+    )
+    assert run_folder.folder.resolve() in own - held
     run_folder.close()
 
 

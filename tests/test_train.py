@@ -120,7 +120,7 @@ def test_validating_on_fewer_samples_changes_the_validation_alone(unbroken, tmp_
     assert_identical(*weights)
 
 
-def test_a_folder_of_another_kind_of_run_is_refused_and_left_alone(unbroken, tmp_path):
+def test_a_folder_of_another_kind_of_run_is_refused_and_left_alone(unbroken, tmp_path, capsys):
     shutil.copytree(unbroken, tmp_path / "run")
     before = (tmp_path / "run" / "args.json").read_bytes()
     argv = ["--resume", "--checkpoints", str(unbroken / "checkpoint_latest.pt")]
@@ -129,6 +129,7 @@ def test_a_folder_of_another_kind_of_run_is_refused_and_left_alone(unbroken, tmp
             run(tmp_path, *argv, script=script, flags=[])
     with pytest.raises(SystemExit):
         run(tmp_path, "--resume", script="prune_snn", flags=[])
+    assert capsys.readouterr().err.count("args.json is of another kind of run") == 3
     assert (tmp_path / "run" / "args.json").read_bytes() == before
 
 
