@@ -346,15 +346,15 @@ def parse(script, argv=None, description=None):
     args = parser.parse_args(argv)
     try:
         stored, source = stored_args(args)
-        for name in sorted(given & (stored.keys() - PLACES - {"data_dir"})):
-            if getattr(args, name) != stored[name]:
-                raise BadInput(f"--{name} {getattr(args, name)} differs from {stored[name]}, fixed by {source}")
         if stored.get("checkpoints") and "checkpoints" not in vars(args):
             raise BadInput(f"{source} is of a measurement of checkpoints, there is no training to go on with")
         if getattr(source, "name", "") == ARGS_FILE:
             measured = getattr(args, "checkpoints", None) and not stored.get("checkpoints")
             if measured or any(hasattr(args, name) != (name in stored) for name in OF_ONE_SCRIPT):
                 raise BadInput(f"{source} is of another kind of run: name another --exp_name")
+        for name in sorted(given & (stored.keys() - PLACES - {"data_dir"})):
+            if getattr(args, name) != stored[name]:
+                raise BadInput(f"--{name} {getattr(args, name)} differs from {stored[name]}, fixed by {source}")
         parser.set_defaults(**RECIPES.get(stored.get("dataset"), {}))
         parser.set_defaults(**{k: v for k, v in stored.items() if k in vars(args).keys() - PLACES})
         args = parser.parse_args(argv)
