@@ -516,12 +516,11 @@ def test_a_model_is_examined_without_tf32_and_measured_as_it_was_set():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", CUDA)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-def test_cuda_agrees_with_one_sample_at_a_time(name, dtype, tolerance, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def test_cuda_agrees_with_one_sample_at_a_time(name, dtype, tolerance):
     model, shape = CUDA[name]()
     model, x, y = model.to("cuda", dtype), torch.randn(3, *shape).to("cuda", dtype), torch.arange(3, device="cuda")
-    found, expected = (sum(way(model, x, y).values()) for way in (temporal_fisher, one_by_one))
+    with fisher._full_precision():
+        found, expected = (sum(way(model, x, y).values()) for way in (temporal_fisher, one_by_one))
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
 
 
