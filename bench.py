@@ -294,7 +294,8 @@ def train(args, device):
 
 
 def convolutions(function, device):
-    """What convolutions take of `function`: seconds of the device's time, their share of it, and their operations."""
+    """What convolutions take of `function`: seconds of the device's time, their share of it (NaN where the profiler may
+    not read a GPU's counters), and their operations."""
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         function()
     flops = sum(count for op, count in counter.get_flop_counts()["Global"].items() if "convolution" in str(op))
@@ -306,7 +307,7 @@ def convolutions(function, device):
     # What a kernel takes is counted with the operator that starts it, and once more by itself.
     times = {e.key: getattr(e, field) for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CPU}
     found = sum(time for key, time in times.items() if "conv" in key)
-    return found / 1e6, found / sum(times.values()), flops
+    return found / 1e6, found / (sum(times.values()) or math.nan), flops
 
 
 def table(results, unit, other, images=None):

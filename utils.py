@@ -92,7 +92,7 @@ def join_processes():
         missing = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
         if missing:
             raise BadInput(f"WORLD_SIZE is set, but not {min(missing)}: start several processes by torchrun")
-        if torch.cuda.is_available():
+        if int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count():  # there may be fewer, for --device cpu
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         if rank():
