@@ -43,6 +43,7 @@ TRAFFIC = 64  # multiplications in the time that one number takes to be written 
 FEWEST_COLUMNS = 128  # of a matrix product that is fast
 MOST_POSITIONS = 4096  # of a Gram matrix, which has their square
 RELEASE_BATCH = 128  # samples in a mean of the paper's released script
+DISTINCT = 128  # samples of a batch that the check of whose the rows are tells all apart
 
 
 def prefix_outputs(outputs):
@@ -125,8 +126,8 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None):
     it is I_t. The model, its .grad and its mode are left as they were.
 
     Uses of a parameter that the batched way does not cover are recognised, by comparison with an ordinary gradient
-    among others, and measured one sample at a time, with a warning. What may stay unseen, in half precision or among
-    thousands of samples, is a model that exchanges a few of them by their content.
+    among others, and measured one sample at a time, with a warning. What may stay unseen, in float16 or among more than
+    128 samples in one pass, is a model that exchanges a few of them by their content.
 
     Raises ValueError if a BatchNorm or Dropout layer is in train mode, where a sample's gradient depends on the others
     or on chance, for no samples, or another number of labels.
@@ -678,9 +679,10 @@ def _last_signals(losses, prefix, calls, edges, layouts):
     total = losses[-1] if prefix == "cumulative" else losses.sum(0)  # which every call has a part in
     plain = torch.autograd.grad(total.sum(), edges, retain_graph=True, allow_unused=True)
     plain = [None if d is None else d.clone() for d in plain]  # `_Live` has one place for each
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).to(losses.device)
-    # Powers of 2 are exact in any precision; with the second factor no two of some hundred samples have the same.
-    scale = 2.0 ** (order % 8 - 4) * (1 + order // 8 / -(-samples // 8) / 2)
+    # By powers of 2, which any precision multiplies with exactly, a GPU's TF32 too; float16 has few of them.
+    powers = 8 if any(d is not None and d.dtype == torch.float16 for d in plain) else DISTINCT
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).tolist()
+    scale = torch.tensor([2.0 ** (n % powers - powers // 2) for n in order]).to(losses)
     scaled = torch.autograd.grad((total * scale).sum(), edges, retain_graph=True, allow_unused=True)
     misplaced = set()
     for d, of_scaled, call, layout in zip(plain, scaled, calls, layouts):

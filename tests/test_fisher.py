@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from golden_weights import golden_state
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import archs
@@ -511,6 +512,28 @@ def test_a_model_is_examined_without_tf32_and_measured_as_it_was_set():
     model.register_forward_hook(lambda *_: seen.append([kind.fp32_precision for kind in settings]))
     temporal_fisher(model, torch.randn(3, 2, 6, 6), torch.arange(3))
     assert seen == [["ieee", "ieee"], before] and [kind.fp32_precision for kind in settings] == before
+
+
+class TF32(TorchDispatchMode):
+    """Convolutions round as a GPU's do by default: their operands to 10 bits behind the point."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name in ("aten::convolution", "aten::convolution_backward"):
+            args = [*map(self.rounded, args[:2]), *args[2:]]
+        return func(*args, **(kwargs or {}))
+
+    def rounded(self, operand):
+        return ((operand.clone().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("arch", ["vgg9", "resnet19"])
+def test_the_rounding_of_tf32_is_not_taken_for_rows_of_other_samples(arch):
+    model, x, y = network(arch).float(), torch.randn(20, 2, 12, 12).float(), torch.arange(20) % 4
+    estimator = TemporalFisher(model)
+    estimator.probe(x, len(x))  # which forbids it
+    with TF32(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(estimator(x, y), one_by_one(model, x, y), tolerance=0.01)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
