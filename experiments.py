@@ -44,7 +44,7 @@ class Scale:
     subsets: dict = field(default_factory=dict)  # {name: flags}: how some images of each of OTHER_DATA are trained on
     losses: dict = field(default_factory=lambda: losses("2", "4.5", "6"))
     attacks: tuple = ()  # flags of every evaluation of robustness
-    eps: float = 4  # in 1/255: what takes a network most of its accuracy
+    eps: float = 4  # in 1/255: what takes a network half of its accuracy or more
     release: tuple = ("--fisher_samples", "12800")  # flags of the released estimator
     planted: tuple = LAST  # flags of the trainings on planted information
     planted_times: tuple = ((1, 2), (4, 5), (7, 8), (1, 2, 3, 4, 5, 6, 7, 8))
@@ -85,6 +85,11 @@ SCALES = {
         training=["--dataset", "digits"], settings=SETTINGS, eps=32, release=("--fisher_samples", "1280"),
         subsets={"1000 images": [*SOME_1000, "--epochs", "5"], "1000 images, fitted": [*SOME_1000, "--epochs", "20"]},
         downloads=False,
+    ),
+    "images": Scale(
+        training=["--dataset", "fashion_mnist", *SOME_1000, "--epochs", "20"], losses=losses("1.5", "3", "4"), eps=8,
+        measured=["--fisher_epochs", "1", "2", "5", "10", "20"], release=("--fisher_samples", "1000"),
+        attacks=("--robust_samples", "256"),
     ),
     "medium": Scale(
         training=["--dataset", "cifar10", *VGG, "--epochs", "20", "--amp", "bf16"], losses=losses("1.5", "3", "4"),
