@@ -56,7 +56,7 @@ def main(argv=None):
     jobs = 1 if torch.cuda.is_available() else torch.get_num_threads()
     parser.add_argument("claim", choices=[*CLAIMS, "all", "list"])
     parser.add_argument("--scale", choices=["small", "images", "medium", "paper"], default="small",
-                        help="digits; 1000 images; all of CIFAR-10; or the release's recipe (default small)")  # fmt: skip
+                        help="digits, 1000 images, CIFAR-10, or the release's recipe (default small)")  # fmt: skip
     parser.add_argument(
         "--seeds", type=config.number(int, 1), default=3, help="seeds 0, 1, ... of each run (default 3)"
     )
