@@ -260,14 +260,16 @@ class _Call:
         return self.options[3] if self.options else 1
 
     def inputs(self, rows):
-        """What each output position of the first rows sees: [rows, C_in times the kernel, P]."""
+        """What each output position of the first rows sees, a view: [rows, C_in, *kernel, *space], [rows, C, 1] of a
+        linear layer."""
         a = self.a[:rows]
-        if not self.options:
-            return a
-        stride, padding, dilation, _ = self.options
-        if len(stride) == 2:
-            return F.unfold(a, self.weight_shape[2:], dilation, padding, stride)
-        return F.unfold(a.unsqueeze(2), (1, *self.weight_shape[2:]), (1, *dilation), (0, *padding), (1, *stride))
+        if self.options:
+            stride, padding, dilation, _ = self.options
+            a = F.pad(a, [p for p in reversed(padding) for _ in range(2)])
+            for i, (k, s, d) in enumerate(zip(self.weight_shape[2:], stride, dilation)):
+                a = a.unfold(2 + i, (k - 1) * d + 1, s)[..., ::d]
+            a = a.movedim(tuple(range(2, 2 + len(stride))), tuple(range(-len(stride), 0)))
+        return a
 
 
 class _Live(torch.autograd.Function):
@@ -599,10 +601,16 @@ class _Use:
         order in any memory format."""
         return self.split(v).sum(4).sum((0, 2))
 
-    def by_channel(self, v):
-        """Rows of inputs or signals, [a N B, C, ...] -> [N groups, C / groups, positions], the same for each sample."""
-        v = v.reshape(-1, self.samples, self.inner, self.call.groups, v.shape[1] // self.call.groups, v[0, 0].numel())
-        return v.permute(1, 3, 4, 0, 2, 5).flatten(3, 5).flatten(0, 1)
+    def by_channel(self, v, dims=1):
+        """Rows of inputs or signals [a N B, C, ..., P], the last `dims` being P -> [N groups, C / groups ..., a B P]."""
+        v = v.unflatten(1, (self.call.groups, -1)).unflatten(0, (-1, self.samples, self.inner))
+        at = v.dim() - dims
+        v = v.permute(1, 3, *range(4, at), 0, 2, *range(at, v.dim()))
+        return v.reshape(self.samples * self.call.groups, math.prod(v.shape[2 : at - 2]), -1)
+
+    def seen(self, rows):
+        """What each output position of the first rows sees: [N groups, C / groups times the kernel, a B P]."""
+        return self.by_channel(self.call.inputs(rows), len(self.call.space) or 1)
 
     def of_sample(self, v, n):
         """Rows of one sample: [a N B, ...] -> [a B, ...]."""
@@ -733,7 +741,7 @@ def _norm_by_gradient(pairs):
     """|| sum_p d_p a_p^T ||^2 of each sample, [N], by way of the gradient itself."""
     use = pairs[0][0]
     if not use.call.options or use.call.a.is_cuda:
-        gradient = sum(use.by_channel(d) @ use.by_channel(use.call.inputs(len(d))).mT for use, d in pairs)
+        gradient = sum(use.by_channel(d) @ use.seen(len(d)).mT for use, d in pairs)
         return torch.linalg.vector_norm(gradient.flatten(1), dim=1).square().view(use.samples, -1).sum(1)
     conv_weight = torch.nn.grad.conv2d_weight if len(use.call.space) == 2 else torch.nn.grad.conv1d_weight
     norms = []
@@ -777,7 +785,8 @@ def _gram(uses):
     """
     call, space = uses[0].call, uses[0].call.space or (1,)
     pixels = _by_pixels(call)
-    a = torch.cat([use.by_channel(use.call.a if pixels else use.call.inputs(use.call.rows)) for use in uses], 2)
+    whole = [use.by_channel(use.call.a, len(space)) if pixels else use.seen(use.call.rows) for use in uses]
+    a = torch.cat(whole, 2)
     seen = call.a.shape[2:] if pixels else space
     size, positions = math.prod(seen), math.prod(space)
     maps, step, blocks = a.shape[2] // size, -(-FEWEST_COLUMNS // positions), []
