@@ -602,7 +602,7 @@ class _Use:
         return self.split(v).sum(4).sum((0, 2))
 
     def by_channel(self, v, dims=1):
-        """Rows of inputs or signals [a N B, C, ..., P], the last `dims` being P -> [N groups, C / groups ..., a B P]."""
+        """Rows of inputs or signals [a N B, C, ..., P], P the last `dims` -> [N groups, C / groups ..., a B P]."""
         v = v.unflatten(1, (self.call.groups, -1)).unflatten(0, (-1, self.samples, self.inner))
         at = v.dim() - dims
         v = v.permute(1, 3, *range(4, at), 0, 2, *range(at, v.dim()))
