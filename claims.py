@@ -61,8 +61,8 @@ def trained(args):
 
 def measured_again(args, *which):
     """The trained networks, measured in other ways, these or all: {way: [folder of seed 0, 1, ...]}."""
-    variants = {"instantaneous outputs": ("--fisher_prefix", "instant"),
-                NO_MEMBRANES: ("--detach_membrane",),
+    variants = {"instantaneous outputs": ("--fisher_prefix", "instant", *scale(args).again),
+                NO_MEMBRANES: ("--detach_membrane", *scale(args).again),
                 "the released estimator": ("--fisher_estimator", "release", *scale(args).release)}  # fmt: skip
     jobs = {
         name: Job(f"controls_{short(name)}_SEED", TRAIN, (*saved(args, "trained"), *flags), "fisher")

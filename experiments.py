@@ -40,6 +40,7 @@ class Scale:
 
     training: list = field(default_factory=list)  # what a training has on its command line
     measured: list = field(default_factory=list)  # and its epochs that are measured, if other than the recipe's
+    again: tuple = ()  # flags that a saved network is measured again with, for the same samples
     settings: dict = field(default_factory=dict)  # {name: flags}: what is changed of it
     subsets: dict = field(default_factory=dict)  # {name: flags}: how some images of each of OTHER_DATA are trained on
     losses: dict = field(default_factory=lambda: losses("2", "4.5", "6"))
@@ -88,8 +89,8 @@ SCALES = {
     ),
     "images": Scale(
         training=["--dataset", "fashion_mnist", *SOME_1000, "--epochs", "20"], losses=losses("1.5", "3", "4"), eps=8,
-        measured=["--fisher_epochs", "1", "2", "5", "10", "20"], release=("--fisher_samples", "1000"),
-        attacks=("--robust_samples", "256"),
+        measured=["--fisher_epochs", "1", "2", "5", "10", "20"], again=("--fisher_samples", "256"),
+        release=("--fisher_samples", "1000"), attacks=("--robust_samples", "256"),
     ),
     "medium": Scale(
         training=["--dataset", "cifar10", *VGG, "--epochs", "20", "--amp", "bf16"], losses=losses("1.5", "3", "4"),
