@@ -319,6 +319,21 @@ def test_resume_takes_the_flags_of_the_run_and_refuses_others(tmp_path, capsys):
     assert_identical(everything(folder), before)
 
 
+@pytest.mark.parametrize("number, taken", [(0, [0]), (1, [])])
+def test_a_process_without_a_gpu_of_its_own_takes_none(number, taken, monkeypatch):
+    """With --device cpu there may be more processes than GPUs; `pick_device` says so where one is asked for."""
+    for name, value in (("WORLD_SIZE", 2), ("RANK", number), ("LOCAL_RANK", number), ("MASTER_ADDR", ""),
+                        ("MASTER_PORT", "")):  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    found = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    monkeypatch.setattr(utils.dist, "init_process_group", lambda *args: None)
+    monkeypatch.setattr(utils, "rank", lambda: 0)
+    utils.join_processes()
+    assert found == taken
+
+
 def test_one_script_goes_on_with_the_run_of_the_other_and_keeps_its_settings(unbroken, tmp_path):
     run(tmp_path, *ALL, "--fisher_epochs", "0", script="train_snn_fisherinfo")
     folder = run(tmp_path, "--resume", flags=[])
