@@ -45,7 +45,7 @@ class Scale:
     subsets: dict = field(default_factory=dict)  # {name: flags}: how some images of each of OTHER_DATA are trained on
     losses: dict = field(default_factory=lambda: losses("2", "4.5", "6"))
     attacks: tuple = ()  # flags of every evaluation of robustness
-    eps: float = 4  # in 1/255: what takes a network half of its accuracy or more
+    eps: float = 4  # in 1/255: with which PGD takes a network about half of its accuracy, or more
     release: tuple = ("--fisher_samples", "12800")  # flags of the released estimator
     planted: tuple = LAST  # flags of the trainings on planted information
     planted_times: tuple = ((1, 2), (4, 5), (7, 8), (1, 2, 3, 4, 5, 6, 7, 8))
@@ -88,7 +88,8 @@ SCALES = {
         downloads=False,
     ),
     "images": Scale(
-        training=["--dataset", "fashion_mnist", *SOME_1000, "--epochs", "20"], losses=losses("1.5", "3", "4"), eps=8,
+        training=["--dataset", "fashion_mnist", *SOME_1000, "--epochs", "20"], settings=SETTINGS,
+        losses=losses("1.5", "3", "4"), eps=8,
         measured=["--fisher_epochs", "1", "2", "5", "10", "20"], again=("--fisher_samples", "256"),
         release=("--fisher_samples", "1000"), attacks=("--robust_samples", "256"),
     ),

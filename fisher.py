@@ -260,7 +260,7 @@ class _Call:
         return self.options[3] if self.options else 1
 
     def inputs(self, rows):
-        """What each output position of the first rows sees, a view: [rows, C_in, *kernel, *space], [rows, C, 1] of a
+        """What each output position of the first rows sees, a view: [rows, C_in, *kernel, *space], or [rows, C, 1] in a
         linear layer."""
         a = self.a[:rows]
         if self.options:
@@ -688,9 +688,9 @@ def _last_signals(losses, prefix, calls, edges, layouts):
     plain = torch.autograd.grad(total.sum(), edges, retain_graph=True, allow_unused=True)
     plain = [None if d is None else d.clone() for d in plain]  # `_Live` has one place for each
     # By powers of 2, which any precision multiplies with exactly, a GPU's TF32 too; float16 has few of them.
-    powers = 8 if any(d is not None and d.dtype == torch.float16 for d in plain) else DISTINCT
+    powers = 8 if torch.float16 in {losses.dtype, *(d.dtype for d in plain if d is not None)} else DISTINCT
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).tolist()
-    scale = torch.tensor([2.0 ** (n % powers - powers // 2) for n in order]).to(losses)
+    scale = torch.tensor([2.0 ** (n % powers - min(samples, powers) // 2) for n in order]).to(losses)
     scaled = torch.autograd.grad((total * scale).sum(), edges, retain_graph=True, allow_unused=True)
     misplaced = set()
     for d, of_scaled, call, layout in zip(plain, scaled, calls, layouts):
@@ -785,8 +785,7 @@ def _gram(uses):
     """
     call, space = uses[0].call, uses[0].call.space or (1,)
     pixels = _by_pixels(call)
-    whole = [use.by_channel(use.call.a, len(space)) if pixels else use.seen(use.call.rows) for use in uses]
-    a = torch.cat(whole, 2)
+    a = torch.cat([use.by_channel(use.call.a, len(space)) if pixels else use.seen(use.call.rows) for use in uses], 2)
     seen = call.a.shape[2:] if pixels else space
     size, positions = math.prod(seen), math.prod(space)
     maps, step, blocks = a.shape[2] // size, -(-FEWEST_COLUMNS // positions), []

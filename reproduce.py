@@ -4,10 +4,10 @@
     python reproduce.py loss --seeds 5
     python reproduce.py all
 
---scale small runs on the digits, on two CPU cores; images, a VGG that fits 1000 images of Fashion-MNIST, takes these an
-hour or two; medium, a VGG on all of CIFAR-10, many; paper is the recipe of the release (ResNet19, CIFAR-10, T = 10),
-for GPUs. Runs are ordinary run folders under --out_dir: one that is complete is not run again, one that was stopped
-goes on. Figures and tables go to --results.
+--scale small is the digits, for two CPU cores; images, a VGG that fits 1000 images of Fashion-MNIST, up to two hours a
+claim there; medium, a VGG on all of CIFAR-10, many hours; paper, the recipe of the release (ResNet19, CIFAR-10,
+T = 10), for GPUs. Runs are ordinary run folders under --out_dir: one that is complete is not run again, one that was
+stopped goes on. Figures and tables go to --results.
 """
 
 import argparse
@@ -64,8 +64,8 @@ def main(argv=None):
                         help="runs at a time (default: on a CPU a core each, on a GPU 1)")  # fmt: skip
     parser.add_argument("--out_dir", default="runs/reproduce", help="where the run folders are")
     parser.add_argument("--results", default="results", help="where figures and tables go")
-    parser.add_argument("--data_dir", help="where CIFAR-10 is, or is downloaded to (default data), and for settings "
-                        "Fashion-MNIST; at --scale small these are left out if this is not given")  # fmt: skip
+    parser.add_argument("--data_dir", help="where CIFAR-10 and Fashion-MNIST are, or are downloaded to (default "
+                        "data); at --scale small, settings leaves them out if this is not given")  # fmt: skip
     parser.add_argument("--dry_run", action="store_true",
                         help="every run tiny, on noise, in a temporary folder, whatever --scale")  # fmt: skip
     args = parser.parse_args(argv)

@@ -316,9 +316,12 @@ def seed_all(seed, purpose, *when):
 
 
 def pick_device(name):
-    """A torch device by name; "auto" is each process's own GPU, if there is any. Raises BadInput if it is missing."""
+    """A torch device by name; "cuda" is each process's own GPU, "auto" too if there is any. Raises BadInput if it is
+    missing."""
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.zeros(1, device=name)
         device.item()  # "meta" holds no numbers

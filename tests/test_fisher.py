@@ -255,6 +255,17 @@ def gated(m, x):
     return torch.where(gate, z + h, z) if gate.any() else z
 
 
+class Cast(nn.Module):
+    """To another precision."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        return x.to(self.dtype)
+
+
 def ordered(order):
     """The samples go through a layer in that order."""
 
@@ -426,6 +437,27 @@ def test_any_two_samples_that_are_exchanged_are_recognised(first):
             assert_same(temporal_fisher(model, marked, y), one_by_one(model, marked, y))
 
 
+@pytest.mark.parametrize(
+    "dtype, outputs, share",
+    [(torch.float32,) * 2 + (1,), (torch.bfloat16,) * 2 + (1,), (torch.float32, torch.float16, 0.8)],
+)
+def test_samples_that_are_exchanged_are_recognised_in_other_precisions(dtype, outputs, share, monkeypatch):
+    """Any two of 128; in float16, where there are few factors to tell them apart by, most."""
+    monkeypatch.setattr(fisher, "one_by_one", lambda *args, **options: {})
+    model, y = Function(ordered(exchange), a=nn.Linear(5, 6)).eval().to(dtype), torch.arange(128) % 3
+    model.r = nn.Sequential(model.r, Cast(outputs))
+    x = torch.randn(128, 4, 5).clamp(-2, 2).to(dtype)
+    estimator, found = TemporalFisher(model), []
+    assert estimator(x, y).keys() == estimator.params.keys()
+    for second in range(1, 128):
+        marked = x.clone()
+        marked[[0, second], 1, 0] = 9.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found.append("a.weight" not in estimator(marked, y))
+    assert sum(found) >= share * len(found)
+
+
 def test_weights_do_not_count_for_each_sample():
     layers = [nn.Linear(5, 64), *(nn.Linear(64, 64) for _ in range(18)), nn.Linear(64, 6)]
     model = Function(lambda m, x: m.b(x), b=nn.Sequential(*layers)).eval()
@@ -515,11 +547,11 @@ def test_a_model_is_examined_without_tf32_and_measured_as_it_was_set():
 
 
 class TF32(TorchDispatchMode):
-    """Convolutions round as a GPU's do by default: their operands to 10 bits behind the point."""
+    """Convolutions round as a GPU's do by default: what they multiply, to 10 bits behind the point."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func._schema.name in ("aten::convolution", "aten::convolution_backward"):
-            args = [*map(self.rounded, args[:2]), *args[2:]]
+        tensors = {"aten::convolution": 2, "aten::convolution_backward": 3}.get(func._schema.name, 0)
+        args = [*map(self.rounded, args[:tensors]), *args[tensors:]]
         return func(*args, **(kwargs or {}))
 
     def rounded(self, operand):

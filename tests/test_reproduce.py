@@ -172,7 +172,7 @@ def test_runs_that_are_complete_are_not_run_again(undrawn, tmp_path, capsys, mon
             reproduce.main(argv)
 
 
-@pytest.mark.parametrize("scale", ["small", "medium", "paper"])
+@pytest.mark.parametrize("scale", ["small", "images", "medium", "paper"])
 def test_every_command_line_of_every_scale_is_taken(scale, monkeypatch, tmp_path):
     """Trainings and searches; what follows them needs their checkpoints."""
     jobs = []

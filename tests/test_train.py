@@ -321,7 +321,7 @@ def test_resume_takes_the_flags_of_the_run_and_refuses_others(tmp_path, capsys):
 
 @pytest.mark.parametrize("number, taken", [(0, [0]), (1, [])])
 def test_a_process_without_a_gpu_of_its_own_takes_none(number, taken, monkeypatch):
-    """With --device cpu there may be more processes than GPUs; `pick_device` says so where one is asked for."""
+    """With --device cpu there may be more processes than GPUs; where one is asked for, `pick_device` misses it."""
     for name, value in (("WORLD_SIZE", 2), ("RANK", number), ("LOCAL_RANK", number), ("MASTER_ADDR", ""),
                         ("MASTER_PORT", "")):  # fmt: skip
         monkeypatch.setenv(name, str(value))
