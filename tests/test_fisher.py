@@ -558,9 +558,8 @@ class TF32(TorchDispatchMode):
         return ((operand.clone().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
-@pytest.mark.parametrize("arch", ["vgg9", "resnet19"])
-def test_the_rounding_of_tf32_is_not_taken_for_rows_of_other_samples(arch):
-    model, x, y = network(arch).float(), torch.randn(20, 2, 12, 12).float(), torch.arange(20) % 4
+def test_the_rounding_of_tf32_is_not_taken_for_rows_of_other_samples():
+    model, x, y = network("resnet19").float(), torch.randn(20, 2, 12, 12).float(), torch.arange(20) % 4
     estimator = TemporalFisher(model)
     estimator.probe(x, len(x))  # which forbids it
     with TF32(), warnings.catch_warnings():

@@ -214,17 +214,17 @@ def test_killed_at_any_write_and_resumed_it_is_the_unbroken_run(unbroken, tmp_pa
 
 
 def test_killed_by_the_system_while_it_trains_and_resumed_it_is_the_unbroken_run(tmp_path):
-    argv = ["--epochs", "200", "--fisher_epochs", "every:20"]
+    argv = ["--epochs", "100", "--fisher_epochs", "every:20"]
     expected = run(tmp_path / "unbroken", *argv, script="train_snn_fisherinfo")
     seen = [0]
-    for more in (5, 60):
+    for more in (5, 40):
         process = start(tmp_path, "--resume", *argv, script="train_snn_fisherinfo")
         while process.poll() is None and len(lines(tmp_path / "run", "log.jsonl")) < seen[-1] + more:
             time.sleep(0.003)
         process.kill()
         process.communicate()
         seen.append(len(lines(tmp_path / "run", "log.jsonl")))
-    assert 0 < seen[1] < seen[2] < 201
+    assert 0 < seen[1] < seen[2] < 101
     folder = run(tmp_path, "--resume", *argv, script="train_snn_fisherinfo")
     assert_identical(everything(folder), everything(expected))
 
@@ -415,13 +415,11 @@ def test_samples_are_split_over_processes_and_the_result_is_the_same(estimator, 
             "4", "--fisher_split", "train", "test", "--fisher_estimator", estimator]  # fmt: skip
     alone = lines(run(tmp_path / "1", *argv, script="train_snn_fisherinfo", flags=[]), "fisher.jsonl")
     assert len(alone) == 4 and alone[0]["samples"] == (23 if estimator == "exact" else 20)
-    for count in (2, 3) if estimator == "exact" else (3,):
-        folder = tmp_path / str(count)
-        process = start(folder, *argv, script="train_snn_fisherinfo", flags=[], processes=count)
-        out, error = process.communicate()
-        assert process.returncode == 0, error
-        assert out.count("run folder") == 1
-        assert_close(lines(folder / "run", "fisher.jsonl"), alone)
+    process = start(tmp_path / "3", *argv, script="train_snn_fisherinfo", flags=[], processes=3)
+    out, error = process.communicate()
+    assert process.returncode == 0, error
+    assert out.count("run folder") == 1
+    assert_close(lines(tmp_path / "3" / "run", "fisher.jsonl"), alone)
 
 
 def test_training_is_split_over_processes_and_the_result_is_the_same(tmp_path, monkeypatch):
