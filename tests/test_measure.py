@@ -1,0 +1,111 @@
+"""What train_snn_fisherinfo.py measures, in training and of saved models."""
+
+import warnings
+
+import pytest
+import torch
+from helpers import ALL, TINY, assert_identical, everything, lines, run
+
+import archs
+from utils import read_lines
+
+
+def test_a_measurement_has_the_fields_of_the_contract(unbroken):
+    first, line = read_lines(unbroken / "fisher.jsonl")
+    assert first.keys() == {
+        "epoch", "timestep", "samples", "split", "labels", "fisher", "fisher_stderr", "ic", "ic_ci", "ic_per_loss",
+        "ic_per_residual", "layers", "layers_scale_free", "prefix", "prefix_loss", "prefix_residual", "prefix_accuracy",
+        "estimator", "seconds",
+    }  # fmt: skip
+    assert line.keys() - first.keys() == {"ic_change", "ic_change_ci"}
+    assert line["ic_change"] == pytest.approx(line["ic"] - first["ic"], abs=1e-6)
+    assert line["ic_change_ci"][0] < line["ic_change"] < line["ic_change_ci"][1]
+    assert (line["epoch"], line["timestep"], line["samples"], line["labels"]) == (2, 2, 6, "data")
+    assert list(line["layers"]) == ["fc1", "bn_fc1", "fc2"]
+    total = [sum(values[t] for values in line["layers"].values()) for t in range(2)]
+    assert total == pytest.approx(line["fisher"])
+    i_1, i_2 = line["fisher"]
+    for of, by in (("ic_per_loss", "prefix_loss"), ("ic_per_residual", "prefix_residual")):
+        a, b = i_1 / line[by][0], i_2 / line[by][1]
+        assert line[of] == pytest.approx((a + 2 * b) / (a + b))
+    assert (
+        line["ic"] == pytest.approx((i_1 + 2 * i_2) / (i_1 + i_2)) and line["ic_ci"][0] < line["ic"] < line["ic_ci"][1]
+    )
+
+
+def test_measuring_does_not_change_the_training(unbroken, tmp_path):
+    plain = everything(run(tmp_path, *ALL))
+    measured = everything(unbroken)
+    for name in ("checkpoint_latest.pt", "checkpoint_0001.pt"):
+        assert_identical(plain[name]["state_dict"], measured[name]["state_dict"])
+    assert plain["log.jsonl"] == measured["log.jsonl"]
+
+
+def test_several_kinds_are_measured_in_one_run(tmp_path):
+    argv = ["--fisher_split", "train", "test", "--fisher_labels", "data", "model", "exact", "--fisher_samples", "40"]
+    measured = lines(run(tmp_path, *argv, script="train_snn_fisherinfo"), "fisher.jsonl")
+    assert len({(line["epoch"], line["split"], line["labels"]) for line in measured}) == len(measured) == 12
+    late = {line["labels"]: line for line in measured if (line["epoch"], line["split"]) == (2, "train")}
+    drawn, exact = late["model"], late["exact"]
+    for t in range(2):  # one draw a sample scatters around the expectation
+        assert abs(drawn["fisher"][t] - exact["fisher"][t]) < 5 * drawn["fisher_stderr"][t]
+    state = torch.load(tmp_path / "run" / "checkpoint_latest.pt", weights_only=True)["state_dict"]
+    scale = (state["fc2.weight"].square().sum() + state["fc2.bias"].square().sum()).item()
+    assert exact["layers_scale_free"]["fc2"] == pytest.approx(
+        [value * scale for value in exact["layers"]["fc2"]], rel=1e-4
+    )
+
+
+def test_the_release_estimator_is_that_of_the_mean_gradient(unbroken, tmp_path):
+    argv = ["--fisher_samples", "7", "--checkpoints", str(unbroken / "checkpoint_latest.pt")]
+    kinds = {}
+    for name, extra in (("release", ["--fisher_estimator", "release", "--fisher_batch", "3"]), ("exact", [])):
+        folder = run(tmp_path / name, *argv, *extra, script="train_snn_fisherinfo", flags=[])
+        kinds[name] = lines(folder, "fisher.jsonl")[0]
+    assert kinds["release"]["estimator"] == "release" and kinds["release"]["samples"] == 6
+    assert kinds["exact"]["samples"] == 7
+    assert all(r < e for r, e in zip(kinds["release"]["fisher"], kinds["exact"]["fisher"]))
+
+
+@pytest.mark.parametrize("surrogate", ["rectangle", "triangle"])
+def test_a_surrogate_without_tails_is_measured_from_the_start(surrogate, tmp_path):
+    argv = ["--arch", "vgg5", "--surrogate", surrogate, "--epochs", "1", "--fisher_epochs", "0", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = run(tmp_path, *argv, script="train_snn_fisherinfo")
+    assert len(lines(folder, "fisher.jsonl")) == 2
+
+
+def test_saved_models_are_measured_as_they_were_in_training(unbroken, tmp_path):
+    paths = [str(unbroken / f"checkpoint_000{epoch}.pt") for epoch in (1, 2)]
+    argv = ["--fisher_samples", "6", "--checkpoints", *paths]
+    folder = run(tmp_path, *argv, script="train_snn_fisherinfo", flags=[])
+    measured = lines(folder, "fisher.jsonl")
+    assert [line["epoch"] for line in measured] == [1, 2]
+    before = lines(unbroken, "fisher.jsonl")[-1]
+    for line in (measured[1], before):  # from epoch 1, and from epoch 0
+        line.pop("ic_change"), line.pop("ic_change_ci")
+    assert measured[1] == before
+    assert (folder / "figures" / "fisher.png").exists()
+
+
+def test_saved_models_of_different_settings_are_not_measured_as_one(unbroken, tmp_path, capsys):
+    other = run(tmp_path / "other", "--tau", "3")
+    paths = [str(folder / "checkpoint_best.pt") for folder in (unbroken, other)]
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, "--checkpoints", *paths, script="train_snn_fisherinfo", flags=[])
+    assert end.value.code == 2 and "--tau 3.0" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_checkpoints_of_the_release_are_measured_and_started_from(tmp_path):
+    model = archs.build("fc", timestep=2, num_classes=10, in_channels=2, image_size=8, width=0.1)
+    path = tmp_path / "T2_Dfake_Afc_ce_ckpt_0020.pth.tar"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}, path)
+    shape = [*TINY[:10], *TINY[10:12]]
+    folder = run(
+        tmp_path, "--fisher_samples", "4", "--checkpoints", str(path), script="train_snn_fisherinfo", flags=shape
+    )
+    assert lines(folder, "fisher.jsonl")[0]["epoch"] == 20
+    folder = run(tmp_path / "init", "--init", str(path), "--learning_rate", "1e-30")
+    state = torch.load(folder / "checkpoint_latest.pt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(state["fc1.weight"], model.state_dict()["fc1.weight"])
