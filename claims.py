@@ -26,7 +26,7 @@ from experiments import (
     with_all_seeds,
     with_each_seed,
 )
-from fisher import RELEASE_BATCH, centroid, quotient
+from fisher import centroid, quotient
 from utils import (
     ARGS_FILE,
     FISHER_FILE,
@@ -38,7 +38,7 @@ from utils import (
     read_lines,
     read_record,
 )
-from verdicts import Effect, beyond, deviation, effect, rank_correlation, spread, verdict, within
+from verdicts import Effect, beyond, deviation, effect, rank_correlation, spread, verdict
 
 
 def page(args, claim):
@@ -48,9 +48,11 @@ def page(args, claim):
 
 # ---------------------------------------------------------------- claims: concentration, layers
 
-MOVED = 0.5  # of IC, that counts as moved with 8 timesteps or more
 KINDS = [("train", "data"), ("train", "model"), ("test", "data"), ("test", "model")]
 NO_MEMBRANES = "no gradient through membranes"
+RELEASED = "the released estimator"
+EVERY_CLASS = "every class"
+EXPECTED = ("--fisher_split", "train", "test", "--fisher_labels", "data", "exact")
 MEASURE_ALL = ["--fisher_split", "train", "test", "--fisher_labels", "data", "model"]  # of KINDS
 
 
@@ -61,9 +63,10 @@ def trained(args):
 
 def measured_again(args, *which):
     """The trained networks, measured in other ways, these or all: {way: [folder of seed 0, 1, ...]}."""
-    variants = {"instantaneous outputs": ("--fisher_prefix", "instant", *scale(args).again),
+    variants = {EVERY_CLASS: (*EXPECTED, *scale(args).again),
+                "instantaneous outputs": ("--fisher_prefix", "instant", *scale(args).again),
                 NO_MEMBRANES: ("--detach_membrane", *scale(args).again),
-                "the released estimator": ("--fisher_estimator", "release", *scale(args).release)}  # fmt: skip
+                RELEASED: ("--fisher_estimator", "release", *scale(args).release)}  # fmt: skip
     jobs = {
         name: Job(f"controls_{short(name)}_SEED", TRAIN, (*saved(args, "trained"), *flags), "fisher")
         for name, flags in variants.items()
@@ -98,8 +101,8 @@ def by_t(curves):
 
 
 def least_move(flat):
-    """What counts as moved where a flat curve has that centroid: MOVED, with less than 8 timesteps a ninth of it."""
-    return min(MOVED, flat / 9)
+    """What counts as moved where a flat curve has that centroid: a ninth of it, 0.5 with 8 timesteps."""
+    return flat / 9
 
 
 def concentrates(first, last, flat):
@@ -112,21 +115,29 @@ def concentrates(first, last, flat):
 def concentration(args):
     """Fisher information starts late or flat and concentrates in early timesteps while the network learns.
 
-    It holds if IC falls from the first measured epoch to the last by 0.5 or more (with less than 8 timesteps, a ninth
-    of flat), and ends that far below that of a flat curve, with both 95 % intervals of the seeds. In the table stand
-    the centroids of I_t / L_t and I_t / R_t too, L_t the mean loss, R_t the mean squared residual of the predictions.
+    It holds if IC falls from the first measured epoch to the last by a ninth of that of a flat curve or more (0.5 with
+    8 timesteps), and ends that far below it, with both 95 % intervals of the seeds. In the table stand the centroids of
+    R_t, the mean squared residual of the predictions, of the gain, I_t / R_t, and of I_t / L_t, L_t the mean loss, too.
     """
     folders = trained(args)
     lines = [measurements(folder) for folder in folders]
-    heads = ("seed", "IC by epoch", "I_t / L_t at the end", "I_t / R_t by epoch", "training loss", "test accuracy")
-    rows = [f"| {' | '.join(heads)} |", "|---:|---|---:|---|---:|---:|"]
-    for seed, (own, folder) in enumerate(zip(lines, folders)):
-        keys = ("ic", "ic_per_residual")
-        # Runs of earlier revisions lack the latter.
-        course, gain = (", ".join(f"{x[key]:.2f} ({x['epoch']})" for x in own if key in x) for key in keys)
+    kinds = ("IC", "R_t", "I_t / R_t", "I_t / L_t")
+    rows = [f"| seed | {' | '.join(f'{kind} by epoch' for kind in kinds)} | training loss | test accuracy |"]
+    rows += ["|---:|" + "---|" * len(kinds) + "---:|---:|"]
+    courses = [[(x["ic"], centre(x["prefix_residual"]), x["ic_per_residual"], x["ic_per_loss"]) for x in own]
+               for own in lines]  # fmt: skip
+    for seed, (own, course, folder) in enumerate(zip(lines, courses, folders)):
+        cells = [", ".join(f"{ic:.2f} ({x['epoch']})" for ic, x in zip(ics, own)) for ics in zip(*course)]
         log = read_lines(folder / LOG_FILE)[-1]
-        cells = [str(seed), course, f"{own[-1]['ic_per_loss']:.2f}", gain]
-        rows.append(f"| {' | '.join(cells)} | {log['train_loss']:.3f} | {log['test_accuracy']:.3f} |")
+        rows.append(f"| {seed} | {' | '.join(cells)} | {log['train_loss']:.3f} | {log['test_accuracy']:.3f} |")
+    rows += ["", f"| centroid of | {' | '.join(kinds)} |", "|---|" + "---:|" * len(kinds)]
+    for name, at in (("first epoch", 0), ("at the end", -1)):
+        rows.append(f"| {name} | {' | '.join(spread(list(ics)) for ics in zip(*(own[at] for own in courses)))} |")
+    steps = len(lines[0][0]["fisher"])
+    rows += ["", f"| at the end, t = | {' | '.join(map(str, range(1, steps + 1)))} |", "|---|" + "---:|" * steps]
+    for name, key in (("accuracy, same samples", "prefix_accuracy"), ("R_t", "prefix_residual")):
+        cells = [spread(list(values)) for values in zip(*(own[-1][key] for own in lines))]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     curves = {f"epoch {own[0]['epoch']}": by_t([line["fisher"] for line in own]) for own in zip(*lines)}
     figure = plots.panels({"mean of the seeds": curves}, page(args, "concentration"), "timesteps t", "share of $I_t$")
     flat = (lines[0][0]["timestep"] + 1) / 2
@@ -143,7 +154,8 @@ def layers(args):
     lines = [measurements(folder) for folder in trained(args)]
     cut = [measurements(folder)[-1] for folder in measured_again(args, NO_MEMBRANES)[NO_MEMBRANES]]
     flat, verdicts, panels = (lines[0][0]["timestep"] + 1) / 2, {}, {}
-    heads = ("layer", "IC, first epoch", "IC at the end", "share of the sum at the end", "I_t / R_t", NO_MEMBRANES)
+    heads = ["layer", "IC, first epoch", "IC at the end", "share of the sum at the end"]
+    heads += ["I_t / R_t", "below flat", NO_MEMBRANES, "below flat"]
     rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name in lines[0][0]["layers"]:
         curves = [[own[at]["layers"][name] for own in lines] for at in (0, -1)]
@@ -151,7 +163,8 @@ def layers(args):
         share = [sum(own[-1]["layers"][name]) / sum(own[-1]["fisher"]) for own in lines]
         ends = [own[-1] for own in lines]
         gains = ([centre(divided(line, "prefix_residual", name)) for line in found] for found in (ends, cut))
-        rows.append(f"| {name} | {' | '.join(map(spread, (first, last, share, *gains)))} |")
+        cells = [*map(spread, (first, last, share)), *(cell for gain in gains for cell in ended(gain, flat))]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
         verdicts[name] = concentrates(first, last, flat)
         panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t(curve) for at, curve in zip((0, -1), curves)}
     return verdicts, rows, [plots.panels(panels, page(args, "layers"), "timesteps t", "share of the layer's $I_t$")]
@@ -165,15 +178,9 @@ def ended(ics, flat):
     return [spread(ics), f"{effect([flat - ic for ic in ics])}"]
 
 
-def settings(args):
-    """The concentration is common: across architectures, T, neurons, norms, optimizers, encodings, amounts of data.
-
-    The rule of `concentration`, for each setting. Beside it, at the end, stand the centroids of the mean squared
-    residual R_t of the predictions, of I_t / L_t and I_t / R_t (and of the latter in epoch 1), of the true Fisher
-    information (with labels drawn from the network), and of it divided by its own R_t (with these labels).
-    """
-    ends = (*ENDS, "--fisher_labels", "data", "model")
-    runs = {}
+def settings_runs(args):
+    """The training of each setting and seed, measured in its first and last epoch: done, and {setting: folders}."""
+    ends, runs = (*ENDS, "--fisher_labels", "data", "model"), {}
     for name, flags in scale(args).settings.items():
         runs[name] = command(args, f"settings_{short(name)}", TRAIN, *ends, *flags)
     if scale(args).downloads or args.data_dir is not None:
@@ -181,10 +188,20 @@ def settings(args):
             name = f"{data}, {how}"
             flags = ("--dataset", OTHER_DATA[data], "--data_dir", "DATA", *ends, *scale(args).subsets[how])
             runs[name] = Job(f"settings_{short(name)}_SEED", TRAIN, (*flags, "--seed", "SEED"), "fisher")
-    folders = {"as it is": trained(args)} | with_each_seed(args, runs)
+    return {"as it is": trained(args)} | with_each_seed(args, runs)
+
+
+def settings(args):
+    """The concentration is common: across architectures, T, neurons, norms, optimizers, encodings, amounts of data.
+
+    The rule of `concentration`, for each setting. Beside it, at the end, stand the centroids of the mean squared
+    residual R_t of the predictions, of I_t / L_t and I_t / R_t (and how far the latter falls), of the true Fisher
+    information (with labels drawn from the network), and of it divided by its own R_t (with these labels).
+    """
+    folders = settings_runs(args)
     verdicts, panels, points = {}, {}, {}
     heads = ["setting", "flat", "IC, epoch 1", "IC at the end", "centroid of R_t"]
-    heads += ["I_t / L_t", "below flat", "I_t / R_t, epoch 1", "I_t / R_t", "below flat"]
+    heads += ["I_t / L_t", "below flat", "I_t / R_t", "falls since epoch 1 by", "below flat"]
     heads += ["true Fisher", "below flat", "true Fisher / R_t", "below flat"]
     heads += ["training loss", "test accuracy"]
     rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
@@ -198,10 +215,9 @@ def settings(args):
         residual = [centre(x[-1]["prefix_residual"]) for x in lines]
         ratios = {key: [x[-1][key] for x in lines] for key in ("ic_per_loss", "ic_per_residual")}
         true = {key: [line[key] for line in drawn] for key in ("ic", "ic_per_residual")}
-        # Runs of earlier revisions lack it.
-        begun = [x[0]["ic_per_residual"] for x in lines if "ic_per_residual" in x[0]]
         cells = [spread(ics) for ics in (first, last, residual)] + ended(ratios["ic_per_loss"], flat)
-        cells += [spread(begun) if begun else "-", *ended(ratios["ic_per_residual"], flat)]
+        gain, below = ended(ratios["ic_per_residual"], flat)
+        cells += [gain, f"{effect([x[0]['ic_per_residual'] - x[-1]['ic_per_residual'] for x in lines])}", below]
         cells += [*ended(true["ic"], flat), *ended(true["ic_per_residual"], flat)]
         cells += [spread(losses, 3), spread([log["test_accuracy"] for log in logs], 3)]
         data = read_record(own[0] / ARGS_FILE)["args"]["dataset"]
@@ -210,10 +226,13 @@ def settings(args):
         rows.append(f"| {name} | {flat} | {' | '.join(cells)} |")
         verdicts[name] = concentrates(first, last, flat)
         panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t([x[at]["fisher"] for x in lines]) for at in (0, -1)}
-    means = {key: [statistics.mean(p[key]) for p in points.values()] for key in ("loss", "relative", *ratios)}
-    found = [rank_correlation(means["loss"], means[key]) for key in ("relative", *ratios)]
-    rows += ["", "Rank correlation over the settings of the training loss with IC, as a share of that of a flat curve: "
-             "{:.2f}; with that of I_t / L_t: {:.2f}, of I_t / R_t: {:.2f}.".format(*found)]  # fmt: skip
+    first = next(iter(points))[0]
+    for which, chosen in (("all", points), (first, {key: point for key, point in points.items() if key[0] == first})):
+        means = {key: [statistics.mean(p[key]) for p in chosen.values()] for key in ("loss", "relative", *ratios)}
+        found = [f"{rank_correlation(means['loss'], means[key])}" for key in ("relative", *ratios)]
+        about = f"Rank correlation of the training loss, over the settings ({which}, {len(chosen)}), with IC as a share"
+        about += " of that of a flat curve: {}; with that of I_t / L_t: {}, of I_t / R_t: {}."
+        rows += ["", about.format(*found)]
     figures = [plots.panels(panels, page(args, "settings"), "timesteps t", "share of $I_t$")]
     ends = {"relative": "IC / IC of a flat curve", "ic_per_loss": "the same of $I_t$ / $L_t$",
             "ic_per_residual": "the same of $I_t$ / $R_t$"}  # fmt: skip
@@ -262,89 +281,6 @@ def robustness(args):
     return verdicts, rows, [plots.panels(panels, page(args, "robustness"), "corrupted timesteps", "accuracy")]
 
 
-# ---------------------------------------------------------------- claim: controls
-
-
-def planted(args):
-    """Networks on frames whose class shows at known timesteps alone: {those: {kind: [last measurement of a seed]}}."""
-    runs = {}
-    for times in scale(args).planted_times:
-        which = ("--dataset", "planted", "--planted_time", *map(str, times))
-        flags = (*which, *MEASURE_ALL, *scale(args).planted, "--seed", "SEED")
-        runs[times] = Job(f"controls_planted_{times[0]}-{times[-1]}_SEED", TRAIN, flags, "fisher")
-    folders = with_each_seed(args, runs)
-    return {
-        times: {kind: [measurements(folder, *kind)[-1] for folder in own] for kind in KINDS}
-        for times, own in folders.items()
-    }
-
-
-def mean_gradient_share(curve, released, size):
-    """Share [T] of the squared mean gradient in the released estimator: its curve, of batches of `size`, and I_t.
-
-    The squared norm of the mean of B independent gradients g is |E g|^2 + tr Cov(g) / B in expectation, which is
-    (1 - 1/B) |E g|^2 + I_t / B. This is the share of the former term.
-    """
-    return [1 - one / size / mean for one, mean in zip(curve, released)]
-
-
-def controls(args):
-    """What is left of the concentration under controls that the paper does not have.
-
-    Under a control it holds if IC ends 0.5 or more (with less than 8 timesteps, a ninth of flat) below that of a flat
-    curve, with the 95 % interval of the seeds. R_t is the mean squared residual, |p - label|^2, of the predictions p.
-    With planted information it holds if IC ends within 0.5 of the middle of the timesteps that show the class.
-    """
-    folders, again = trained(args), measured_again(args)
-    kinds = {kind: [measurements(folder, *kind)[-1] for folder in folders] for kind in KINDS}
-    first = kinds["train", "data"]
-    curves = {
-        "as in the paper": [line["fisher"] for line in first],
-        "I_t / L_t": [divided(line, "prefix_loss") for line in first],
-        "I_t / R_t": [divided(line, "prefix_residual") for line in first],
-        "true Fisher (labels of the model)": [line["fisher"] for line in kinds["train", "model"]],
-        "true Fisher / R_t": [divided(line, "prefix_residual") for line in kinds["train", "model"]],
-        "held-out samples": [line["fisher"] for line in kinds["test", "data"]],
-        "held-out, true Fisher": [line["fisher"] for line in kinds["test", "model"]],
-    }
-    for name, own in again.items():
-        lines = [measurements(folder)[-1] for folder in own]
-        curves[name] = [line["fisher"] for line in lines]
-        if name == NO_MEMBRANES:
-            curves[f"{name}: I_t / R_t"] = [divided(line, "prefix_residual") for line in lines]
-    flat, verdicts = (len(first[0]["fisher"]) + 1) / 2, {}
-    rows = [f"| control | IC at the end (flat: {flat}) | below flat |", "|---|---:|---:|"]
-    for name, own in curves.items():
-        last = [centre(curve) for curve in own]
-        below = effect([flat - ic for ic in last])
-        rows.append(f"| {name} | {spread(last)} | {below} |")
-        verdicts[name] = verdict([beyond(below, least_move(flat))]), f"IC ends {below} below flat."
-    panels = {name: {"end": by_t(own)} for name, own in curves.items()}
-    size = read_record(again["the released estimator"][0] / ARGS_FILE)["args"]["fisher_batch"] or RELEASE_BATCH
-    pairs = zip(curves["as in the paper"], curves["the released estimator"])
-    shares = zip(*(mean_gradient_share(*pair, size) for pair in pairs))
-    rows += ["", f"| t | {' | '.join(str(t + 1) for t in range(len(first[0]['fisher'])))} |"]
-    rows += ["|---|" + "---:|" * len(first[0]["fisher"])]
-    rows += [f"| share of the squared mean gradient in the released estimator | {' | '.join(map(spread, shares))} |"]
-    heads = ("class shows at t", "IC", "from the middle of those t", "IC, held out", "IC, true Fisher",
-             "IC of I_t / L_t", "IC of I_t / R_t", "held-out accuracy by t")  # fmt: skip
-    rows += ["", f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|---:|---:|---|"]
-    for times, found in planted(args).items():
-        own, which = found["train", "data"], f"{times[0]} to {times[-1]}"
-        ics = {kind: [line["ic"] for line in lines] for kind, lines in found.items()}
-        off = effect([ic - statistics.mean(times) for ic in ics["train", "data"]])
-        cells = [which, spread(ics["train", "data"]), f"{off}"]
-        cells += [spread(ics["test", "data"]), spread(ics["train", "model"])]
-        right = torch.tensor([line["prefix_accuracy"] for line in found["test", "data"]]).mean(0).tolist()
-        cells += [spread([line[key] for line in own]) for key in ("ic_per_loss", "ic_per_residual")]
-        cells += [" ".join(f"{value:.2f}" for value in right)]
-        rows.append(f"| {' | '.join(cells)} |")
-        why = f"IC ends {off} from the middle of those timesteps."
-        verdicts[f"class at {which}"] = verdict([within(off, MOVED)]), why
-        panels[f"class at {which}"] = {"end": by_t([line["fisher"] for line in own])}
-    return verdicts, rows, [plots.panels(panels, page(args, "controls"), "timesteps t", "share of the sum")]
-
-
 # ---------------------------------------------------------------- claim: loss
 
 NORMS = ("step", "folded")
@@ -373,7 +309,8 @@ def loss_numbers(args):
             noise = next(line for line in own if line["threat"] == "gaussian_noise")
             transfer = math.nan if pgd["transfer"] is None else pgd["transfer"]  # of one seed there is none
             runs.append({"ic": fisher["ic"], "ic_per_loss": fisher["ic_per_loss"], "clean": log["test_accuracy"],
-                         "pgd": pgd["attacked"], "noise": noise["attacked"], "transfer": transfer})  # fmt: skip
+                         "pgd": pgd["attacked"], "noise": noise["attacked"], "transfer": transfer,
+                         "timestep": fisher["timestep"]})  # fmt: skip
         numbers[key] = {quantity: [run[quantity] for run in runs] for quantity in runs[0]}
         numbers[key]["masking"] = [sign for line in lines for sign in line.get("masking", ())]
     return numbers
@@ -385,31 +322,32 @@ def change(numbers, norm, name, key):
 
 
 def loss_verdict(numbers, norm):
-    """Of the losses that cost at most COST of accuracy, the one that moves IC furthest from that of ce: does it move IC
-    by MOVED or more, and accuracy under PGD by ROBUST or more? Seeds are paired."""
-    cheap = [
-        name
-        for key, name in numbers
-        if key == norm and name != "ce" and change(numbers, norm, name, "clean").mean >= -COST
-    ]
-    if not cheap:
-        return "does not hold", f"every loss costs more than {COST} of accuracy"
-    best = max(cheap, key=lambda name: abs(change(numbers, norm, name, "ic").mean))
+    """Of the losses that are shown to cost at most COST of accuracy, the one that moves IC furthest from that of ce:
+    does it move IC by `least_move` or more, and accuracy under PGD by ROBUST or more? Seeds are paired."""
+    names = [name for key, name in numbers if key == norm and name != "ce"]
+    cheap = {name: beyond(change(numbers, norm, name, "clean"), -COST) for name in names}
+    if True not in cheap.values():
+        word = "undecided" if None in cheap.values() else "does not hold"
+        return word, f"No loss is shown to cost at most {COST} of accuracy."
+    best = max((n for n in names if cheap[n]), key=lambda name: abs(change(numbers, norm, name, "ic").mean))
     moved, cost, robust = (change(numbers, norm, best, key) for key in ("ic", "clean", "pgd"))
     sizes = [found if found.mean > 0 else Effect(*(-x for x in (found.mean, found.high, found.low)))
              for found in (moved, robust)]  # fmt: skip
-    checks = [beyond(sizes[0], MOVED), beyond(sizes[1], ROBUST)]
+    least = least_move((numbers[norm, "ce"]["timestep"][0] + 1) / 2)
+    checks = [beyond(sizes[0], least), beyond(sizes[1], ROBUST)]
     means = [[statistics.mean(found[key]) for (k, _), found in numbers.items() if k == norm] for key in ("ic", "pgd")]
     correlation = rank_correlation(*means)
     why = f"`{best}` against `ce`: IC {moved}, accuracy {cost:3}, accuracy under PGD {robust:3}."
-    return verdict(checks), f"{why} Rank correlation of IC and accuracy under PGD over the losses: {correlation:.2f}."
+    return verdict(checks), f"{why} Rank correlation of IC and accuracy under PGD over the losses: {correlation}."
 
 
 def loss(args):
     """A loss can move the information, with little effect on accuracy, but much on robustness.
 
-    Of the losses that cost at most 0.01 of accuracy, the one that moves IC furthest from that of `ce` counts: the claim
-    holds if it moves IC by 0.5 or more, and accuracy under PGD by 0.05 or more, with both 95 % intervals of the seeds.
+    Of the losses whose cost in accuracy is at most 0.01 with its 95 % interval of the seeds, the one that moves IC
+    furthest from that of `ce` counts (chosen on the same seeds: its intervals are not corrected for that). The claim
+    holds if it moves IC by a ninth of that of a flat curve or more (0.5 with 8 timesteps), and accuracy under PGD by
+    0.05 or more, with both intervals.
     """
     numbers = loss_numbers(args)
     eps = scale(args).eps
@@ -433,24 +371,22 @@ FASTER = 1.5
 
 
 def pruning_verdict(accuracy, seconds):
-    """Is `fisher` within AS_GOOD, or one standard error, of `full` at every sparsity, and its search FASTER times as
-    fast? accuracy {(search, round): [a value a seed]}, seconds {search: [of the whole search, a seed]}."""
-    checks, words = [], []
-    for number in sorted({number for _, number in accuracy}):
-        lost = [a - b for a, b in zip(accuracy["full", number], accuracy["fisher", number])]
-        error = statistics.stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else 0
-        checks.append(statistics.mean(lost) <= max(AS_GOOD, error))
-        words.append(f"{effect([-x for x in lost]):3}")
+    """Is `fisher` no worse than AS_GOOD below `full` at every sparsity, and its search FASTER times as fast? accuracy
+    {(search, round): [a value a seed]}, seconds {search: [of the whole search, a seed]}."""
+    numbers = sorted({number for _, number in accuracy})
+    pairs = [zip(accuracy["fisher", number], accuracy["full", number]) for number in numbers]
+    better = [effect([few - full for few, full in pair]) for pair in pairs]
     speed = effect([a / b for a, b in zip(seconds["full"], seconds["fisher"])])
-    checks.append(beyond(speed, FASTER))
-    return verdict(checks), f"`fisher` against `full`: accuracy {', '.join(words)}; search {speed} times as fast."
+    checks = [*(beyond(found, -AS_GOOD) for found in better), beyond(speed, FASTER)]
+    words = ", ".join(f"{found:3}" for found in better)
+    return verdict(checks), f"`fisher` against `full`: accuracy {words}; search {speed} times as fast."
 
 
 def pruning(args):
     """Searching with the few timesteps that carry the information finds networks as good in less time.
 
-    It holds if `fisher` loses at most 0.005 of accuracy, or one standard error, against `full` at every sparsity, and
-    its search is 1.5 times as fast or more, with the 95 % interval of the seeds.
+    It holds if `fisher` loses at most 0.005 of accuracy against `full` at every sparsity, and its search is 1.5 times
+    as fast or more, each with its 95 % interval of the seeds.
     """
     searches, rounds = scale(args).searches, scale(args).rounds
     flags = [*map(str, ["--rounds", rounds[-1], "--final_rounds", *rounds, "--prune_rate", scale(args).prune_rate])]
@@ -459,7 +395,7 @@ def pruning(args):
         for search in searches
     }
     folders = [folder for own in with_each_seed(args, jobs).values() for folder in own]
-    accuracy, seconds, sparsity = {}, {}, {}
+    accuracy, seconds, sparsity, steps = {}, {}, {}, {}
     for folder in folders:
         lines = read_lines(folder / PRUNING_FILE)
         for line in lines:
@@ -468,14 +404,14 @@ def pruning(args):
                 sparsity[line["round"]] = line["sparsity"]
                 if line["round"] == rounds[-1]:
                     seconds.setdefault(line["search"], []).append(plots.search_seconds(lines, line))
-    rows = [f"| search runs | {' | '.join(f'{100 * s:.1f} %' for s in sparsity.values())} | seconds | times as fast |"]
-    rows += ["|---|" + "---:|" * (len(rounds) + 2)]
+        last = [line for line in lines if line["stage"] == "search"][-1]
+        steps.setdefault(last["search"], []).append(str(last["timestep"]))
+    heads = [*(f"{100 * s:.1f} %" for s in sparsity.values()), "timesteps of its last round", "seconds"]
+    rows = [f"| search runs | {' | '.join(heads)} | times as fast |", "|---|" + "---:|" * (len(rounds) + 3)]
     for search in searches:
-        cells = [spread(accuracy[search, number], 3) for number in rounds] + [spread(seconds[search], 0)]
+        cells = [spread(accuracy[search, number], 3) for number in rounds]
+        cells += [", ".join(steps[search]), spread(seconds[search], 0)]
         cells += [spread([a / b for a, b in zip(seconds["full"], seconds[search])])]
         rows.append(f"| {search} | {' | '.join(cells)} |")
     figure = plots.pruning(folders, page(args, "pruning"))
     return {"all sparsities": pruning_verdict(accuracy, seconds)}, rows, [figure]
-
-
-CLAIMS = {f.__name__: f for f in (concentration, settings, layers, loss, robustness, pruning, controls)}

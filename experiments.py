@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import multiprocessing
+import re
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -263,4 +264,4 @@ def evaluation(args, name, networks, *flags):
 
 def short(name):
     """A name as part of that of a folder."""
-    return name.replace(", ", "_").replace(" ", "_")
+    return re.sub("[ ,=]+", "_", name)

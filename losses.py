@@ -71,7 +71,7 @@ def prefix(outputs, y, *, times, weight, skip=(), level=None, smoothing=0.0):
 
 def residuals(outputs, y, skip=()):
     """R_t = mean over N of ||p_t - y||^2, p_t the softmax prediction of prefix t, y one-hot: [T], 0 where no output is
-    left. The squared gradient of CE_t by the outputs' bias is ||p_t - y||^2, and every other gradient has it as factor.
+    left. The gradient of CE_t by any weight is a Jacobian times p_t - y.
     """
     first = kept_steps(len(outputs), skip)[0]
     shares = prefix_means(outputs, range(first, len(outputs) + 1), skip).softmax(2)
@@ -80,7 +80,9 @@ def residuals(outputs, y, skip=()):
 
 
 def centroid(outputs, y, *, target, skip=(), smoothing=0.0):
-    """CE_T + (c - target)^2, c = sum_t t R_t / sum_t R_t with the `residuals` R_t."""
+    """CE_T + (c - target)^2, c = sum_t t R_t / sum_t R_t with the `residuals` R_t. Of the information itself, whose
+    centroid this need not be, the gradient would be one of second order.
+    """
     r = residuals(outputs, y, skip)
     steps = torch.arange(1, len(r) + 1, device=r.device, dtype=r.dtype)
     c = (steps * r).sum() / r.sum()

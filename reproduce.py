@@ -20,8 +20,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 import config
-from claims import CLAIMS
+from claims import concentration, layers, loss, pruning, robustness, settings
+from controls import controls, gain
 from utils import run_script, write_atomically
+
+CLAIMS = {f.__name__: f for f in (concentration, settings, layers, loss, robustness, pruning, controls, gain)}
 
 
 def device_name():

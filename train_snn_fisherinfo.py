@@ -149,7 +149,7 @@ def measure(args, model, subset, labels, stop):
     layers = {name: sum(sums[name] for _, sums in shares) / per_sample.shape[1] for name in names}
     curve, loss, residual, correct = (values.mean(1) for values in (per_sample, *others))
     scale = {name: sum(p.square().sum().item() for p in model.get_submodule(name).parameters(False)) for name in layers}
-    return {
+    line = {
         "timestep": len(curve),
         "samples": subset.total,
         "prefix": args.fisher_prefix,
@@ -166,24 +166,28 @@ def measure(args, model, subset, labels, stop):
         "prefix_residual": residual.tolist(),
         "prefix_accuracy": correct.tolist(),
         "seconds": time.perf_counter() - start,
-    }, per_sample
+    }
+    if args.fisher_estimator == "exact":
+        gain = quotient(per_sample, others[1]).mean(1)
+        line |= {"gain": gain.tolist(), "ic_gain": centroid(gain).item()}
+    return line, per_sample
 
 
 def print_header(timestep):
     """What the columns of `print_measurement` are; a flat curve has its centroid at (T + 1) / 2."""
     curve = " ".join(f"{f'I_{t}':>8}" for t in range(1, timestep + 1))
-    print(f"IC of a flat curve is {(timestep + 1) / 2:.1f}")
-    print(f"epoch  samples/labels     IC [95 % interval]  IC of I/L  accuracy  {curve}")
+    print(f"IC of a flat curve is {(timestep + 1) / 2:.1f}; R is the mean squared residual of the predictions")
+    print(f"epoch  samples/labels     IC [95 % interval]  IC of I/R  accuracy  {curve}")
 
 
 def print_measurement(line, accuracy):
-    """One line on standard output: epoch, IC with its interval, IC of I_t / L_t, test accuracy, I_1 .. I_T."""
+    """One line on standard output: epoch, IC with its interval, IC of I_t / R_t, test accuracy, I_1 .. I_T."""
     low, high = line["ic_ci"]
     curve = " ".join(f"{value:8.3g}" for value in line["fisher"])
     kind = f"{line['split']}/{line['labels']}"
     tqdm.write(
-        f"{line['epoch']!s:>5}  {kind:>14}  {line['ic']:5.2f} [{low:5.2f}, {high:5.2f}]  {line['ic_per_loss']:9.2f}  "
-        f"{accuracy:8.4f}  {curve}"
+        f"{line['epoch']!s:>5}  {kind:>14}  {line['ic']:5.2f} [{low:5.2f}, {high:5.2f}]  "
+        f"{line['ic_per_residual']:9.2f}  {accuracy:8.4f}  {curve}"
     )
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 
 class Effect(NamedTuple):
-    """A mean over seeds and its 95 % interval."""
+    """A mean over seeds, or a correlation, and its 95 % interval."""
 
     mean: float
     low: float
@@ -44,8 +44,12 @@ def within(found, bound):
 
 
 def rank_correlation(a, b):
-    """Spearman's rank correlation."""
-    return float(stats.spearmanr(a, b).statistic)
+    """Spearman's rank correlation, with the 95 % interval of Fisher's transform (Bonett & Wright 2000)."""
+    r, count = float(stats.spearmanr(a, b).statistic), len(a)
+    if count <= 3 or abs(r) == 1:
+        return Effect(r, -1.0, 1.0)
+    half = 1.96 * math.sqrt((1 + r * r / 2) / (count - 3))
+    return Effect(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
 
 
 def verdict(checks):

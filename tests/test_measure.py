@@ -1,13 +1,17 @@
 """What train_snn_fisherinfo.py measures, in training and of saved models."""
 
 import warnings
+from argparse import Namespace
 
 import pytest
 import torch
 from helpers import ALL, TINY, assert_identical, everything, lines, run
+from models import Steps
 
 import archs
-from utils import read_lines
+from fisher import centroid
+from train_snn_fisherinfo import Subset, measure
+from utils import StopSignals, read_lines
 
 
 def test_a_measurement_has_the_fields_of_the_contract(unbroken):
@@ -15,7 +19,7 @@ def test_a_measurement_has_the_fields_of_the_contract(unbroken):
     assert first.keys() == {
         "epoch", "timestep", "samples", "split", "labels", "fisher", "fisher_stderr", "ic", "ic_ci", "ic_per_loss",
         "ic_per_residual", "layers", "layers_scale_free", "prefix", "prefix_loss", "prefix_residual", "prefix_accuracy",
-        "estimator", "seconds",
+        "estimator", "seconds", "gain", "ic_gain",
     }  # fmt: skip
     assert line.keys() - first.keys() == {"ic_change", "ic_change_ci"}
     assert line["ic_change"] == pytest.approx(line["ic"] - first["ic"], abs=1e-6)
@@ -31,6 +35,19 @@ def test_a_measurement_has_the_fields_of_the_contract(unbroken):
     assert (
         line["ic"] == pytest.approx((i_1 + 2 * i_2) / (i_1 + i_2)) and line["ic_ci"][0] < line["ic"] < line["ic_ci"][1]
     )
+
+
+@pytest.mark.parametrize("labels", ["data", "model", "exact"])
+def test_the_gain_counts_every_sample_alike_and_no_label(labels, float64):
+    """Of a linear read-out it is the squared length of the mean input, with a 1 for the bias."""
+    model, x = Steps().eval(), torch.randn(6, 4, 5)
+    args = Namespace(seed=0, timestep=4, fisher_estimator="exact", fisher_prefix="cumulative", fisher_batch=4)
+    with StopSignals() as stop:
+        line = measure(args, model, Subset(x, torch.arange(6) % 3, 0, 6), labels, stop)[0]
+    means = torch.stack([x[:, :t].mean(1) for t in range(1, 5)])  # (T, N, 5)
+    expected = (means.square().sum(2) + 1).mean(1)
+    assert line["gain"] == pytest.approx(expected.tolist())
+    assert line["ic_gain"] == pytest.approx(centroid(expected).item())
 
 
 def test_measuring_does_not_change_the_training(unbroken, tmp_path):

@@ -16,6 +16,7 @@ from helpers import ROOT
 
 import claims
 import config
+import controls
 import experiments
 import plots
 import reproduce
@@ -51,25 +52,45 @@ def test_a_verdict_is_of_intervals_not_of_means():
 
 
 def test_rank_correlation_is_of_ranks():
-    assert verdicts.rank_correlation([1.0, 2.0, 30.0], [0.1, 0.2, 0.9]) == pytest.approx(1)
-    assert verdicts.rank_correlation([1.0, 2.0, 30.0], [5.0, 0.2, 0.9]) == pytest.approx(-0.5)
-    assert verdicts.rank_correlation([1.0, 2.0, 3.0], [0.0, 0.0, 7.0]) == pytest.approx(0.75**0.5)
-    assert math.isnan(verdicts.rank_correlation([1.0, 2.0, 3.0], [0.0, 1.0, math.nan]))
+    assert verdicts.rank_correlation([1.0, 2.0, 30.0], [0.1, 0.2, 0.9]).mean == pytest.approx(1)
+    assert verdicts.rank_correlation([1.0, 2.0, 30.0], [5.0, 0.2, 0.9]) == pytest.approx((-0.5, -1, 1))
+    assert verdicts.rank_correlation([1.0, 2.0, 3.0], [0.0, 0.0, 7.0]).mean == pytest.approx(0.75**0.5)
+    assert math.isnan(verdicts.rank_correlation([1.0, 2.0, 3.0], [0.0, 1.0, math.nan]).mean)
+
+
+def test_the_interval_of_a_rank_correlation_covers_none_as_often_as_it_says():
+    drawn = torch.randn(400, 2, 20, generator=torch.Generator().manual_seed(0)).tolist()
+    found = [verdicts.rank_correlation(*pair) for pair in drawn]
+    assert 0.92 < sum(low < 0 < high for _, low, high in found) / len(found) < 0.98
 
 
 def test_the_mean_gradient_is_what_spread_does_not_explain_of_a_batch_mean():
     slope = torch.tensor([0.3, 0.0, 0.4])
     gradients = slope + torch.randn(4000, 10, 3, generator=torch.Generator().manual_seed(0))  # batches of 10 samples
     fisher, released = gradients.square().sum(2).mean(), gradients.mean(1).square().sum(1).mean()
-    share = claims.mean_gradient_share([fisher], [released], 10)[0]
+    (norm,), (share,) = controls.mean_gradient([fisher], [released], 10, 40000)
+    assert norm == pytest.approx(0.25, rel=0.05)
     assert share == pytest.approx(0.9 * 0.25 / (0.25 + 3 / 10), abs=0.02)
+
+
+def test_a_batch_of_all_samples_but_one_has_their_mean_gradient_alone():
+    """Batches without replacement: exact over all subsets."""
+    g = torch.randn(4, 3, dtype=torch.float64)
+    batches = [g[[i for i in range(4) if i != left]].mean(0).square().sum() for left in range(4)]
+    found, _ = controls.mean_gradient([g.square().sum(1).mean()], [sum(batches) / 4], 3, 4)
+    torch.testing.assert_close(found[0], g.mean(0).square().sum())
+
+
+def test_accuracy_dates_what_is_known_from_a_timestep_on():
+    assert controls.dated([0.1, 0.1, 0.9, 0.9], 0.1) == pytest.approx(3)
+    assert controls.dated([0.5, 0.9, 0.9], 0.1) == pytest.approx(1.5)
 
 
 def losses(ic, clean, pgd):
     """Numbers of three losses, two seeds each, the others relative to ce."""
     rows = {"ce": (1.0, 0.99, 0.2), "other": (ic, clean, pgd), "dear": (7.0, 0.8, 0.9)}
-    keys = ("ic", "clean", "pgd")
-    return {("step", name): {k: [v, v + 0.001] for k, v in zip(keys, row)} for name, row in rows.items()}
+    keys = ("ic", "clean", "pgd", "timestep")
+    return {("step", name): {k: [v, v + 0.001] for k, v in zip(keys, (*row, 8))} for name, row in rows.items()}
 
 
 @pytest.mark.parametrize(
@@ -181,14 +202,15 @@ def test_every_command_line_of_every_scale_is_taken(scale, monkeypatch, tmp_path
         jobs.extend(wanted.values())
         raise InterruptedError
 
-    for name in ("with_each_seed", "with_all_seeds"):
-        monkeypatch.setattr(claims, name, note)
+    monkeypatch.setattr(claims, "with_each_seed", note)
+    monkeypatch.setattr(claims, "with_all_seeds", note)
+    monkeypatch.setattr(controls, "with_each_seed", note)
     args = SimpleNamespace(scale=scale, data_dir="here", out_dir=str(tmp_path), seeds=1)
-    for claim in claims.CLAIMS.values():
+    for claim in reproduce.CLAIMS.values():
         with contextlib.suppress(InterruptedError):
             claim(args)
     monkeypatch.setattr(claims, "trained", lambda args: [tmp_path])
-    for claim in (claims.settings, claims.planted):
+    for claim in (claims.settings, controls.planted):
         with contextlib.suppress(InterruptedError):
             claim(args)
     assert len({job.name for job in jobs}) > 25
