@@ -121,18 +121,9 @@ def fisher(args, device):
     }
     results = compare(ways, args.repeats, device)
     counts = dict.fromkeys(ways, args.samples) | {"batch of one": len(x[few]), "examination": 1}
-    each = {name: [s / counts[name] for s in seconds] for name, (seconds, _) in results.items()}
+    each = {name: ([s / counts[name] for s in seconds], most) for name, (seconds, most) in results.items()}
     print(f"{args.arch}, width {args.width}, T = {args.timestep}, {args.samples} samples of 3x32x32, {size} in a pass")
-    print(f"{'way':<14}{'ms a sample':>12}{'times P':>9}{'times estimator':>17}{'peak MB':>9}")
-    for name in ways:
-        of_p, of_estimator = (
-            statistics.median(a / b for a, b in zip(each[name], each[other])) for other in ("P", "estimator")
-        )
-        most = results[name][1]
-        print(
-            f"{name:<14}{1000 * statistics.median(each[name]):12.1f}{of_p:9.2f}{of_estimator:17.2f}"
-            f"{'-' if most is None else format(most / 1e6, '.0f'):>9}"
-        )
+    table(each, "ms a sample", ["P", "estimator"])
 
 
 class StepLIF(archs.LIF):
@@ -246,7 +237,7 @@ def neuron(args, device):
     }
     ways |= {name: way(make().to(device), x) for name, make in foreign_neurons().items()}
     print(f"LIF {list(x.shape)}, forward and backward")
-    table(compare(ways, args.repeats, device), "ms a call", "one call")
+    table(compare(ways, args.repeats, device), "ms a call", ["one call"])
 
 
 def train(args, device):
@@ -283,7 +274,7 @@ def train(args, device):
     for name, make in foreign_neurons().items():
         ways[name] = way(with_neurons(model, make), memory_format=torch.channels_last)
     print(f"{args.arch}, width {args.width}, T = {args.timestep}, batch {args.samples} of 3x32x32, training step")
-    table(compare(ways, args.repeats, device), "ms a step", "step by step", args.samples)
+    table(compare(ways, args.repeats, device), "ms a step", ["step by step"], args.samples)
     print(f"{'way':<24}{'in convolutions':>16}{'TFLOP/s there':>15}")
     for name, step in ways.items():
         seconds, share, flops = convolutions(step, device)
@@ -310,25 +301,22 @@ def convolutions(function, device):
     return found / 1e6, found / (sum(times.values()) or math.nan), flops
 
 
-def table(results, unit, other, images=None):
-    """Print a row for each way: its time, its time over that of the way `other`, its memory; with `images` in a step,
-    images a second too."""
-    print(f"{'way':<24}{unit:>10}{'images/s' if images else '':>10}{'times ' + other:>20}{'peak MB':>9}")
+def table(results, unit, others, images=None):
+    """Print a row for each way: its time, its time over that of each of the ways `others`, its memory; with `images` in
+    a step, images a second too."""
+    heads = "".join(f"{'times ' + other:>20}" for other in others)
+    print(f"{'way':<24}{unit:>12}{'images/s' if images else '':>10}{heads}{'peak MB':>9}")
     for name, (seconds, most) in results.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds, results[other][0]))
+        ratios = (statistics.median(a / b for a, b in zip(seconds, results[other][0])) for other in others)
         most, median = "-" if most is None else f"{most / 1e6:.0f}", statistics.median(seconds)
-        rate = f"{images / median:.1f}" if images else ""
-        print(f"{name:<24}{1000 * median:10.2f}{rate:>10}{ratio:20.2f}{most:>9}")
+        rate, times = f"{images / median:.1f}" if images else "", "".join(f"{ratio:20.2f}" for ratio in ratios)
+        print(f"{name:<24}{1000 * median:12.2f}{rate:>10}{times}{most:>9}")
 
 
 def main(argv=None):
     parser = Parser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add(
-        "what",
-        choices=["fisher", "train", "neuron"],
-        help="the temporal Fisher information, a training step, or a layer",
-    )
+    add("what", choices=["fisher", "train", "neuron"], help="the Fisher information, a training step, or a layer")
     add("--arch", choices=archs.ARCHS, default="resnet19", help="network (default resnet19)")
     add("--width", type=number(float, 0, 64, open_low=True), default=1.0, help="factor on its channels (default 1)")
     add("--timestep", type=number(int, 1), default=10, metavar="T", help="timesteps (default 10)")

@@ -337,14 +337,17 @@ def make_parser(script, description=None):
 def parse(script, argv=None, description=None):
     """Settings of a run of `script` from the command line (or the list `argv`), checked. Exits with status 2 if bad."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = make_parser(script, description)
-    unset = object()
-    probe = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
-    given = {name for name, value in vars(parser.parse_args(argv, probe)).items() if value is not unset}
-    args = parser.parse_args(argv)
-    parser.set_defaults(**RECIPES.get(args.dataset, {}))
-    args = parser.parse_args(argv)
+    parser, unset = make_parser(script, description), object()
+    defaults = vars(parser.parse_args([]))
+    found = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, unset))))
+    given = {name: value for name, value in found.items() if value is not unset}
+
+    def settings(stored):
+        recipe = RECIPES.get((defaults | stored | given)["dataset"], {})
+        return argparse.Namespace(**defaults | recipe | stored | given)
+
     try:
+        args = settings({})
         stored, source = stored_args(args)
         if stored.get("checkpoints") and "checkpoints" not in vars(args):
             raise BadInput(f"{source} is of a measurement of checkpoints, there is no training to go on with")
@@ -352,16 +355,14 @@ def parse(script, argv=None, description=None):
             measured = getattr(args, "checkpoints", None) and not stored.get("checkpoints")
             if measured or any(hasattr(args, name) != (name in stored) for name in OF_ONE_SCRIPT):
                 raise BadInput(f"{source} is of another kind of run: name another --exp_name")
-        for name in sorted(given & (stored.keys() - PLACES - {"data_dir"})):
+        for name in sorted(given.keys() & (stored.keys() - PLACES - {"data_dir"})):
             if getattr(args, name) != stored[name]:
                 raise BadInput(f"--{name} {getattr(args, name)} differs from {stored[name]}, fixed by {source}")
-        parser.set_defaults(**RECIPES.get(stored.get("dataset"), {}))
-        parser.set_defaults(**{k: v for k, v in stored.items() if k in vars(args).keys() - PLACES})
-        args = parser.parse_args(argv)
-        if given & set(UNUSED_FLAGS.get(script, ())):
-            raise BadInput(f"--{min(given & UNUSED_FLAGS[script])} has no effect in {script}.py, see --help")
-        check(args, given)
-        check_pruning(args, given)
+        args = settings({k: v for k, v in stored.items() if k in vars(args).keys() - PLACES})
+        if given.keys() & UNUSED_FLAGS.get(script, set()):
+            raise BadInput(f"--{min(given.keys() & UNUSED_FLAGS[script])} has no effect in {script}.py, see --help")
+        check(args, given.keys())
+        check_pruning(args, given.keys())
         check_checkpoints(args)
         if args.dry_run:
             args.epochs = min(args.epochs, 2)
@@ -411,8 +412,6 @@ def check_corruption(args):
         args.noise_level = args.noise_level or {"gaussian_noise": 0.1, "blur": 1.0}[args.noisetype]
     if args.noisetime and not (args.noisetype or args.freqlevel or hasattr(args, "noise_levels")):
         raise BadInput("--noisetime has an effect only with --noisetype or --freqlevel")
-    if max(args.noisetime, default=0) > args.timestep:
-        raise BadInput(f"--noisetime {max(args.noisetime)} is past --timestep {args.timestep}")
 
 
 def check_attack(args, given):
@@ -421,8 +420,6 @@ def check_attack(args, given):
     if alone and ("pgd" not in args.attack_method or not getattr(args, "adv_train", True)):
         need = "--attack_method pgd" if "pgd" not in args.attack_method else "--adv_train"
         raise BadInput(f"--{alone[0]} has an effect only with {need}")
-    if (args.attack_prefix or 0) > args.timestep:
-        raise BadInput(f"--attack_prefix {args.attack_prefix} is past --timestep {args.timestep}")
 
 
 def check_pruning(args, given):
@@ -449,9 +446,8 @@ def check_pruning(args, given):
     if args.no_rewind and "rewind_epoch" in given:
         raise BadInput("--rewind_epoch has no effect with --no_rewind")
     if "fisher" not in rules and given & {"information_share", "adapt"}:
-        raise BadInput(
-            f"--{min(given & {'information_share', 'adapt'})} has an effect only with --search_timestep fisher"
-        )
+        flag = min(given & {"information_share", "adapt"})
+        raise BadInput(f"--{flag} has an effect only with --search_timestep fisher")
 
 
 def check_loss(args):
@@ -460,9 +456,6 @@ def check_loss(args):
         raise BadInput(f"--loss centroid needs --target_ic from 1 to {args.timestep}")
     if args.loss == "prefix":
         args.prefix_time = args.prefix_time or list(range(1, max(1, args.timestep // 2) + 1))
-    for name in ("lossskiptime", "prefix_time"):
-        if max(getattr(args, name) or [0]) > args.timestep:
-            raise BadInput(f"--{name} {max(getattr(args, name))} is past --timestep {args.timestep}")
     for t in [args.timestep, *(args.prefix_time or [])]:
         if not kept_steps(t, args.lossskiptime):
             raise BadInput(f"--lossskiptime leaves no output of the first {t}: the loss needs one")
@@ -483,17 +476,18 @@ def check(args, given):
         raise BadInput("--dataset npz needs --data_file x.npz")
     if len(args.fake_shape) not in (3, 4):
         raise BadInput("--fake_shape takes C H W, or T C H W")
-    if args.dataset == "planted" and max(args.planted_time) > args.timestep:
-        raise BadInput(f"--planted_time {max(args.planted_time)} is past --timestep {args.timestep}")
+    for name in ("planted_time", "noisetime", "lossskiptime", "prefix_time", "attack_prefix"):
+        times = getattr(args, name) or []
+        last = max(times, default=0) if isinstance(times, list) else times
+        if last > args.timestep:
+            raise BadInput(f"--{name} {last} is past --timestep {args.timestep}")
     check_corruption(args)
     check_attack(args, given)
     check_loss(args)
     if args.warmup_epochs >= args.epochs:
         raise BadInput(f"--warmup_epochs {args.warmup_epochs} leaves nothing of --epochs {args.epochs}")
     if getattr(args, "fisher_estimator", "exact") == "release" and "exact" in args.fisher_labels:
-        raise BadInput(
-            "--fisher_labels exact is an expectation over one sample's classes: not of a batch's mean gradient"
-        )
+        raise BadInput("--fisher_labels exact is an expectation over a sample's classes: no mean gradient has one")
     if args.dry_run and args.resume:
         raise BadInput("--dry_run keeps nothing, so there is nothing to --resume")
     if "0" in args.save_epochs:

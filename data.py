@@ -187,7 +187,7 @@ def load(args, device):
         raise BadInput(f"inputs of {list(x_train.shape[-2:])} pixels are too small: at least {SMALLEST_IMAGE} a side")
     if x_train.dim() == 5 and x_train.shape[1] != args.timestep:
         raise BadInput(
-            f"the frames of {args.dataset} have {x_train.shape[1]} timesteps: pass --timestep {x_train.shape[1]}"
+            f"frames of {args.dataset} have {x_train.shape[1]} timesteps: pass --timestep {x_train.shape[1]}"
         )
     if args.encode == "p":
         if x_train.dim() == 5:

@@ -63,15 +63,12 @@ def masking_signs(lines):
             signs.append(f"an unbounded attack leaves {found:.3f}")
         if line["threat"] != "pgd":
             continue
-        others = {name: a for name, a in line["surrogates"].items() if name != "own"}
+        others = min((a for name, a in line["surrogates"].items() if name != "own"), default=None)
         stronger = {
             "one step is stronger than pgd": (fgsm.get(strength), found),
             "random points are stronger than pgd": (line["random"], found),
             "a transferred attack is stronger than pgd": (line["transfer"], found),
-            "its own surrogate is weaker than others": (
-                min(others.values(), default=None),
-                line["surrogates"].get("own"),
-            ),
+            "its own surrogate is weaker than others": (others, line["surrogates"].get("own")),
         }
         for words, (low, high) in stronger.items():
             if None not in (low, high) and clearly_below(low, high, samples):

@@ -37,6 +37,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointError
 
 TRAFFIC = 64  # multiplications in the time that one number takes to be written and read again
@@ -159,9 +160,7 @@ class TemporalFisher:
             if isinstance(module, _DropoutNd) and module.training and module.p:
                 raise ValueError(f"Dropout layer {name} is in train mode: call model.eval() first")
             if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
-                raise ValueError(
-                    f"BatchNorm layer {name} uses batch statistics, which mix samples: call model.eval() first"
-                )
+                raise ValueError(f"BatchNorm layer {name} has batch statistics, which mix samples: call model.eval()")
         samples = 3 if batch == 2 else 2
         if samples not in self.probes:
             with torch.enable_grad(), _full_precision():
@@ -170,15 +169,11 @@ class TemporalFisher:
 
     def chunk(self, x):
         """How many samples one call can take in a bounded memory, so that the calls for all of x are alike."""
-        if not self.params:
-            return len(x)
         most = max(1, _memory(x.device) // self.probe(x, len(x)).bytes)
         return -(-len(x) // -(-len(x) // most))
 
     def __call__(self, x, y):
         _check_labels(x, y)
-        if not self.params:
-            return {}
         probe = self.probe(x, len(x))
         with torch.enable_grad():
             part = _measure(self.model, x, y, self.prefix, self.params, probe)
@@ -340,9 +335,9 @@ class _Tape(TorchFunctionMode):
                 self.calls.append(call)
             return z
         z = func(*args, **kwargs)
-        used = z is None or any(isinstance(part, torch.Tensor) and part.requires_grad for part in _flat([z]))
+        used = z is None or any(isinstance(part, torch.Tensor) and part.requires_grad for part in tree_leaves(z))
         if used or not torch.is_grad_enabled():
-            self.other.update(filter(None, map(self.name, _flat([args, list(kwargs.values())]))))
+            self.other.update(filter(None, map(self.name, tree_leaves((args, kwargs)))))
         return z
 
     def conv(self, conv, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -350,13 +345,12 @@ class _Tape(TorchFunctionMode):
         dims, computed = weight.dim() - 2, not (weight.is_leaf and (bias is None or bias.is_leaf))
         if input.dim() != dims + 2 or computed or not self.matters(input, weight, bias):
             return None
-        stride, dilation = (v if len(v) == dims else (*v,) * dims for v in map(_tuple, (stride, dilation)))
+        stride, dilation = _each(stride, dims), _each(dilation, dims)
         kernel = weight.shape[2:]
         if padding == "same":  # what is odd goes to the right
             total = [d * (k - 1) for d, k in zip(dilation, kernel)]
             input = F.pad(input, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
-        padding = (0,) * dims if isinstance(padding, str) else _tuple(padding)
-        padding = padding if len(padding) == dims else (*padding,) * dims
+        padding = _each(0 if isinstance(padding, str) else padding, dims)
         options = (stride, padding, dilation, groups)
 
         def backward(d, out, a):
@@ -448,16 +442,10 @@ _RULES = {
 }
 
 
-def _tuple(value):
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
-
-
-def _flat(values):
-    for value in values:
-        if isinstance(value, tuple | list):
-            yield from _flat(value)
-        else:
-            yield value
+def _each(value, dims):
+    """A value, given for all dimensions at once or for each of them, for each."""
+    value = (value,) if isinstance(value, int) else tuple(value)
+    return value * dims if len(value) == 1 else value
 
 
 # ---------------------------------------------------------------- which rows are whose
@@ -616,10 +604,6 @@ class _Use:
         """What each output position of the first rows sees: [N groups, C / groups times the kernel, a B P]."""
         return self.by_channel(self.call.inputs(rows), len(self.call.space) or 1)
 
-    def of_sample(self, v, n):
-        """Rows of one sample: [a N B, ...] -> [a B, ...]."""
-        return v.view(-1, self.samples, self.inner, *v.shape[1:])[:, n].flatten(0, 1)
-
 
 def _by_parameter(calls, layouts, names, samples):
     """Uses, in calls of known layout, of those weights and biases: ({weight: [use, ...]}, {bias: [use, ...]})."""
@@ -638,15 +622,11 @@ def _measure(model, x, y, prefix, params, probe):
     samples = len(x)
     blocks = [0 if layout is None else samples * layout[1] for layout in probe.layouts]
     tape, outputs = _run(model, x, params, blocks)
-    rows = [
-        call.rows if layout is None else layout[0] * block
-        for call, layout, block in zip(tape.calls, probe.layouts, blocks)
-    ]
-    if len(tape.calls) != len(blocks) or [call.rows for call in tape.calls] != rows:
+    calls = list(zip(tape.calls, probe.layouts, blocks))
+    if len(tape.calls) != len(blocks) or any(layout and c.rows != layout[0] * block for c, layout, block in calls):
         return {}  # other calls than in the probe
-    overwritten = set().union(
-        *(call.names for call in tape.calls if call.a is not None and call.a._version != call.version)
-    )
+    changed = [call for call in tape.calls if call.a is not None and call.a._version != call.version]
+    overwritten = set().union(*(call.names for call in changed))
     covered = params.keys() - probe.slow - (tape.other - probe.other) - overwritten
     losses = prefix_losses(outputs, y, prefix)  # (T, N)
     noted = set().union(*(call.names for call in tape.calls))
@@ -743,19 +723,8 @@ def _scale_gradient(use, d):
 
 def _norm_by_gradient(pairs):
     """|| sum_p d_p a_p^T ||^2 of each sample, [N], by way of the gradient itself."""
-    use = pairs[0][0]
-    if not use.call.options or use.call.a.is_cuda:
-        gradient = sum(use.by_channel(d) @ use.seen(len(d)).mT for use, d in pairs)
-        return torch.linalg.vector_norm(gradient.flatten(1), dim=1).square().view(use.samples, -1).sum(1)
-    conv_weight = torch.nn.grad.conv2d_weight if len(use.call.space) == 2 else torch.nn.grad.conv1d_weight
-    norms = []
-    for n in range(use.samples):  # on a CPU, one sample is work enough for a call; and one gradient at a time is kept
-        gradient = 0
-        for use, d in pairs:
-            a, d = use.of_sample(use.call.a[: len(d)], n), use.of_sample(d.unflatten(2, use.call.space), n)
-            gradient = gradient + conv_weight(a, use.call.weight_shape, d, *use.call.options)
-        norms.append(_square(gradient))
-    return torch.stack(norms)
+    gradient = sum(use.by_channel(d) @ use.seen(len(d)).mT for use, d in pairs)
+    return torch.linalg.vector_norm(gradient.flatten(1), dim=1).square().view(pairs[0][0].samples, -1).sum(1)
 
 
 def _norm_by_gram(uses, signals, gram):

@@ -23,14 +23,9 @@ GREY = "0.5"
 MOST_COLOURS = 20  # that can be told apart
 
 
-def save(figure, folder, name):
-    """Write figures/<name>.png of the run folder; returns its path."""
-    (Path(folder) / "figures").mkdir(exist_ok=True)
-    return write(figure, Path(folder) / "figures" / f"{name}.png")
-
-
 def write(figure, path):
     """Write the figure there; returns the path."""
+    path.parent.mkdir(exist_ok=True)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
     return path
 
@@ -80,7 +75,7 @@ def fisher(folder):
         centroids.plot(x, [line["ic"] for line in kind_lines], "o-", ms=4, color=colour, label="$I_t$" + name)
         if kind_lines is lines:
             for key, text, style in (("ic_per_loss", "loss", "s:"), ("ic_per_residual", "squared residual", "^:")):
-                quotient = [line.get(key, float("nan")) for line in lines]  # runs of earlier revisions lack one
+                quotient = [line[key] for line in lines]
                 centroids.plot(x, quotient, style, ms=3, color="C7", label=f"$I_t$ / {text} after t steps" + name)
     flat = (timestep + 1) / 2
     centroids.axhline(flat, color=GREY, ls="--", lw=1)
@@ -98,7 +93,7 @@ def fisher(folder):
     layers.set(xlabel="timesteps t")
     layers.set_title(f"Layers, epoch {label(lines[-1])}: share of the layer's $I_t$")
     figure.colorbar(image, ax=layers)
-    return save(figure, folder, "fisher")
+    return write(figure, Path(folder) / "figures" / "fisher.png")
 
 
 def training(folder):
@@ -110,8 +105,7 @@ def training(folder):
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     loss, accuracy, rates = figure.subplots(1, 3)
 
-    trained = [line for line in lines if line["train_loss"] is not None]
-    loss.plot([line["epoch"] for line in trained], [line["train_loss"] for line in trained], label="training")
+    loss.plot(epochs, [line["train_loss"] for line in lines], label="training")  # None before training
     loss.plot(epochs, [line["test_loss"] for line in lines], label="test")
     loss.set(xlabel="epoch", ylabel="loss (nats)", yscale="log")
     loss.legend()
@@ -124,7 +118,7 @@ def training(folder):
         rates.plot(epochs, [line["spike_rate"][name] for line in lines], color=colour, label=name, lw=1)
     rates.set(xlabel="epoch", ylabel="spikes per neuron and timestep", ylim=(0, None))
     rates.legend(fontsize=7, ncols=1 + len(names) // 9)
-    return save(figure, folder, "training")
+    return write(figure, Path(folder) / "figures" / "training.png")
 
 
 def robustness(folder):
@@ -148,9 +142,8 @@ def robustness(folder):
             at = (found[0]["prefix"] or 0) - 1 if found else -1
             y = [line["accuracy"][at] for line in (clean, *found)]
             low, high = zip(*(line["accuracy_ci"][at] for line in (clean, *found)))
-            panels[panel].plot(
-                x, y, style, marker="o", ms=3, color=colour, label=label(clean) if style == "-" else None
-            )
+            name = label(clean) if style == "-" else None
+            panels[panel].plot(x, y, style, marker="o", ms=3, color=colour, label=name)
             panels[panel].fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
         steps = range(1, clean["timestep"] + 1)
         panels[3].plot(steps, clean["accuracy"], color=colour)
@@ -162,7 +155,7 @@ def robustness(folder):
     panels[2].set(xlabel="standard deviation (pixels)", title="Gaussian blur")
     panels[3].set(xlabel="timesteps t", title=f"After t steps (dotted: PGD, eps {middle:g})")
     panels[0].legend(fontsize=7)
-    return save(figure, folder, "robustness")
+    return write(figure, Path(folder) / "figures" / "robustness.png")
 
 
 def inputs(folder, rows):
@@ -180,7 +173,7 @@ def inputs(folder, rows):
             cell.imshow(frame, cmap="gray", vmin=0, vmax=1)
             if columns > 1 and cells is axes[0]:
                 cell.set_title(f"t = {number + 1}", fontsize=8)
-    return save(figure, folder, "inputs")
+    return write(figure, Path(folder) / "figures" / "inputs.png")
 
 
 def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), xscale="linear"):
@@ -193,15 +186,14 @@ def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), x
     figure = Figure(figsize=(4.6 * len(panels) + 2.6, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     kinds, names = (list(dict.fromkeys(column)) for column in zip(*numbers))
-    colours = dict(
-        zip(names, shades(len(names)) if len(names) > MOST_COLOURS else map(colormaps["tab20"], range(MOST_COLOURS)))
-    )
+    many = len(names) > MOST_COLOURS
+    colours = dict(zip(names, shades(len(names)) if many else map(colormaps["tab20"], range(MOST_COLOURS))))
     for axis, (quantity, text) in zip(axes, panels.items()):
         for number, ((kind, name), found) in enumerate(numbers.items(), 1):
             style, called = dict(color=colours[name], marker="os^D"[kinds.index(kind)]), f"{name} ({kind})"
             axis.scatter(found[against[0]], found[quantity], s=9, alpha=0.5, lw=0, **style)
             mean = [sum(found[key]) / len(found[key]) for key in (against[0], quantity)]
-            if len(names) > MOST_COLOURS:
+            if many:
                 called = f"{number} {called}"
                 axis.annotate(number, mean, xytext=(5, 2), textcoords="offset points", fontsize=6)
             axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=called, **style)
@@ -239,10 +231,8 @@ def pruning(folders, path):
         lines = read_lines(Path(folder) / PRUNING_FILE)
         for line in lines:
             if line["stage"] == "final":
-                seconds = search_seconds(lines, line)
-                points.setdefault(line["search"], {}).setdefault(line["round"], []).append(
-                    (100 * (1 - line["sparsity"]), seconds, 100 * (1 - line["test_accuracy"]))
-                )
+                point = 100 * (1 - line["sparsity"]), search_seconds(lines, line), 100 * (1 - line["test_accuracy"])
+                points.setdefault(line["search"], {}).setdefault(line["round"], []).append(point)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for (search, rounds), colour in zip(points.items(), (colormaps["tab10"](i) for i in range(10))):
@@ -264,10 +254,8 @@ def pruning(folders, path):
 
 def search_seconds(lines, final):
     """What the search for a network of pruning.jsonl took: the training of the rounds before it, and its rule."""
-    before = [
-        x for x in lines if (x["search"], x["stage"]) == (final["search"], "search") and x["round"] < final["round"]
-    ]
-    return sum(line["seconds"] + line["rule_seconds"] for line in before)
+    own = [line for line in lines if (line["search"], line["stage"]) == (final["search"], "search")]
+    return sum(line["seconds"] + line["rule_seconds"] for line in own if line["round"] < final["round"])
 
 
 def main():

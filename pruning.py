@@ -13,15 +13,11 @@ from utils import after_each
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-def prunable(model, stem=False):
-    """{name: weight} of the convolutions and linear layers of `model`, the first of them only with `stem`."""
-    weights = {f"{name}.weight": m.weight for name, m in model.named_modules() if isinstance(m, LAYERS)}
-    return weights if stem else dict(list(weights.items())[1:])
-
-
 def all_kept(model, stem=False):
-    """Masks that keep every weight."""
-    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model, stem).items()}
+    """Masks that keep every weight of the convolutions and linear layers, of the first of them only with `stem`."""
+    weights = {f"{name}.weight": m.weight for name, m in model.named_modules() if isinstance(m, LAYERS)}
+    names = list(weights)[0 if stem else 1 :]
+    return {name: torch.ones_like(weights[name], dtype=torch.bool) for name in names}
 
 
 def prune(scores, masks, rate):

@@ -2,7 +2,6 @@
 
 import atexit
 import fcntl
-import functools
 import multiprocessing
 import signal
 import sys
@@ -16,13 +15,7 @@ from torch.utils.data import DataLoader
 
 from utils import BadInput, let_go
 
-TORCHVISION = {
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "svhn": "SVHN",
-    "fashion_mnist": "FashionMNIST",
-    "mnist": "MNIST",
-}
+TORCHVISION = dict(cifar10="CIFAR10", cifar100="CIFAR100", svhn="SVHN", fashion_mnist="FashionMNIST", mnist="MNIST")
 FAKE_SIZE, FAKE_CLASSES = (256, 128), 10
 PLANTED_SIZE, PLANTED_SHAPE = (2000, 500), (1, 8, 8)
 MOST_CLASSES = 100_000
@@ -171,6 +164,7 @@ class Files:
         self.labels = torch.tensor(self.files.targets)
         self.chosen = torch.arange(len(self.labels))  # of the files, in the order of the labels
         self.size, self.workers, self.device, self.coming = size, workers, None, deque()
+        atexit.register(end_workers)
 
     @property
     def shape(self):
@@ -195,7 +189,6 @@ class Files:
         lists = [self.chosen[batch.cpu()].tolist() for batch in batches]
         options = dict(num_workers=self.workers, pin_memory=torch.device(self.device or "cpu").type == "cuda")
         options |= dict(collate_fn=stack_images, worker_init_fn=let_go)
-        end_workers_at_exit()
         # Workers inherit what is blocked: a signal to all processes must not end them before this one has saved.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
@@ -218,13 +211,8 @@ class Files:
         return images.to(self.device, non_blocking=True)
 
 
-@functools.cache  # once is enough
-def end_workers_at_exit():
-    """Workers do not hear the signal that multiprocessing ends them with."""
-    atexit.register(end_workers)
-
-
 def end_workers():
+    """At the end of the process: workers do not hear the signal that multiprocessing ends them with."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for each worker that is killed
     for worker in multiprocessing.active_children():
         worker.kill()

@@ -53,16 +53,13 @@ def report(args, claim):
 
 
 def main(argv=None):
-    parser = config.Parser(
-        prog="reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = config.Parser(prog="reproduce.py", description=__doc__, formatter_class=form)
     jobs = 1 if torch.cuda.is_available() else torch.get_num_threads()
     parser.add_argument("claim", choices=[*CLAIMS, "all", "list"])
     parser.add_argument("--scale", choices=["small", "images", "medium", "paper"], default="small",
                         help="digits, 1000 images, CIFAR-10, or the release's recipe (default small)")  # fmt: skip
-    parser.add_argument(
-        "--seeds", type=config.number(int, 1), default=3, help="seeds 0, 1, ... of each run (default 3)"
-    )
+    parser.add_argument("--seeds", type=config.number(int, 1), default=3, help="seeds 0, 1, ... of a run (default 3)")
     parser.add_argument("--jobs", type=config.number(int, 1), default=jobs,
                         help="runs at a time (default: on a CPU a core each, on a GPU 1)")  # fmt: skip
     parser.add_argument("--out_dir", default="runs/reproduce", help="where the run folders are")

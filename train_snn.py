@@ -22,7 +22,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,6 +62,9 @@ from utils import (
     seed_all,
 )
 
+# What `archs.build` is given under the name of its flag.
+BUILT_AS_NAMED = ("arch", "timestep", "width", "layernum", "norm", "tau", "threshold", "reset", "surrogate",
+                  "surrogate_alpha", "detach_membrane", "checkpoint_activations")  # fmt: skip
 SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and timestep
 CHECK_EVERY = 50  # steps between looks at the loss: a look waits for the device
 STOP_WITHIN = 5  # seconds, in which several processes hear a signal
@@ -92,25 +95,17 @@ def setup(args):
 def build_model(args, dataset):
     """The network that `args` describe, for inputs and on the device of `dataset`."""
     seed_all(args.seed, "model")  # drawn on the CPU: the same weights for every device
-    return archs.build(
-        args.arch,
-        timestep=args.timestep,
+    channels, *size = dataset.images.shape[-3:]
+    model = archs.build(
         num_classes=dataset.num_classes,
-        in_channels=dataset.images.shape[-3],
-        image_size=dataset.images.shape[-2:],
-        width=args.width,
-        layernum=args.layernum,
-        norm=args.norm,
-        tau=args.tau,
-        threshold=args.threshold,
-        reset=args.reset,
-        surrogate=args.surrogate,
-        surrogate_alpha=args.surrogate_alpha,
+        in_channels=channels,
+        image_size=size,
         decay_input=not args.undecayed_input,
         detach_reset=not args.undetached_reset,
-        detach_membrane=args.detach_membrane,
-        checkpoint_activations=args.checkpoint_activations,
-    ).to(dataset.labels.device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
+        **{name: getattr(args, name) for name in BUILT_AS_NAMED},
+    )
+    # The layout that convolutions are fastest in.
+    return model.to(dataset.labels.device, memory_format=torch.channels_last)
 
 
 @contextmanager
@@ -118,11 +113,8 @@ def run_folder(args, device):
     """The Run of `args`, this command's alone; that of a dry run is temporary."""
     with TemporaryDirectory() as temporary:
         out_dir = of_all(temporary)[0] if args.dry_run else args.out_dir
-        run = Run(Path(out_dir) / config.run_name(args), args, device, args.resume)
-        try:
+        with closing(Run(Path(out_dir) / config.run_name(args), args, device, args.resume)) as run:
             yield run
-        finally:
-            run.close()
 
 
 def draw_inputs(args, run, sets):
@@ -362,10 +354,8 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
                 save_latest()
                 raise
             line = {"epoch": epoch, "lr": learning_rate(args, epoch), "images_per_second": rate}
-            line |= {
-                "train_loss": at["loss"].item() / at["images"],
-                "train_accuracy": at["correct"].item() / at["images"],
-            }
+            line["train_loss"] = at["loss"].item() / at["images"]
+            line["train_accuracy"] = at["correct"].item() / at["images"]
             # The line before the checkpoint: a resumed run drops lines that are past its checkpoint.
             line = log(line, found)
             improved = line["test_accuracy"] > at["best"]

@@ -85,9 +85,7 @@ def fisher_subsets(args, train_set, test_set):
         batches = len(index) // batch
         if batches < max(2, processes()):
             kind = "sample" if batch == 1 else f"whole batch of {batch}"
-            raise BadInput(
-                f"--fisher_split {split} has {batches} {kind}: a standard error needs at least 2, and each process 1"
-            )
+            raise BadInput(f"--fisher_split {split} has {batches} {kind}: an error bar needs 2, and each process 1")
         seed_all(args.seed, "evaluate")
         x, y = dataset.batch(index)
         start, end = own_part(batches).start * batch, own_part(batches).stop * batch

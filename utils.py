@@ -184,9 +184,7 @@ class Run:
         record = {"args": vars(args), "command": sys.argv, **environment(device)}
         if self.path(ARGS_FILE).exists():
             if not resume:
-                raise BadInput(
-                    f"{self.folder} holds a run already: --resume goes on with it, --exp_name NAME makes another"
-                )
+                raise BadInput(f"{self.folder} holds a run: --resume goes on with it, --exp_name NAME makes another")
             first = read_record(self.path(ARGS_FILE))
             again = {name: value for name, value in record.items() if name != "args"}
             record = first | {"args": vars(args) | first["args"], "resumed": [*first.get("resumed", []), again]}

@@ -54,7 +54,7 @@ class AvgPool2d(nn.AvgPool2d):
     """2-d average pooling of all timesteps at once: [T, N, C, H, W] -> [T, N, C, H', W']."""
 
     def forward(self, x):
-        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # (T, N, C, H', W')
+        return fold_time(super().forward, x)  # (T, N, C, H', W')
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -130,18 +130,13 @@ def lean(state, part, *inputs):
     """`forgetful`, for what stands behind a convolution, BatchNorm and LIF, where that is a few hundredths of a step's
     time: behind many channels in full precision. Behind fast convolutions it would be up to half, so it is kept."""
     cheap = inputs[0].shape[2] >= MANY_CHANNELS and inputs[0].element_size() >= 4
-    return forgetful(state, part, *inputs) if cheap else kept(part, *inputs)
-
-
-def kept(part, *inputs):
-    """part(*inputs)."""
-    return part(*inputs)
+    return forgetful(state, part, *inputs) if cheap else part(*inputs)
 
 
 def memory_policy(network):
     """How that network runs what stands behind a convolution, run(part, *inputs): one of the above."""
     if not network.training or network.checkpoint_activations is None or torch.compiler.is_compiling():
-        return kept  # who compiles the whole network has the compiler choose
+        return lambda part, *inputs: part(*inputs)  # who compiles the whole network has the compiler choose
     return partial(forgetful if network.checkpoint_activations else lean, state_of(network.modules()))
 
 
