@@ -35,7 +35,7 @@ from config import Parser, number
 from data import crop_and_flip
 from fisher import TemporalFisher, one_by_one, prefix_losses
 from train_snn import compile_neurons
-from utils import pick_device, run_script
+from utils import device_name, pick_device, run_script
 
 MEAN_OF = 16  # samples in a mean, of the released way
 
@@ -327,10 +327,7 @@ def main(argv=None):
     add("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     args = parser.parse_args(argv)
     device = pick_device(args.device)
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
-    )
-    print(f"{name}; torch {torch.__version__}, python {platform.python_version()}")
+    print(f"{device_name(device)}; torch {torch.__version__}, python {platform.python_version()}")
     {"fisher": fisher, "train": train, "neuron": neuron}[args.what](args, device)
 
 

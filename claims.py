@@ -1,6 +1,6 @@
 """The claims of the paper: what is run for each, its table, its figure and the rule of its verdict.
 
-A claim is a function of the arguments of reproduce.py that returns ({part: (verdict, why)}, rows of a Markdown table,
+A claim is a function of the arguments of reproduce.py that returns ({part: (verdict, why)}, tables and sentences,
 paths of the figures). Its docstring says the claim in one sentence, then the rule.
 """
 
@@ -38,7 +38,7 @@ from utils import (
     read_lines,
     read_record,
 )
-from verdicts import Effect, beyond, deviation, effect, rank_correlation, spread, verdict
+from verdicts import Effect, beyond, deviation, effect, rank_correlation, spread, table, verdict
 
 
 def page(args, claim):
@@ -122,27 +122,25 @@ def concentration(args):
     folders = trained(args)
     lines = [measurements(folder) for folder in folders]
     kinds = ("IC", "R_t", "I_t / R_t", "I_t / L_t")
-    rows = [f"| seed | {' | '.join(f'{kind} by epoch' for kind in kinds)} | training loss | test accuracy |"]
-    rows += ["|---:|" + "---|" * len(kinds) + "---:|---:|"]
     courses = [[(x["ic"], centre(x["prefix_residual"]), x["ic_per_residual"], x["ic_per_loss"]) for x in own]
                for own in lines]  # fmt: skip
+    seeds, ends, quantities = [], [], []
     for seed, (own, course, folder) in enumerate(zip(lines, courses, folders)):
         cells = [", ".join(f"{ic:.2f} ({x['epoch']})" for ic, x in zip(ics, own)) for ics in zip(*course)]
         log = read_lines(folder / LOG_FILE)[-1]
-        rows.append(f"| {seed} | {' | '.join(cells)} | {log['train_loss']:.3f} | {log['test_accuracy']:.3f} |")
-    rows += ["", f"| centroid of | {' | '.join(kinds)} |", "|---|" + "---:|" * len(kinds)]
+        seeds.append([seed, *cells, f"{log['train_loss']:.3f}", f"{log['test_accuracy']:.3f}"])
     for name, at in (("first epoch", 0), ("at the end", -1)):
-        rows.append(f"| {name} | {' | '.join(spread(list(ics)) for ics in zip(*(own[at] for own in courses)))} |")
-    steps = len(lines[0][0]["fisher"])
-    rows += ["", f"| at the end, t = | {' | '.join(map(str, range(1, steps + 1)))} |", "|---|" + "---:|" * steps]
+        ends.append([name, *(spread(ics) for ics in zip(*(own[at] for own in courses)))])
     for name, key in (("accuracy, same samples", "prefix_accuracy"), ("R_t", "prefix_residual")):
-        cells = [spread(list(values)) for values in zip(*(own[-1][key] for own in lines))]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
+        quantities.append([name, *(spread(values) for values in zip(*(own[-1][key] for own in lines)))])
+    tables = [table(["seed", *(f"{kind} by epoch" for kind in kinds), "training loss", "test accuracy"], seeds)]
+    tables += [table(["centroid of", *kinds], ends)]
+    tables += [table(["at the end, t =", *range(1, len(lines[0][0]["fisher"]) + 1)], quantities)]
     curves = {f"epoch {own[0]['epoch']}": by_t([line["fisher"] for line in own]) for own in zip(*lines)}
     figure = plots.panels({"mean of the seeds": curves}, page(args, "concentration"), "timesteps t", "share of $I_t$")
     flat = (lines[0][0]["timestep"] + 1) / 2
     ends = [[own[at]["ic"] for own in lines] for at in (0, -1)]
-    return {"IC": concentrates(*ends, flat)}, rows, [figure]
+    return {"IC": concentrates(*ends, flat)}, tables, [figure]
 
 
 def layers(args):
@@ -153,21 +151,20 @@ def layers(args):
     """
     lines = [measurements(folder) for folder in trained(args)]
     cut = [measurements(folder)[-1] for folder in measured_again(args, NO_MEMBRANES)[NO_MEMBRANES]]
-    flat, verdicts, panels = (lines[0][0]["timestep"] + 1) / 2, {}, {}
+    flat, verdicts, panels, rows = (lines[0][0]["timestep"] + 1) / 2, {}, {}, []
     heads = ["layer", "IC, first epoch", "IC at the end", "share of the sum at the end"]
     heads += ["I_t / R_t", "below flat", NO_MEMBRANES, "below flat"]
-    rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name in lines[0][0]["layers"]:
         curves = [[own[at]["layers"][name] for own in lines] for at in (0, -1)]
         first, last = ([centre(curve) for curve in ends] for ends in curves)
         share = [sum(own[-1]["layers"][name]) / sum(own[-1]["fisher"]) for own in lines]
         ends = [own[-1] for own in lines]
         gains = ([centre(divided(line, "prefix_residual", name)) for line in found] for found in (ends, cut))
-        cells = [*map(spread, (first, last, share)), *(cell for gain in gains for cell in ended(gain, flat))]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
+        rows.append([name, *map(spread, (first, last, share)), *(cell for gain in gains for cell in ended(gain, flat))])
         verdicts[name] = concentrates(first, last, flat)
         panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t(curve) for at, curve in zip((0, -1), curves)}
-    return verdicts, rows, [plots.panels(panels, page(args, "layers"), "timesteps t", "share of the layer's $I_t$")]
+    figure = plots.panels(panels, page(args, "layers"), "timesteps t", "share of the layer's $I_t$")
+    return verdicts, [table(heads, rows)], [figure]
 
 
 # ---------------------------------------------------------------- claim: settings
@@ -199,12 +196,11 @@ def settings(args):
     information (with labels drawn from the network), and of it divided by its own R_t (with these labels).
     """
     folders = settings_runs(args)
-    verdicts, panels, points = {}, {}, {}
+    verdicts, panels, points, rows = {}, {}, {}, []
     heads = ["setting", "flat", "IC, epoch 1", "IC at the end", "centroid of R_t"]
     heads += ["I_t / L_t", "below flat", "I_t / R_t", "falls since epoch 1 by", "below flat"]
     heads += ["true Fisher", "below flat", "true Fisher / R_t", "below flat"]
     heads += ["training loss", "test accuracy"]
-    rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, own in folders.items():
         lines = [measurements(folder) for folder in own]
         drawn = [measurements(folder, labels="model")[-1] for folder in own]
@@ -223,22 +219,23 @@ def settings(args):
         data = read_record(own[0] / ARGS_FILE)["args"]["dataset"]
         points[data, name] = {"loss": losses, "relative": [ic / flat for ic in last]}
         points[data, name] |= {key: [ic / flat for ic in ics] for key, ics in ratios.items()}
-        rows.append(f"| {name} | {flat} | {' | '.join(cells)} |")
+        rows.append([name, flat, *cells])
         verdicts[name] = concentrates(first, last, flat)
         panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t([x[at]["fisher"] for x in lines]) for at in (0, -1)}
+    text = [table(heads, rows)]
     first = next(iter(points))[0]
     for which, chosen in (("all", points), (first, {key: point for key, point in points.items() if key[0] == first})):
         means = {key: [statistics.mean(p[key]) for p in chosen.values()] for key in ("loss", "relative", *ratios)}
         found = [f"{rank_correlation(means['loss'], means[key])}" for key in ("relative", *ratios)]
         about = f"Rank correlation of the training loss, over the settings ({which}, {len(chosen)}), with IC as a share"
         about += " of that of a flat curve: {}; with that of I_t / L_t: {}, of I_t / R_t: {}."
-        rows += ["", about.format(*found)]
+        text.append(about.format(*found))
     figures = [plots.panels(panels, page(args, "settings"), "timesteps t", "share of $I_t$")]
     ends = {"relative": "IC / IC of a flat curve", "ic_per_loss": "the same of $I_t$ / $L_t$",
             "ic_per_residual": "the same of $I_t$ / $R_t$"}  # fmt: skip
     against = ("loss", "training loss at the end (nats)")
     figures.append(plots.tradeoff(points, page(args, "settings_loss"), ends, against, "log"))
-    return verdicts, rows, figures
+    return verdicts, text, figures
 
 
 # ---------------------------------------------------------------- claim: robustness
@@ -268,8 +265,8 @@ def robustness(args):
         for line in own:
             key = name if line["times"] else "-", line["threat"], line["strength"]
             found.setdefault(key, {})[line["checkpoint"]] = line["attacked"]
-    rows = ["| timesteps | what | strength | accuracy |", "|---|---|---:|---:|"]
-    rows += [f"| {' | '.join(map(str, key))} | {spread(list(own.values()), 3)} |" for key, own in found.items()]
+    rows = [[*key, spread(list(own.values()), 3)] for key, own in found.items()]
+    text = [table(["timesteps", "what", "strength", "accuracy"], rows)]
     verdicts, panels = {}, {}
     for threat, strength in (("gaussian_noise", 0.4), ("blur", 1.0)):
         by_time = {name: list(found[name, threat, strength].values()) for name in when}
@@ -278,7 +275,7 @@ def robustness(args):
         verdicts[f"{threat} {strength}"] = verdict([beyond(hurt, HURTS)]), why
         means, around = ([of(values) for values in by_time.values()] for of in (statistics.mean, deviation))
         panels[f"{threat} {strength}"] = {"": (list(when), means, around)}
-    return verdicts, rows, [plots.panels(panels, page(args, "robustness"), "corrupted timesteps", "accuracy")]
+    return verdicts, text, [plots.panels(panels, page(args, "robustness"), "corrupted timesteps", "accuracy")]
 
 
 # ---------------------------------------------------------------- claim: loss
@@ -351,17 +348,17 @@ def loss(args):
     """
     numbers = loss_numbers(args)
     eps = scale(args).eps
+    rows = []
     heads = ("norm", "loss", "IC", "IC of I_t / L_t", "accuracy", f"PGD, eps {eps}/255", "noise 0.2", "transfer",
              "masking", "IC against `ce`", "PGD against `ce`")  # fmt: skip
-    rows = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
     for (norm, name), found in numbers.items():
         cells = [spread(found[key], 2 if "ic" in key else 3) for key in list(found)[:6]]
         cells += [str(len(found["masking"])), f"{change(numbers, norm, name, 'ic')}"]
         cells += [f"{change(numbers, norm, name, 'pgd'):3}"]
-        rows.append(f"| {norm} | {name} | {' | '.join(cells)} |")
+        rows.append([norm, name, *cells])
     verdicts = {f"norm {norm}": loss_verdict(numbers, norm) for norm in NORMS}
     panels = {"clean": "test accuracy", "pgd": f"accuracy under PGD, eps {eps}/255", "noise": "accuracy under noise"}
-    return verdicts, rows, [plots.tradeoff(numbers, page(args, "loss"), panels)]
+    return verdicts, [table(heads, rows)], [plots.tradeoff(numbers, page(args, "loss"), panels)]
 
 
 # ---------------------------------------------------------------- claim: pruning
@@ -406,12 +403,13 @@ def pruning(args):
                     seconds.setdefault(line["search"], []).append(plots.search_seconds(lines, line))
         last = [line for line in lines if line["stage"] == "search"][-1]
         steps.setdefault(last["search"], []).append(str(last["timestep"]))
-    heads = [*(f"{100 * s:.1f} %" for s in sparsity.values()), "timesteps of its last round", "seconds"]
-    rows = [f"| search runs | {' | '.join(heads)} | times as fast |", "|---|" + "---:|" * (len(rounds) + 3)]
+    heads = ["search runs", *(f"{100 * s:.1f} %" for s in sparsity.values())]
+    heads += ["timesteps of its last round", "seconds", "times as fast"]
+    rows = []
     for search in searches:
         cells = [spread(accuracy[search, number], 3) for number in rounds]
         cells += [", ".join(steps[search]), spread(seconds[search], 0)]
         cells += [spread([a / b for a, b in zip(seconds["full"], seconds[search])])]
-        rows.append(f"| {search} | {' | '.join(cells)} |")
+        rows.append([search, *cells])
     figure = plots.pruning(folders, page(args, "pruning"))
-    return {"all sparsities": pruning_verdict(accuracy, seconds)}, rows, [figure]
+    return {"all sparsities": pruning_verdict(accuracy, seconds)}, [table(heads, rows)], [figure]

@@ -25,7 +25,7 @@ from experiments import TRAIN, Job, saved, scale, short, with_each_seed
 from fisher import RELEASE_BATCH
 from readers import FAKE_CLASSES
 from utils import ARGS_FILE, read_record
-from verdicts import beyond, effect, spread, verdict, within
+from verdicts import beyond, effect, spread, table, verdict, within
 
 
 def planted(args):
@@ -91,12 +91,11 @@ def controls(args):
         curves[name] = [line["fisher"] for line in lines]
         if name == NO_MEMBRANES:
             curves[f"{name}: I_t / R_t"] = [divided(line, "prefix_residual") for line in lines]
-    flat, verdicts = (len(first[0]["fisher"]) + 1) / 2, {}
-    rows = [f"| control | IC at the end (flat: {flat}) | below flat |", "|---|---:|---:|"]
+    flat, verdicts, rows = (len(first[0]["fisher"]) + 1) / 2, {}, []
     for name, own in curves.items():
         last = [centre(curve) for curve in own]
         below = effect([flat - ic for ic in last])
-        rows.append(f"| {name} | {spread(last)} | {below} |")
+        rows.append([name, spread(last), f"{below}"])
         verdicts[name] = verdict([beyond(below, least_move(flat))]), f"IC ends {below} below flat."
     panels = {name: {"end": by_t(own)} for name, own in curves.items()}
     size = read_record(again[RELEASED][0] / ARGS_FILE)["args"]["fisher_batch"] or RELEASE_BATCH
@@ -104,16 +103,16 @@ def controls(args):
     pairs = list(zip(curves["as in the paper"], curves[RELEASED]))
     slopes, shares = zip(*(mean_gradient(*pair, size, samples) for pair in pairs))
     small = [[a / b for a, b in zip(slope, curve)] for slope, (curve, _) in zip(slopes, pairs)]
-    rows += ["", f"| squared mean gradient, t = | {' | '.join(str(t + 1) for t in range(len(slopes[0])))} |"]
-    rows += ["|---|" + "---:|" * len(slopes[0])]
-    for name, found in ((RELEASED, shares), ("I_t", small)):
-        rows.append(f"| its share in {name} | {' | '.join(spread(list(own), 3) for own in zip(*found))} |")
+    text = [table(["control", f"IC at the end (flat: {flat})", "below flat"], rows)]
+    rows = [[f"its share in {name}", *(spread(own, 3) for own in zip(*found))]
+            for name, found in ((RELEASED, shares), ("I_t", small))]  # fmt: skip
+    text.append(table(["squared mean gradient, t =", *range(1, len(slopes[0]) + 1)], rows))
     lower = effect([centre(paper) - centre(released) for paper, released in pairs])
     own = spread([centre(slope) for slope in slopes])
-    rows += ["", f"Its own centroid is {own}. IC of {RELEASED} is {lower} below that of I_t, network by network."]
+    text.append(f"Its own centroid is {own}. IC of {RELEASED} is {lower} below that of I_t, network by network.")
     heads = ("class shows at t", "IC", "from the middle of those t", "IC, held out", "IC, true Fisher",
              "IC of I_t / L_t", "IC of I_t / R_t", "accuracy is gained at", "held-out accuracy by t")  # fmt: skip
-    rows += ["", f"| {' | '.join(heads)} |", "|---|" + "---:|" * 7 + "---|"]
+    rows = []
     for times, found in planted(args).items():
         own, which = found["train", "data"], f"{times[0]} to {times[-1]}"
         ics = {kind: [line["ic"] for line in lines] for kind, lines in found.items()}
@@ -124,12 +123,13 @@ def controls(args):
         cells += [spread([line[key] for line in own]) for key in ("ic_per_loss", "ic_per_residual")]
         cells += [spread([dated(accuracy, 1 / FAKE_CLASSES) for accuracy in right])]
         cells += [" ".join(f"{statistics.mean(values):.2f}" for values in zip(*right))]
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
         if len(times) < len(right[0]):
             why = f"IC ends {off} from the middle of those timesteps."
             verdicts[f"class at {which}"] = verdict([within(off, least_move((len(right[0]) + 1) / 2))]), why
         panels[f"class at {which}"] = {"end": by_t([line["fisher"] for line in own])}
-    return verdicts, rows, [plots.panels(panels, page(args, "controls"), "timesteps t", "share of the sum")]
+    text.append(table(heads, rows))
+    return verdicts, text, [plots.panels(panels, page(args, "controls"), "timesteps t", "share of the sum")]
 
 
 def gain(args):
@@ -150,8 +150,7 @@ def gain(args):
     again = with_each_seed(args, jobs)
     heads = ["setting", "flat", "IC", "IC, cut", "I_t / R_t", "below flat", "cut", "below flat"]
     heads += ["of the output at t alone", "below flat", "cut", "below flat"]
-    rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
-    verdicts, panels = {}, {}
+    verdicts, panels, rows = {}, {}, []
     for name, own in folders.items():
         found = {way: [measurements(folder)[-1] for folder in again[name, way]] for way in ways}
         found[""] = [measurements(folder)[-1] for folder in own]
@@ -159,9 +158,10 @@ def gain(args):
         centres = {way: [line["ic_per_residual"] for line in lines] for way, lines in found.items()}
         cells = [spread([line["ic"] for line in found[way]]) for way in ("", "cut")]
         cells += [cell for way in ("", "cut", "instant", "instant, cut") for cell in ended(centres[way], flat)]
-        rows.append(f"| {name} | {flat} | {' | '.join(cells)} |")
+        rows.append([name, flat, *cells])
         below = effect([flat - centre for centre in centres["cut"]])
         verdicts[name] = verdict([within(below, least_move(flat))]), f"Cut, it ends {below} below flat ({flat})."
         panels[name] = {way or "as it is": by_t([divided(line, "prefix_residual") for line in lines])
                         for way, lines in found.items()}  # fmt: skip
-    return verdicts, rows, [plots.panels(panels, page(args, "gain"), "timesteps t", "share of $I_t$ / $R_t$")]
+    figure = plots.panels(panels, page(args, "gain"), "timesteps t", "share of $I_t$ / $R_t$")
+    return verdicts, [table(heads, rows)], [figure]

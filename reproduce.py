@@ -22,29 +22,24 @@ import torch
 import config
 from claims import concentration, layers, loss, pruning, robustness, settings
 from controls import controls, gain
-from utils import run_script, write_atomically
+from utils import device_name, pick_device, run_script, write_atomically
 
 CLAIMS = {f.__name__: f for f in (concentration, settings, layers, loss, robustness, pruning, controls, gain)}
-
-
-def device_name():
-    """What the runs were on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
 
 
 def report(args, claim):
     """Run a claim and write its page, with the verdicts first."""
     args.performed = []
     start = time.perf_counter()
-    verdicts, rows, figures = CLAIMS[claim](args)
+    verdicts, found, figures = CLAIMS[claim](args)
     minutes = (time.perf_counter() - start) / 60
     said, rule = CLAIMS[claim].__doc__.split("\n\n")
     parts = [f"**{which}: {word}.** {why}" for which, (word, why) in verdicts.items()]
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, {device_name()}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, {device_name(pick_device('auto'))}"
     data = " --data_dir DATA" if any("DATA" in job.flags for job in args.performed) else ""
     command = f"python reproduce.py {claim} --scale {args.scale} --seeds {args.seeds}{data}"
     text = [f"# {said}", " ".join(rule.split()), *parts, *(f"![]({figure.name})" for figure in figures)]
-    text += ["\n".join(rows), f"Mean ± standard deviation of {args.seeds} seeds. `{command}`; {versions}. "
+    text += [*found, f"Mean ± standard deviation of {args.seeds} seeds. `{command}`; {versions}. "
              "What it ran, SEED = 0, 1, ...:"]  # fmt: skip
     text += ["\n".join(f"    {words}" for words in dict.fromkeys(job.words() for job in args.performed))]
     path = Path(args.results) / f"{claim}.md"

@@ -255,6 +255,13 @@ def read_record(path):
         raise BadInput(f"{path} is damaged: restore it, or remove the folder") from error
 
 
+def device_name(device):
+    """What a torch device is called."""
+    return (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
+    )
+
+
 def environment(device):
     """Versions, the name of the torch device, and git revision, for args.json."""
     try:
@@ -262,10 +269,9 @@ def environment(device):
         git = subprocess.run(revision, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     except OSError:  # no git on this machine
         git = ""
-    threads = f"{device}, {torch.get_num_threads()} threads"
     return {
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+        "device": device_name(device),
         "git": git or None,
     }
 

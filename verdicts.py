@@ -61,6 +61,12 @@ def verdict(checks):
     return "does not hold" if False in checks else "undecided"
 
 
+def table(heads, rows):
+    """A Markdown table: a column of words, the others of numbers."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (heads, rule, *rows))
+
+
 def spread(values, digits=2):
     """Mean ± standard deviation."""
     around = f" ± {deviation(values):.{digits}f}" if len(values) > 1 else ""
