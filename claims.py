@@ -175,12 +175,13 @@ def ended(ics, flat):
     return [spread(ics), f"{effect([flat - ic for ic in ics])}"]
 
 
-def settings_runs(args):
-    """The training of each setting and seed, measured in its first and last epoch: done, and {setting: folders}."""
+def settings_runs(args, other_data):
+    """The training of each setting and seed, measured in its first and last epoch: done, and {setting: folders}; with
+    `other_data`, on those data sets too, if they are given."""
     ends, runs = (*ENDS, "--fisher_labels", "data", "model"), {}
     for name, flags in scale(args).settings.items():
         runs[name] = command(args, f"settings_{short(name)}", TRAIN, *ends, *flags)
-    if scale(args).downloads or args.data_dir is not None:
+    if other_data and (scale(args).downloads or args.data_dir is not None):
         for data, how in product(OTHER_DATA, scale(args).subsets):
             name = f"{data}, {how}"
             flags = ("--dataset", OTHER_DATA[data], "--data_dir", "DATA", *ends, *scale(args).subsets[how])
@@ -195,7 +196,7 @@ def settings(args):
     residual R_t of the predictions, of I_t / L_t and I_t / R_t (and how far the latter falls), of the true Fisher
     information (with labels drawn from the network), and of it divided by its own R_t (with these labels).
     """
-    folders = settings_runs(args)
+    folders = settings_runs(args, other_data=True)
     verdicts, panels, points, rows = {}, {}, {}, []
     heads = ["setting", "flat", "IC, epoch 1", "IC at the end", "centroid of R_t"]
     heads += ["I_t / L_t", "below flat", "I_t / R_t", "falls since epoch 1 by", "below flat"]

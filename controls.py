@@ -139,7 +139,7 @@ def gain(args):
     gain is within a ninth of that of a flat curve (0.5 with 8 timesteps) of it, with the 95 % interval of the seeds.
     Beside it stands the gain of the output at t alone, whose mean over 1..t is what predicts otherwise.
     """
-    folders = {name: own for name, own in settings_runs(args).items() if name in ("as it is", *scale(args).settings)}
+    folders = settings_runs(args, other_data=False)
     ways = {"cut": ("--detach_membrane",), "instant": ("--fisher_prefix", "instant"),
             "instant, cut": ("--fisher_prefix", "instant", "--detach_membrane")}  # fmt: skip
     jobs = {}
