@@ -48,16 +48,15 @@ def page(args, claim):
 
 # ---------------------------------------------------------------- claims: concentration, layers
 
-KINDS = [("train", "data"), ("train", "model"), ("test", "data"), ("test", "model")]
 NO_MEMBRANES = "no gradient through membranes"
 RELEASED = "the released estimator"
 EVERY_CLASS = "every class"
 EXPECTED = ("--fisher_split", "train", "test", "--fisher_labels", "data", "exact")
-MEASURE_ALL = ["--fisher_split", "train", "test", "--fisher_labels", "data", "model"]  # of KINDS
+MEASURE_ALL = ["--fisher_split", "train", "test", "--fisher_labels", "data", "model"]
 
 
 def trained(args):
-    """The plain training of each seed, measured on all of KINDS as it goes on: done, and its folders."""
+    """The plain training of each seed, measured as it goes on: done, and its folders."""
     return with_each_seed(args, {"": command(args, "trained", TRAIN, *scale(args).measured, *MEASURE_ALL)})[""]
 
 
@@ -124,17 +123,17 @@ def concentration(args):
     kinds = ("IC", "R_t", "I_t / R_t", "I_t / L_t")
     courses = [[(x["ic"], centre(x["prefix_residual"]), x["ic_per_residual"], x["ic_per_loss"]) for x in own]
                for own in lines]  # fmt: skip
-    seeds, ends, quantities = [], [], []
+    seeds, centres, quantities = [], [], []
     for seed, (own, course, folder) in enumerate(zip(lines, courses, folders)):
         cells = [", ".join(f"{ic:.2f} ({x['epoch']})" for ic, x in zip(ics, own)) for ics in zip(*course)]
         log = read_lines(folder / LOG_FILE)[-1]
         seeds.append([seed, *cells, f"{log['train_loss']:.3f}", f"{log['test_accuracy']:.3f}"])
     for name, at in (("first epoch", 0), ("at the end", -1)):
-        ends.append([name, *(spread(ics) for ics in zip(*(own[at] for own in courses)))])
+        centres.append([name, *(spread(ics) for ics in zip(*(own[at] for own in courses)))])
     for name, key in (("accuracy, same samples", "prefix_accuracy"), ("R_t", "prefix_residual")):
         quantities.append([name, *(spread(values) for values in zip(*(own[-1][key] for own in lines)))])
     tables = [table(["seed", *(f"{kind} by epoch" for kind in kinds), "training loss", "test accuracy"], seeds)]
-    tables += [table(["centroid of", *kinds], ends)]
+    tables += [table(["centroid of", *kinds], centres)]
     tables += [table(["at the end, t =", *range(1, len(lines[0][0]["fisher"]) + 1)], quantities)]
     curves = {f"epoch {own[0]['epoch']}": by_t([line["fisher"] for line in own]) for own in zip(*lines)}
     figure = plots.panels({"mean of the seeds": curves}, page(args, "concentration"), "timesteps t", "share of $I_t$")
@@ -224,8 +223,9 @@ def settings(args):
         verdicts[name] = concentrates(first, last, flat)
         panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t([x[at]["fisher"] for x in lines]) for at in (0, -1)}
     text = [table(heads, rows)]
-    first = next(iter(points))[0]
-    for which, chosen in (("all", points), (first, {key: point for key, point in points.items() if key[0] == first})):
+    own = next(iter(points))[0]
+    alone = {key: point for key, point in points.items() if key[0] == own}
+    for which, chosen in {"all": points, own: alone}.items() if len(alone) < len(points) else [("all", points)]:
         means = {key: [statistics.mean(p[key]) for p in chosen.values()] for key in ("loss", "relative", *ratios)}
         found = [f"{rank_correlation(means['loss'], means[key])}" for key in ("relative", *ratios)]
         about = f"Rank correlation of the training loss, over the settings ({which}, {len(chosen)}), with IC as a share"
@@ -267,7 +267,7 @@ def robustness(args):
             key = name if line["times"] else "-", line["threat"], line["strength"]
             found.setdefault(key, {})[line["checkpoint"]] = line["attacked"]
     rows = [[*key, spread(list(own.values()), 3)] for key, own in found.items()]
-    text = [table(["timesteps", "what", "strength", "accuracy"], rows)]
+    text = [table(["timesteps", "what", "strength", "accuracy"], rows, 2)]
     verdicts, panels = {}, {}
     for threat, strength in (("gaussian_noise", 0.4), ("blur", 1.0)):
         by_time = {name: list(found[name, threat, strength].values()) for name in when}
@@ -359,7 +359,7 @@ def loss(args):
         rows.append([norm, name, *cells])
     verdicts = {f"norm {norm}": loss_verdict(numbers, norm) for norm in NORMS}
     panels = {"clean": "test accuracy", "pgd": f"accuracy under PGD, eps {eps}/255", "noise": "accuracy under noise"}
-    return verdicts, [table(heads, rows)], [plots.tradeoff(numbers, page(args, "loss"), panels)]
+    return verdicts, [table(heads, rows, 2)], [plots.tradeoff(numbers, page(args, "loss"), panels)]
 
 
 # ---------------------------------------------------------------- claim: pruning

@@ -92,7 +92,7 @@ def centroid(curve):
 
 
 def quotient(curve, divisor):
-    """I_t / L_t, say, both [T]: 0 where there is no loss, and so no gradient."""
+    """I_t / L_t, say, both [T] or [T, N]: 0 where there is no loss, and so no gradient."""
     return torch.where(divisor > 0, curve / divisor, 0)
 
 
@@ -131,7 +131,7 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None):
     128 samples in one pass, is a model that exchanges a few of them by their content.
 
     Raises ValueError if a BatchNorm or Dropout layer is in train mode, where a sample's gradient depends on the others
-    or on chance, for no samples, or another number of labels.
+    or on chance, if no parameter requires a gradient, for no samples, or another number of labels.
     """
     _check_labels(x, y)
     estimator = TemporalFisher(model, prefix)
@@ -150,6 +150,8 @@ class TemporalFisher:
     def __init__(self, model, prefix="cumulative"):
         self.model, self.prefix = model, prefix
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not self.params:
+            raise ValueError("no parameter of the model requires a gradient")
         self.probes = {}  # by their number of samples
         self.slow = set()  # parameters that the warning has named
 
@@ -301,10 +303,8 @@ class _Live(torch.autograd.Function):
 
 def _live_rows(d, block):
     """Rows of d [R, ...] without the last blocks of `block` rows that are all zero."""
-    if d.is_cuda and len(d):  # all blocks in one look, for which it has to wait
-        blocks = d.unflatten(0, (-1, block))
-        most = torch.linalg.vector_norm(blocks, torch.inf, tuple(range(1, blocks.dim()))).tolist()
-        return block * max((number for number, value in enumerate(most, 1) if value != 0), default=0)
+    if d.is_cuda and len(d):  # each look waits for the device
+        return _live_rows_at_once(d, block)
     rows = len(d)
     while rows:
         last = d[rows - block : rows]
@@ -312,6 +312,13 @@ def _live_rows(d, block):
             break
         rows -= block
     return rows
+
+
+def _live_rows_at_once(d, block):
+    """What `_live_rows` gives, in one look."""
+    blocks = d.unflatten(0, (-1, block))
+    most = torch.linalg.vector_norm(blocks, torch.inf, tuple(range(1, blocks.dim()))).tolist()
+    return block * max((number for number, value in enumerate(most, 1) if value != 0), default=0)
 
 
 class _Tape(TorchFunctionMode):
@@ -523,11 +530,17 @@ def _probe(model, x, params, samples):
         wanted[0] = length
         if not ((got - wanted).abs() <= precision * wanted + 1e-3 * precision * total).all():
             slow.add(name)
-    grams = sum(_positions(uses) ** 2 for uses in weights.values() if _gram_pays(uses, len(outputs)))
+    grams, windows = 0, 0  # the latter are what the positions of one layer see
+    for uses in weights.values():
+        call, positions = uses[0].call, _positions(uses)
+        if _gram_pays(uses, len(outputs)):
+            grams += positions**2
+        elif call.options:
+            windows = max(windows, positions * math.prod(call.weight_shape[1:]) * call.groups)
     signal = sum(0 if d is None else d.numel() for d in signals) // samples
     largest = max(p.numel() for p in params.values())
     passes = max(6 * signal * outputs.element_size(), 2 * sum(kept.values()) // samples)
-    each = passes + (grams + 2 * largest + 1) * outputs.element_size()
+    each = passes + (grams + windows + 2 * largest + 1) * outputs.element_size()
     return _Probe(layouts, connected, slow, tape.other, each)
 
 

@@ -24,6 +24,7 @@ MOST_CLASSES = 100_000
 def read_folder(args):
     """--data_dir/train/<class>/<image> and --data_dir/val/<class>/<image>, as ImageNet is laid out, read as needed."""
     train, test = (Files(Path(args.data_dir) / split, args.image_size, args.workers) for split in ("train", "val"))
+    atexit.register(end_workers)
     if train.files.classes != test.files.classes:
         raise BadInput(f"{args.data_dir}/train and {args.data_dir}/val must have folders of the same classes")
     return train, train.labels, test, test.labels
@@ -164,7 +165,6 @@ class Files:
         self.labels = torch.tensor(self.files.targets)
         self.chosen = torch.arange(len(self.labels))  # of the files, in the order of the labels
         self.size, self.workers, self.device, self.coming = size, workers, None, deque()
-        atexit.register(end_workers)
 
     @property
     def shape(self):

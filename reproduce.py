@@ -25,7 +25,7 @@ from controls import controls, gain
 from utils import device_name, pick_device, run_script, write_atomically
 
 ALL = {f.__name__: f for f in (concentration, settings, layers, loss, robustness, pruning, controls)}
-CLAIMS = ALL | {"gain": gain}  # of this project's own
+CLAIMS = ALL | {"gain": gain}  # which the paper does not make; it would take `all` past its time
 
 
 def report(args, claim):

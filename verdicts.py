@@ -1,4 +1,4 @@
-"""The numbers of several seeds: their mean, spread and interval, and the verdict on a claim that follows from them."""
+"""The numbers of several seeds: mean, spread and interval, how they are written, and the verdict that follows."""
 
 import math
 import statistics
@@ -44,7 +44,8 @@ def within(found, bound):
 
 
 def rank_correlation(a, b):
-    """Spearman's rank correlation, with the 95 % interval of Fisher's transform (Bonett & Wright 2000)."""
+    """Spearman's rank correlation, with the 95 % interval of Fisher's transform (Bonett & Wright 2000); everything, of
+    three values or fewer and where the ranks agree or are reversed."""
     r, count = float(stats.spearmanr(a, b).statistic), len(a)
     if count <= 3 or abs(r) == 1:
         return Effect(r, -1.0, 1.0)
@@ -61,9 +62,9 @@ def verdict(checks):
     return "does not hold" if False in checks else "undecided"
 
 
-def table(heads, rows):
-    """A Markdown table: a column of words, the others of numbers."""
-    rule = ["---", *["---:"] * (len(heads) - 1)]
+def table(heads, rows, words=1):
+    """A Markdown table: some columns of `words`, the others of numbers."""
+    rule = ["---"] * words + ["---:"] * (len(heads) - words)
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (heads, rule, *rows))
 
 

@@ -134,7 +134,7 @@ def lean(state, part, *inputs):
 
 
 def memory_policy(network):
-    """How that network runs what stands behind a convolution, run(part, *inputs): one of the above."""
+    """How that network runs what stands behind a convolution, run(part, *inputs): as above, or just so."""
     if not network.training or network.checkpoint_activations is None or torch.compiler.is_compiling():
         return lambda part, *inputs: part(*inputs)  # who compiles the whole network has the compiler choose
     return partial(forgetful if network.checkpoint_activations else lean, state_of(network.modules()))

@@ -151,6 +151,14 @@ def test_model_and_random_state_are_left_as_they_were():
     assert all(p.grad is None and p.requires_grad for p in model.parameters()) and not model.training
 
 
+@pytest.mark.parametrize("live", [0, 1, 3, 4])
+def test_live_rows_are_found_in_one_look_as_in_many(live):
+    d = torch.randn(8, 3, 5)
+    d[2 * live :] = 0
+    d[:2, 0] = float("nan") if live else 0
+    assert fisher._live_rows(d, 2) == fisher._live_rows_at_once(d, 2) == 2 * live
+
+
 def test_float32_is_near_float64():
     model = settle(archs.build("vgg9", timestep=4, num_classes=4, in_channels=1, image_size=16, width=0.2))
     x, y = torch.randn(6, 1, 16, 16), torch.randint(4, (6,))

@@ -275,6 +275,11 @@ def test_chance_missing_labels_and_a_missing_graph_are_refused():
         temporal_fisher(model, x, torch.arange(4) % 3)
 
 
+def test_a_model_without_a_gradient_is_refused():
+    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
+        temporal_fisher(Steps().requires_grad_(False), torch.randn(2, 4, 5), torch.tensor([0, 1]))
+
+
 def test_outputs_of_another_form_are_refused():
     with pytest.raises(ValueError, match=r"\[T, N, classes\].*\[3, 3\] for 3 samples"):
         temporal_fisher(nn.Linear(5, 3), torch.randn(2, 5), torch.tensor([0, 1]))

@@ -25,6 +25,20 @@ from utils import BadInput, read_lines
 from verdicts import Effect
 
 
+@pytest.mark.parametrize(
+    ("late", "cut", "word"),
+    [
+        ((0.9, 0.8, 1.0), (-0.1, -0.3, 0.1), "holds"),
+        ((0.9, 0.8, 1.0), (0.3, 0.0, 0.6), "holds in part"),
+        ((0.5, 0.4, 0.6), (-0.5, -0.6, -0.4), "holds in part"),
+        ((-0.2, -0.3, -0.1), (-0.5, -0.6, -0.4), "does not hold"),
+        ((0.9, 0.8, 1.0), (0.8, 0.7, 0.9), "holds in part"),
+    ],
+)
+def test_the_path_explains_a_gain_that_is_late_with_it_and_not_without(late, cut, word):
+    assert controls.gain_verdict(Effect(*late), Effect(*cut), 4.5) == word
+
+
 def test_an_effect_is_the_mean_with_students_interval():
     found = verdicts.effect([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found.mean == 3 and found.high - found.mean == pytest.approx(2.776445 * math.sqrt(2.5 / 5))
@@ -62,6 +76,8 @@ def test_the_interval_of_a_rank_correlation_covers_none_as_often_as_it_says():
     drawn = torch.randn(400, 2, 20, generator=torch.Generator().manual_seed(0)).tolist()
     found = [verdicts.rank_correlation(*pair) for pair in drawn]
     assert 0.92 < sum(low < 0 < high for _, low, high in found) / len(found) < 0.98
+    found = verdicts.rank_correlation(list(range(10)), [1, 0, 3, 2, 5, 4, 7, 6, 9, 8])
+    assert found == pytest.approx((0.9394, 0.6877, 0.9895), abs=1e-4)
 
 
 def test_the_mean_gradient_is_what_spread_does_not_explain_of_a_batch_mean():
@@ -75,15 +91,26 @@ def test_the_mean_gradient_is_what_spread_does_not_explain_of_a_batch_mean():
 
 def test_a_batch_of_all_samples_but_one_has_their_mean_gradient_alone():
     """Batches without replacement: exact over all subsets."""
-    g = torch.randn(4, 3, dtype=torch.float64)
+    g = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     batches = [g[[i for i in range(4) if i != left]].mean(0).square().sum() for left in range(4)]
-    found, _ = controls.mean_gradient([g.square().sum(1).mean()], [sum(batches) / 4], 3, 4)
+    found, share = controls.mean_gradient([g.square().sum(1).mean()], [sum(batches) / 4], 3, 4)
     torch.testing.assert_close(found[0], g.mean(0).square().sum())
+    assert share[0] == pytest.approx((1 - 1 / 9) * found[0] / (sum(batches) / 4))
+
+
+def test_a_cost_or_a_loss_that_the_seeds_do_not_settle_is_undecided():
+    numbers = losses(4.0, 0.99, 0.4)
+    numbers["step", "other"]["clean"] = [0.96, 1.02]
+    assert claims.loss_verdict(numbers, "step")[0] == "undecided"
+    accuracies = {("full", 4): [0.98, 0.98, 0.98], ("fisher", 4): [0.98, 0.96, 1.0]}  # the mean loses nothing
+    assert claims.pruning_verdict(accuracies, {"full": [1, 1, 1], "fisher": [1, 1, 1]})[0] == "does not hold"
+    assert claims.pruning_verdict(accuracies, {"full": [9, 9, 9], "fisher": [1, 1, 1]})[0] == "holds in part"
 
 
 def test_accuracy_dates_what_is_known_from_a_timestep_on():
     assert controls.dated([0.1, 0.1, 0.9, 0.9], 0.1) == pytest.approx(3)
     assert controls.dated([0.5, 0.9, 0.9], 0.1) == pytest.approx(1.5)
+    assert math.isnan(controls.dated([0.1, 0.3, 0.1], 0.1))
 
 
 def losses(ic, clean, pgd):
