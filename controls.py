@@ -81,7 +81,7 @@ def controls(args):
                                                  for line in first],
         "I_t / L_t": [divided(line, "prefix_loss") for line in first],
         "I_t / R_t": [divided(line, "prefix_residual") for line in first],
-        "the same, each sample alike": [line["gain"] for line in first],
+        "I_t / R_t, each sample alike": [line["gain"] for line in first],
         "true Fisher": [line["fisher"] for line in expected],
         "true Fisher / R_t": [divided(line, "prefix_residual") for line in expected],
         "held-out samples": [line["fisher"] for line in measured["test", "data"]],
@@ -147,11 +147,11 @@ def gain(args):
     does not where the gain is not late to begin with. The last columns take the output at t alone as the prediction,
     the others the mean of outputs 1..t.
     """
-    folders = settings_runs(args, other_data=False)
+    trainings = settings_runs(args, other_data=False)
     ways = {"cut": ("--detach_membrane",), "instant": ("--fisher_prefix", "instant"),
             "instant, cut": ("--fisher_prefix", "instant", "--detach_membrane")}  # fmt: skip
     jobs = {}
-    for (name, own), way in product(folders.items(), ways):
+    for (name, own), way in product(trainings.items(), ways):
         networks = own[0].name.removesuffix("_0")
         flags = (*saved(args, networks), *ways[way], *scale(args).again)
         jobs[name, way] = Job(f"gain_{short(f'{name} {way}')}_SEED", TRAIN, flags, "fisher")
@@ -159,9 +159,9 @@ def gain(args):
     heads = ["setting", "flat", "IC", "IC, cut", "I_t / R_t", "below flat", "cut", "below flat"]
     heads += ["of the output at t alone", "below flat", "cut", "below flat"]
     verdicts, panels, rows = {}, {}, []
-    for name, own in folders.items():
-        found = {way: [measurements(folder)[-1] for folder in again[name, way]] for way in ways}
-        found[""] = [measurements(folder)[-1] for folder in own]
+    for name, own in trainings.items():
+        found = {"": own} | {way: again[name, way] for way in ways}
+        found = {way: [measurements(folder)[-1] for folder in folders] for way, folders in found.items()}
         flat = (found[""][0]["timestep"] + 1) / 2
         centres = {way: [line["ic_per_residual"] for line in lines] for way, lines in found.items()}
         cells = [spread([line["ic"] for line in found[way]]) for way in ("", "cut")]
