@@ -21,8 +21,9 @@ which the squared norm of every sample's gradient follows without forming a batc
     bias                   || sum_p d_p ||^2
 
 with p over the timesteps, positions and calls that one sample has in the layer: the sum comes before the square. Which
-rows of a call belong to which sample is found out by experiment with a few samples, not assumed, and checked in every
-batch. A parameter used in any other way is measured by the slow path, one sample at a time.
+rows of a call belong to which sample is found out by experiment with a few samples, not assumed, and checked again:
+in every batch of a model that selects or sorts by content, in the 1st, 2nd, 4th, 8th, ... of any other. A parameter
+used in any other way is measured by the slow path, one sample at a time.
 """
 
 import math
@@ -45,6 +46,12 @@ FEWEST_COLUMNS = 128  # of a matrix product that is fast
 MOST_POSITIONS = 4096  # of a Gram matrix, which has their square
 RELEASE_BATCH = 128  # samples in a mean of the paper's released script
 DISTINCT = 128  # samples of a batch that the check of whose the rows are tells all apart
+# With these a model can order its rows by their content, in every batch anew.
+SELECTING = {
+    "__bool__", "__float__", "__index__", "__int__", "argsort", "argwhere", "gather", "index_add", "index_copy",
+    "index_put", "index_select", "item", "masked_scatter", "masked_select", "msort", "multinomial", "nonzero", "numpy",
+    "scatter", "scatter_add", "sort", "take", "take_along_dim", "tolist", "topk", "unique",
+}  # fmt: skip
 
 
 def prefix_outputs(outputs):
@@ -127,8 +134,9 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None):
     it is I_t. The model, its .grad and its mode are left as they were.
 
     Uses of a parameter that the batched way does not cover are recognised, by comparison with an ordinary gradient
-    among others, and measured one sample at a time, with a warning. What may stay unseen, in float16 or among more than
-    128 samples in one pass, is a model that exchanges a few of them by their content.
+    among others, and measured one sample at a time, with a warning. What may stay unseen is a model that exchanges a
+    few samples by their content: in float16 or among more than 128 of them in one pass, or where it does so without an
+    index, a sort or a look at a number, and not in the batches that are checked.
 
     Raises ValueError if a BatchNorm or Dropout layer is in train mode, where a sample's gradient depends on the others
     or on chance, if no parameter requires a gradient, for no samples, or another number of labels.
@@ -153,6 +161,8 @@ class TemporalFisher:
         if not self.params:
             raise ValueError("no parameter of the model requires a gradient")
         self.probes = {}  # by their number of samples
+        # Of what is compiled the tape does not see all calls.
+        self.opaque, self.batches = any(map(_is_compiled, model.modules())), 0
         self.slow = set()  # parameters that the warning has named
 
     def probe(self, x, batch):
@@ -177,8 +187,10 @@ class TemporalFisher:
     def __call__(self, x, y):
         _check_labels(x, y)
         probe = self.probe(x, len(x))
+        self.batches += 1
+        check = self.opaque or self.batches & (self.batches - 1) == 0  # the 1st, 2nd, 4th, 8th, ...
         with torch.enable_grad():
-            part = _measure(self.model, x, y, self.prefix, self.params, probe)
+            part = _measure(self.model, x, y, self.prefix, self.params, probe, check)
         rest = self.params.keys() - part.keys()
         if rest - self.slow:
             names = ", ".join(sorted(rest - self.slow))
@@ -209,6 +221,11 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
                 for name, grad in zip(params, grads):
                     norms[name].append(loss.new_zeros(()) if grad is None else _square(grad))
     return {name: torch.stack(values).view(-1, len(losses)).T for name, values in norms.items()}
+
+
+def _is_compiled(module):
+    """Whether the module is compiled, by TorchScript or torch.compile."""
+    return isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod") or module._compiled_call_impl
 
 
 def _check_labels(x, y):
@@ -328,12 +345,14 @@ class _Tape(TorchFunctionMode):
         super().__init__()
         self.blocks = blocks  # rows of one step of each call's outer dimension; None while they are not known
         self.names, self.calls, self.other = {id(p): name for name, p in params.items()}, [], set()
+        self.selects = False  # whether the model may order rows by their content
 
     def name(self, tensor):
         return self.names.get(id(tensor))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        self.selects = self.selects or _selects(func, args)
         rule = _RULES.get(func)
         noted = rule(self, *args, **kwargs) if rule else None
         if noted is not None:
@@ -437,6 +456,15 @@ class _Tape(TorchFunctionMode):
         """Whether the call is to be noted: it has a measured weight or bias in its own place, and a graph is built."""
         plain = a.layout == torch.strided and not a.is_complex() and self.name(a) is None
         return plain and torch.is_grad_enabled() and (self.name(weight) or self.name(bias))
+
+
+def _selects(func, args):
+    """Whether a call can pick rows by the content of tensors."""
+    name = getattr(func, "__name__", "")
+    if name in ("__getitem__", "__setitem__"):
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return not all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in index)
+    return name in SELECTING or name.rstrip("_") in SELECTING
 
 
 _RULES = {
@@ -630,8 +658,9 @@ def _by_parameter(calls, layouts, names, samples):
     return weights, biases
 
 
-def _measure(model, x, y, prefix, params, probe):
-    """{name: [T, N]} of the parameters all of whose uses in this batch are noted calls of the probed layout."""
+def _measure(model, x, y, prefix, params, probe, check):
+    """{name: [T, N]} of the parameters all of whose uses in this batch are noted calls of the probed layout; `check`
+    whose the rows are, which is done anyway where the model can order them by their content."""
     samples = len(x)
     blocks = [0 if layout is None else samples * layout[1] for layout in probe.layouts]
     tape, outputs = _run(model, x, params, blocks)
@@ -654,8 +683,10 @@ def _measure(model, x, y, prefix, params, probe):
     if not edges:
         return norms
     try:
-        last, misplaced = _last_signals(losses, prefix, tape.calls, edges, probe.layouts)
-        covered = covered - misplaced
+        last = None
+        if check or tape.selects:
+            last, misplaced = _last_signals(losses, prefix, tape.calls, edges, probe.layouts)
+            covered = covered - misplaced
         for t in reversed(range(len(losses))):
             signals, last = last, None
             if signals is None:

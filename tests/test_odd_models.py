@@ -9,6 +9,7 @@ from models import Function, Loop, SamplesFirst, Steps, assert_exact_and_fast, a
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import archs
 import fisher
 from fisher import TemporalFisher, one_by_one, temporal_fisher
 
@@ -188,6 +189,33 @@ def exchange(x):
     if len(marked) == 2:
         index[marked] = marked.flip(0)
     return index
+
+
+def looks(m, x):
+    return m.a(x) if x.sum() > 0 else m.a(x).tanh()
+
+
+@pytest.mark.parametrize(
+    "model, checked",
+    [
+        (lambda: archs.build("vgg5", timestep=4, num_classes=3, in_channels=2, image_size=8, width=0.1).eval(), 4),
+        (lambda: settle(SamplesFirst()), 4),
+        (lambda: Function(lambda m, x: m.a(x), a=nn.Linear(5, 6)), 4),
+        (lambda: Function(ordered(lambda x: x[1, :, 1].argsort()), a=nn.Linear(5, 6)), 8),
+        (lambda: Function(looks, a=nn.Linear(5, 6)), 8),
+        (lambda: Function(lambda m, x: m.b(m.traced(m.a(x))), **traced()), 8),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_whose_the_rows_are_is_checked_in_every_batch_where_content_can_decide(model, checked, monkeypatch):
+    model, calls, check = model(), [], fisher._last_signals
+    monkeypatch.setattr(fisher, "_last_signals", lambda *args: calls.append(1) or check(*args))
+    images = isinstance(model, archs.layers.SpikingSequential)
+    x = torch.randn(3, *((2, 8, 8) if images else (4, 2, 8) if isinstance(model, SamplesFirst) else (4, 5)))
+    estimator = TemporalFisher(model)
+    for _ in range(8):
+        estimator(x, torch.arange(3))
+    assert len(calls) == checked
 
 
 @pytest.mark.parametrize("first", [0, 5])
