@@ -351,11 +351,11 @@ def loss(args):
     eps = scale(args).eps
     rows = []
     heads = ("norm", "loss", "IC", "IC of I_t / L_t", "accuracy", f"PGD, eps {eps}/255", "noise 0.2", "transfer",
-             "masking", "IC against `ce`", "PGD against `ce`")  # fmt: skip
+             "masking", "IC against `ce`", "accuracy against `ce`", "PGD against `ce`")  # fmt: skip
     for (norm, name), found in numbers.items():
         cells = [spread(found[key], 2 if "ic" in key else 3) for key in list(found)[:6]]
         cells += [str(len(found["masking"])), f"{change(numbers, norm, name, 'ic')}"]
-        cells += [f"{change(numbers, norm, name, 'pgd'):3}"]
+        cells += [f"{change(numbers, norm, name, key):3}" for key in ("clean", "pgd")]
         rows.append([norm, name, *cells])
     verdicts = {f"norm {norm}": loss_verdict(numbers, norm) for norm in NORMS}
     panels = {"clean": "test accuracy", "pgd": f"accuracy under PGD, eps {eps}/255", "noise": "accuracy under noise"}

@@ -232,13 +232,13 @@ def make_parser(script, description=None):
     flag("--label_smoothing", type=number(float, 0, 1), default=0.0, help="label smoothing of the training loss")
     flag("--loss", choices=LOSSES, default="ce",
          help="ce: cross-entropy of the mean output; tet: mean cross-entropy of each output; prefix: cross-entropy of "
-              "early prefixes too; centroid: steer the information to --target_ic; formulas in losses.py")
+              "early prefixes too; centroid: steer the squared residuals to --target_ic; formulas in losses.py")
     flag("--tet_lambda", type=number(float, 0, 1), default=0.05, metavar="L",
          help="weight of the squared distance of outputs from 1 in --loss tet")
     flag("--prefix_time", nargs="+", type=number(int, 1), metavar="t",
          help="prefixes of --loss prefix; without it, 1 to T/2")
     flag("--prefix_weight", type=number(float, 0, 1), default=0.5, metavar="W", help="their weight")
-    flag("--target_ic", type=number(float, 1), metavar="C", help="information centroid that --loss centroid steers to")
+    flag("--target_ic", type=number(float, 1), metavar="C", help="centroid that --loss centroid steers to")
     flag("--lossskiptime", nargs="+", type=number(int, 1), default=[], metavar="t",
          help="leave the outputs of these timesteps, counted from 1, out of the loss")
     flag("--loss_threshold", type=number(float, 0), metavar="B",

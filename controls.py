@@ -13,7 +13,6 @@ from claims import (
     by_t,
     centre,
     divided,
-    ended,
     least_move,
     measured_again,
     measurements,
@@ -156,18 +155,20 @@ def gain(args):
         flags = (*saved(args, networks), *ways[way], *scale(args).again)
         jobs[name, way] = Job(f"gain_{short(f'{name} {way}')}_SEED", TRAIN, flags, "fisher")
     again = with_each_seed(args, jobs)
-    heads = ["setting", "flat", "IC", "IC, cut", "I_t / R_t", "below flat", "cut", "below flat"]
-    heads += ["of the output at t alone", "below flat", "cut", "below flat"]
+    heads = ["setting", "flat", "IC", "IC, cut", "I_t / R_t", "past flat", "cut", "past flat"]
+    heads += ["of the output at t alone", "past flat", "cut", "past flat"]
     verdicts, panels, rows = {}, {}, []
     for name, own in trainings.items():
         found = {"": own} | {way: again[name, way] for way in ways}
         found = {way: [measurements(folder)[-1] for folder in folders] for way, folders in found.items()}
         flat = (found[""][0]["timestep"] + 1) / 2
         centres = {way: [line["ic_per_residual"] for line in lines] for way, lines in found.items()}
+        past = {way: effect([centre - flat for centre in own]) for way, own in centres.items()}
         cells = [spread([line["ic"] for line in found[way]]) for way in ("", "cut")]
-        cells += [cell for way in ("", "cut", "instant", "instant, cut") for cell in ended(centres[way], flat)]
+        for way in ("", "cut", "instant", "instant, cut"):
+            cells += [spread(centres[way]), f"{past[way]}"]
         rows.append([name, flat, *cells])
-        late, cut = (effect([centre - flat for centre in centres[way]]) for way in ("", "cut"))
+        late, cut = past[""], past["cut"]
         verdicts[name] = gain_verdict(late, cut, flat), f"It ends {late} past flat ({flat}), with the path cut {cut}."
         panels[name] = {way or "as it is": by_t([divided(line, "prefix_residual") for line in lines])
                         for way, lines in found.items()}  # fmt: skip
