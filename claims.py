@@ -6,27 +6,24 @@ paths of the figures). Its docstring says the claim in one sentence, then the ru
 
 import math
 import statistics
-from itertools import product
 from pathlib import Path
-
-import torch
 
 import plots
 from experiments import (
-    ENDS,
     LAST,
-    OTHER_DATA,
+    NO_MEMBRANES,
     TRAIN,
-    Job,
     command,
     evaluation,
-    saved,
+    measured_again,
+    page,
     scale,
+    settings_runs,
     short,
+    trained,
     with_all_seeds,
     with_each_seed,
 )
-from fisher import centroid, quotient
 from utils import (
     ARGS_FILE,
     FISHER_FILE,
@@ -38,70 +35,24 @@ from utils import (
     read_lines,
     read_record,
 )
-from verdicts import Effect, beyond, deviation, effect, rank_correlation, spread, table, verdict
-
-
-def page(args, claim):
-    """Where the figure of a claim goes."""
-    return Path(args.results) / f"{claim}.png"
-
+from verdicts import (
+    Effect,
+    beyond,
+    by_t,
+    centre,
+    deviation,
+    divided,
+    effect,
+    ended,
+    least_move,
+    measurements,
+    rank_correlation,
+    spread,
+    table,
+    verdict,
+)
 
 # ---------------------------------------------------------------- claims: concentration, layers
-
-NO_MEMBRANES = "no gradient through membranes"
-RELEASED = "the released estimator"
-EVERY_CLASS = "every class"
-EXPECTED = ("--fisher_split", "train", "test", "--fisher_labels", "data", "exact")
-MEASURE_ALL = ["--fisher_split", "train", "test", "--fisher_labels", "data", "model"]
-
-
-def trained(args):
-    """The plain training of each seed, measured as it goes on: done, and its folders."""
-    return with_each_seed(args, {"": command(args, "trained", TRAIN, *scale(args).measured, *MEASURE_ALL)})[""]
-
-
-def measured_again(args, *which):
-    """The trained networks, measured in other ways, these or all: {way: [folder of seed 0, 1, ...]}."""
-    variants = {EVERY_CLASS: (*EXPECTED, *scale(args).again),
-                "instantaneous outputs": ("--fisher_prefix", "instant", *scale(args).again),
-                NO_MEMBRANES: ("--detach_membrane", *scale(args).again),
-                RELEASED: ("--fisher_estimator", "release", *scale(args).release)}  # fmt: skip
-    jobs = {
-        name: Job(f"controls_{short(name)}_SEED", TRAIN, (*saved(args, "trained"), *flags), "fisher")
-        for name, flags in variants.items()
-        if name in which or not which
-    }
-    return with_each_seed(args, jobs)
-
-
-def measurements(folder, split="train", labels="data"):
-    """The lines of fisher.jsonl of one kind, without that before training: networks do not spike there yet."""
-    lines = read_lines(folder / FISHER_FILE)
-    return [line for line in lines if (line["split"], line["labels"]) == (split, labels) and line["epoch"] != 0]
-
-
-def centre(curve):
-    """The centroid of a curve [T]."""
-    return centroid(torch.tensor(curve, dtype=torch.float64)).item()
-
-
-def divided(line, by, layer=None):
-    """The curve of a measurement, or of one of its layers, over another of its quantities, [T]."""
-    curves = line["layers"][layer] if layer else line["fisher"], line[by]
-    return quotient(*(torch.tensor(curve, dtype=torch.float64) for curve in curves)).tolist()
-
-
-def by_t(curves):
-    """(t, mean, standard deviation) of curves [T] of several seeds, each as shares of its sum."""
-    shares = torch.tensor(curves, dtype=torch.float64)
-    shares = shares / shares.sum(1, keepdim=True)
-    around = shares.std(0).tolist() if len(curves) > 1 else None
-    return list(range(1, shares.shape[1] + 1)), shares.mean(0).tolist(), around
-
-
-def least_move(flat):
-    """What counts as moved where a flat curve has that centroid: a ninth of it, 0.5 with 8 timesteps."""
-    return flat / 9
 
 
 def concentrates(first, last, flat):
@@ -167,25 +118,6 @@ def layers(args):
 
 
 # ---------------------------------------------------------------- claim: settings
-
-
-def ended(ics, flat):
-    """Cells of a table: centroids, and how far they are below that of a flat curve."""
-    return [spread(ics), f"{effect([flat - ic for ic in ics])}"]
-
-
-def settings_runs(args, other_data):
-    """The training of each setting and seed, measured in its first and last epoch: done, and {setting: folders}; with
-    `other_data`, on those data sets too, if they are given."""
-    ends, runs = (*ENDS, "--fisher_labels", "data", "model"), {}
-    for name, flags in scale(args).settings.items():
-        runs[name] = command(args, f"settings_{short(name)}", TRAIN, *ends, *flags)
-    if other_data and (scale(args).downloads or args.data_dir is not None):
-        for data, how in product(OTHER_DATA, scale(args).subsets):
-            name = f"{data}, {how}"
-            flags = ("--dataset", OTHER_DATA[data], "--data_dir", "DATA", *ends, *scale(args).subsets[how])
-            runs[name] = Job(f"settings_{short(name)}_SEED", TRAIN, (*flags, "--seed", "SEED"), "fisher")
-    return {"as it is": trained(args)} | with_each_seed(args, runs)
 
 
 def settings(args):

@@ -5,26 +5,26 @@ import statistics
 from itertools import product
 
 import plots
-from claims import (
+from experiments import (
     EVERY_CLASS,
     MEASURE_ALL,
     NO_MEMBRANES,
     RELEASED,
-    by_t,
-    centre,
-    divided,
-    least_move,
+    TRAIN,
+    Job,
     measured_again,
-    measurements,
     page,
+    saved,
+    scale,
     settings_runs,
+    short,
     trained,
+    with_each_seed,
 )
-from experiments import TRAIN, Job, saved, scale, short, with_each_seed
 from fisher import RELEASE_BATCH
 from readers import FAKE_CLASSES
 from utils import ARGS_FILE, read_record
-from verdicts import beyond, effect, spread, table, verdict, within
+from verdicts import beyond, by_t, centre, divided, effect, least_move, measurements, spread, table, verdict, within
 
 
 def planted(args):

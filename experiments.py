@@ -9,6 +9,7 @@ import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -265,3 +266,50 @@ def evaluation(args, name, networks, *flags):
 def short(name):
     """A name as part of that of a folder."""
     return re.sub("[ ,=]+", "_", name)
+
+
+# ---------------------------------------------------------------- what several claims measure
+
+NO_MEMBRANES = "no gradient through membranes"
+RELEASED = "the released estimator"
+EVERY_CLASS = "every class"
+EXPECTED = ("--fisher_split", "train", "test", "--fisher_labels", "data", "exact")
+MEASURE_ALL = ["--fisher_split", "train", "test", "--fisher_labels", "data", "model"]
+
+
+def page(args, claim):
+    """Where the figure of a claim goes."""
+    return Path(args.results) / f"{claim}.png"
+
+
+def trained(args):
+    """The plain training of each seed, measured as it goes on: done, and its folders."""
+    return with_each_seed(args, {"": command(args, "trained", TRAIN, *scale(args).measured, *MEASURE_ALL)})[""]
+
+
+def measured_again(args, *which):
+    """The trained networks, measured in other ways, these or all: {way: [folder of seed 0, 1, ...]}."""
+    variants = {EVERY_CLASS: (*EXPECTED, *scale(args).again),
+                "instantaneous outputs": ("--fisher_prefix", "instant", *scale(args).again),
+                NO_MEMBRANES: ("--detach_membrane", *scale(args).again),
+                RELEASED: ("--fisher_estimator", "release", *scale(args).release)}  # fmt: skip
+    jobs = {
+        name: Job(f"controls_{short(name)}_SEED", TRAIN, (*saved(args, "trained"), *flags), "fisher")
+        for name, flags in variants.items()
+        if name in which or not which
+    }
+    return with_each_seed(args, jobs)
+
+
+def settings_runs(args, other_data):
+    """The training of each setting and seed, measured in its first and last epoch: done, and {setting: folders}; with
+    `other_data`, on those data sets too, if they are given."""
+    ends, runs = (*ENDS, "--fisher_labels", "data", "model"), {}
+    for name, flags in scale(args).settings.items():
+        runs[name] = command(args, f"settings_{short(name)}", TRAIN, *ends, *flags)
+    if other_data and (scale(args).downloads or args.data_dir is not None):
+        for data, how in product(OTHER_DATA, scale(args).subsets):
+            name = f"{data}, {how}"
+            flags = ("--dataset", OTHER_DATA[data], "--data_dir", "DATA", *ends, *scale(args).subsets[how])
+            runs[name] = Job(f"settings_{short(name)}_SEED", TRAIN, (*flags, "--seed", "SEED"), "fisher")
+    return {"as it is": trained(args)} | with_each_seed(args, runs)

@@ -21,12 +21,14 @@ from utils import (
 
 GREY = "0.5"
 MOST_COLOURS = 20  # that can be told apart
+MOST_PIXELS = 2100  # of the width of a figure
 
 
 def write(figure, path):
     """Write the figure there; returns the path."""
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    dpi = min(150, MOST_PIXELS / figure.get_figwidth())
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
     return path
 
 

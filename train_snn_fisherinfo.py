@@ -142,10 +142,10 @@ def measure(args, model, subset, labels, stop):
         stop.check()
     stop.check(together=True)
     shares = of_all(([torch.cat(columns, 1) for columns in zip(*parts)], layers))
-    per_sample, *others = (torch.cat(columns, 1) for columns in zip(*(share for share, _ in shares)))
+    per_sample, losses, residuals, right = (torch.cat(columns, 1) for columns in zip(*(share for share, _ in shares)))
     names = [name for name, _ in model.named_modules() if name in layers]  # in the order of the network
     layers = {name: sum(sums[name] for _, sums in shares) / per_sample.shape[1] for name in names}
-    curve, loss, residual, correct = (values.mean(1) for values in (per_sample, *others))
+    curve, loss, residual, correct = (values.mean(1) for values in (per_sample, losses, residuals, right))
     scale = {name: sum(p.square().sum().item() for p in model.get_submodule(name).parameters(False)) for name in layers}
     line = {
         "timestep": len(curve),
@@ -166,7 +166,7 @@ def measure(args, model, subset, labels, stop):
         "seconds": time.perf_counter() - start,
     }
     if args.fisher_estimator == "exact":
-        gain = quotient(per_sample, others[1]).mean(1)
+        gain = quotient(per_sample, residuals).mean(1)
         line |= {"gain": gain.tolist(), "ic_gain": centroid(gain).item()}
     return line, per_sample
 

@@ -257,9 +257,9 @@ def read_record(path):
 
 def device_name(device):
     """What a torch device is called."""
-    return (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device}, {torch.get_num_threads()} threads"
 
 
 def environment(device):

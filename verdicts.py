@@ -1,4 +1,5 @@
-"""The numbers of several seeds: mean, spread and interval, how they are written, and the verdict that follows."""
+"""The numbers of the pages: centroids of measurements; mean, spread and interval over seeds, how they are written, and
+the verdict that follows from them."""
 
 import math
 import statistics
@@ -6,6 +7,9 @@ from typing import NamedTuple
 
 import torch
 from scipy import stats
+
+from fisher import centroid, quotient
+from utils import FISHER_FILE, read_lines
 
 
 class Effect(NamedTuple):
@@ -47,7 +51,7 @@ def rank_correlation(a, b):
     """Spearman's rank correlation, with the 95 % interval of Fisher's transform (Bonett & Wright 2000); everything, of
     three values or fewer and where the ranks agree or are reversed."""
     r, count = float(stats.spearmanr(a, b).statistic), len(a)
-    if count <= 3 or abs(r) == 1:
+    if count <= 3 or math.isclose(abs(r), 1):
         return Effect(r, -1.0, 1.0)
     half = 1.96 * math.sqrt((1 + r * r / 2) / (count - 3))
     return Effect(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
@@ -72,3 +76,38 @@ def spread(values, digits=2):
     """Mean ± standard deviation."""
     around = f" ± {deviation(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{around}"
+
+
+def measurements(folder, split="train", labels="data"):
+    """The lines of fisher.jsonl of one kind, without that before training: networks do not spike there yet."""
+    lines = read_lines(folder / FISHER_FILE)
+    return [line for line in lines if (line["split"], line["labels"]) == (split, labels) and line["epoch"] != 0]
+
+
+def centre(curve):
+    """The centroid of a curve [T]."""
+    return centroid(torch.tensor(curve, dtype=torch.float64)).item()
+
+
+def divided(line, by, layer=None):
+    """The curve of a measurement, or of one of its layers, over another of its quantities, [T]."""
+    curves = line["layers"][layer] if layer else line["fisher"], line[by]
+    return quotient(*(torch.tensor(curve, dtype=torch.float64) for curve in curves)).tolist()
+
+
+def by_t(curves):
+    """(t, mean, standard deviation) of curves [T] of several seeds, each as shares of its sum."""
+    shares = torch.tensor(curves, dtype=torch.float64)
+    shares = shares / shares.sum(1, keepdim=True)
+    around = shares.std(0).tolist() if len(curves) > 1 else None
+    return list(range(1, shares.shape[1] + 1)), shares.mean(0).tolist(), around
+
+
+def least_move(flat):
+    """What counts as moved where a flat curve has that centroid: a ninth of it, 0.5 with 8 timesteps."""
+    return flat / 9
+
+
+def ended(ics, flat):
+    """Cells of a table: centroids, and how far they are below that of a flat curve."""
+    return [spread(ics), f"{effect([flat - ic for ic in ics])}"]

@@ -177,7 +177,7 @@ def test_every_claim_runs_from_end_to_end(undrawn, capsys):
 def test_a_command_names_no_place_and_its_run_gets_them():
     """A folder that is spelled in another way is the same folder: what is complete there is not run again."""
     args = SimpleNamespace(scale="medium", data_dir="here", out_dir="SEED/RUNS")
-    job = claims.evaluation(args, "pgd", "trained", "--eps", "4").of(0, 1)
+    job = experiments.evaluation(args, "pgd", "trained", "--eps", "4").of(0, 1)
     networks = ["RUNS/trained_0/checkpoint_latest.pt", "RUNS/trained_1/checkpoint_latest.pt"]
     assert job.flags == ("--checkpoints", *networks, "--data_dir", "DATA", "--eps", "4")
     networks = [f"SEED/{network}" for network in networks]
@@ -230,14 +230,15 @@ def test_every_command_line_of_every_scale_is_taken(scale, monkeypatch, tmp_path
         jobs.extend(wanted.values())
         raise InterruptedError
 
-    monkeypatch.setattr(claims, "with_each_seed", note)
+    for module in (experiments, claims, controls):
+        monkeypatch.setattr(module, "with_each_seed", note)
     monkeypatch.setattr(claims, "with_all_seeds", note)
-    monkeypatch.setattr(controls, "with_each_seed", note)
     args = SimpleNamespace(scale=scale, data_dir="here", out_dir=str(tmp_path), seeds=1)
     for claim in reproduce.CLAIMS.values():
         with contextlib.suppress(InterruptedError):
             claim(args)
-    monkeypatch.setattr(claims, "trained", lambda args: [tmp_path])
+    for module in (experiments, claims):
+        monkeypatch.setattr(module, "trained", lambda args: [tmp_path])
     for claim in (claims.settings, controls.planted):
         with contextlib.suppress(InterruptedError):
             claim(args)
