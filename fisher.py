@@ -48,9 +48,9 @@ RELEASE_BATCH = 128  # samples in a mean of the paper's released script
 DISTINCT = 128  # samples of a batch that the check of whose the rows are tells all apart
 # With these a model can order its rows by their content, in every batch anew.
 SELECTING = {
-    "__bool__", "__float__", "__index__", "__int__", "argsort", "argwhere", "gather", "index_add", "index_copy",
+    "__bool__", "__float__", "__index__", "__int__", "argsort", "argwhere", "flip", "gather", "index_add", "index_copy",
     "index_put", "index_select", "item", "masked_scatter", "masked_select", "msort", "multinomial", "nonzero", "numpy",
-    "scatter", "scatter_add", "sort", "take", "take_along_dim", "tolist", "topk", "unique",
+    "roll", "scatter", "scatter_add", "sort", "take", "take_along_dim", "tolist", "topk", "unique",
 }  # fmt: skip
 
 

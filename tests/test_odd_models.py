@@ -203,6 +203,12 @@ def looks(m, x):
         (lambda: Function(lambda m, x: m.a(x), a=nn.Linear(5, 6)), 4),
         (lambda: Function(ordered(lambda x: x[1, :, 1].argsort()), a=nn.Linear(5, 6)), 8),
         (lambda: Function(looks, a=nn.Linear(5, 6)), 8),
+        (
+            lambda: Function(
+                lambda m, x: torch.where(x[:1, :, :1] > 1, x.flip(1), x) @ m.a.weight.T, a=nn.Linear(5, 6)
+            ),
+            8,
+        ),
         (lambda: Function(lambda m, x: m.b(m.traced(m.a(x))), **traced()), 8),
     ],
 )
