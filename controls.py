@@ -6,8 +6,8 @@ from itertools import product
 
 import plots
 from experiments import (
+    DRAWN,
     EVERY_CLASS,
-    MEASURE_ALL,
     NO_MEMBRANES,
     RELEASED,
     TRAIN,
@@ -32,7 +32,7 @@ def planted(args):
     runs, kinds = {}, (("train", "data"), ("train", "model"), ("test", "data"))
     for times in scale(args).planted_times:
         which = ("--dataset", "planted", "--planted_time", *map(str, times))
-        flags = (*which, *MEASURE_ALL, *scale(args).planted, "--seed", "SEED")
+        flags = (*which, "--fisher_split", "train", "test", *DRAWN, *scale(args).planted, "--seed", "SEED")
         runs[times] = Job(f"controls_planted_{times[0]}-{times[-1]}_SEED", TRAIN, flags, "fisher")
     folders = with_each_seed(args, runs)
     return {

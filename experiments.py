@@ -274,7 +274,7 @@ NO_MEMBRANES = "no gradient through membranes"
 RELEASED = "the released estimator"
 EVERY_CLASS = "every class"
 EXPECTED = ("--fisher_split", "train", "test", "--fisher_labels", "data", "exact")
-MEASURE_ALL = ["--fisher_split", "train", "test", "--fisher_labels", "data", "model"]
+DRAWN = ("--fisher_labels", "data", "model")
 
 
 def page(args, claim):
@@ -284,7 +284,7 @@ def page(args, claim):
 
 def trained(args):
     """The plain training of each seed, measured as it goes on: done, and its folders."""
-    return with_each_seed(args, {"": command(args, "trained", TRAIN, *scale(args).measured, *MEASURE_ALL)})[""]
+    return with_each_seed(args, {"": command(args, "trained", TRAIN, *scale(args).measured, *DRAWN)})[""]
 
 
 def measured_again(args, *which):
@@ -304,7 +304,7 @@ def measured_again(args, *which):
 def settings_runs(args, other_data):
     """The training of each setting and seed, measured in its first and last epoch: done, and {setting: folders}; with
     `other_data`, on those data sets too, if they are given."""
-    ends, runs = (*ENDS, "--fisher_labels", "data", "model"), {}
+    ends, runs = (*ENDS, *DRAWN), {}
     for name, flags in scale(args).settings.items():
         runs[name] = command(args, f"settings_{short(name)}", TRAIN, *ends, *flags)
     if other_data and (scale(args).downloads or args.data_dir is not None):
