@@ -30,7 +30,7 @@ import math
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -273,10 +273,9 @@ class _Call:
     def groups(self):
         return self.options[3] if self.options else 1
 
-    def inputs(self, rows):
-        """What each output position of the first rows sees, a view: [rows, C_in, *kernel, *space], or [rows, C, 1] in a
-        linear layer."""
-        a = self.a[:rows]
+    def inputs(self):
+        """What each output position sees, a view: [R, C_in, *kernel, *space], or [R, C, 1] in a linear layer."""
+        a = self.a
         if self.options:
             stride, padding, dilation, _ = self.options
             a = F.pad(a, [p for p in reversed(padding) for _ in range(2)])
@@ -558,13 +557,13 @@ def _probe(model, x, params, samples):
         wanted[0] = length
         if not ((got - wanted).abs() <= precision * wanted + 1e-3 * precision * total).all():
             slow.add(name)
-    grams, windows = 0, 0  # the latter are what the positions of one layer see
+    grams, windows = 0, 0  # the latter are what the positions of the other layers see
     for uses in weights.values():
         call, positions = uses[0].call, _positions(uses)
         if _gram_pays(uses, len(outputs)):
             grams += positions**2
         elif call.options:
-            windows = max(windows, positions * math.prod(call.weight_shape[1:]) * call.groups)
+            windows += positions * math.prod(call.weight_shape[1:]) * call.groups
     signal = sum(0 if d is None else d.numel() for d in signals) // samples
     largest = max(p.numel() for p in params.values())
     passes = max(6 * signal * outputs.element_size(), 2 * sum(kept.values()) // samples)
@@ -641,9 +640,14 @@ class _Use:
         v = v.permute(1, 3, *range(4, at), 0, 2, *range(at, v.dim()))
         return v.reshape(self.samples * self.call.groups, math.prod(v.shape[2 : at - 2]), -1)
 
-    def seen(self, rows):
-        """What each output position of the first rows sees: [N groups, C / groups times the kernel, a B P]."""
-        return self.by_channel(self.call.inputs(rows), len(self.call.space) or 1)
+    def seen(self):
+        """What each output position sees: [N groups, C / groups times the kernel, A B P]."""
+        return self.by_channel(self.call.inputs(), len(self.call.space) or 1)
+
+    @cached_property
+    def windows(self):
+        """`seen`, which is the same for every t."""
+        return self.seen()
 
 
 def _by_parameter(calls, layouts, names, samples):
@@ -767,7 +771,8 @@ def _scale_gradient(use, d):
 
 def _norm_by_gradient(pairs):
     """|| sum_p d_p a_p^T ||^2 of each sample, [N], by way of the gradient itself."""
-    gradient = sum(use.by_channel(d) @ use.seen(len(d)).mT for use, d in pairs)
+    signals = [(use, use.by_channel(d)) for use, d in pairs]
+    gradient = sum(d @ use.windows[:, :, : d.shape[2]].mT for use, d in signals)
     return torch.linalg.vector_norm(gradient.flatten(1), dim=1).square().view(pairs[0][0].samples, -1).sum(1)
 
 
@@ -802,7 +807,7 @@ def _gram(uses):
     """
     call, space = uses[0].call, uses[0].call.space or (1,)
     pixels = _by_pixels(call)
-    a = torch.cat([use.by_channel(use.call.a, len(space)) if pixels else use.seen(use.call.rows) for use in uses], 2)
+    a = torch.cat([use.by_channel(use.call.a, len(space)) if pixels else use.seen() for use in uses], 2)
     seen = call.a.shape[2:] if pixels else space
     size, positions = math.prod(seen), math.prod(space)
     maps, step, blocks = a.shape[2] // size, -(-FEWEST_COLUMNS // positions), []
