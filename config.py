@@ -248,7 +248,8 @@ def make_parser(script, description=None):
     flag("--amp", choices=["bf16"], help="train with bfloat16 convolutions and activations; without it, float32; "
          "validation and Fisher information are float32 in both")
     flag("--compile", action="store_true",
-         help="compile the neurons for training, half a minute or so at the start; on a CPU this needs a C++ compiler")
+         help="compile the neurons for training, half a minute or so at the start; needs a compiler, on a CPU of C++, "
+              "on a GPU of C")
     flag("--checkpoint_activations", action="store_true",
          help="less memory for a second forward pass: a training step keeps the inputs of blocks only; for large T")
     flag("--seed", type=number(int, 0), default=0, help="seed of weights, order, augmentation, corruption, encoding")

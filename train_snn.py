@@ -137,8 +137,12 @@ def record_corruption(args, run, test_set, corrupted):
 
 def compile_neurons(model):
     """Have each layer of neurons compiled at its first training step. Raises BadInput if there is no compiler."""
-    if next(model.parameters()).device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise BadInput("--compile on a CPU needs a C++ compiler, and there is no g++: leave it out, or name one in CXX")
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    variable, usual = ("CXX", ["g++"]) if on_cpu else ("CC", ["gcc", "clang"])
+    if not any(map(shutil.which, [os.environ[variable]] if variable in os.environ else usual)):
+        kind = f"{'C++' if on_cpu else 'C'} compiler, and there is no {' or '.join(usual)}"
+        raise BadInput(f"--compile needs a {kind}: leave it out, or name one in {variable}")
+    torch._dynamo.config.recompile_limit = 64  # all layers count together, with a few kinds of input for each T
     for module in model.modules():
         if isinstance(module, archs.LIF):
             module.compile()

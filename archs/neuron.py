@@ -23,6 +23,7 @@ SURROGATES = {
 # The slope at which each surrogate's peak is 1: ATan with alpha 2 is the released model's.
 PEAK_ONE_ALPHA = {"atan": 2.0, "sigmoid": 4.0, "rectangle": 1.0, "triangle": 1.0}
 RESETS = ("hard", "soft")
+ALIGNED = 16  # neurons that a GPU reads at once, if it knows that each timestep has a multiple of them
 
 
 class Spike(torch.autograd.Function):
@@ -189,7 +190,10 @@ class LIF(nn.Module):
             return AllSteps.apply(x, self)
         channels_last = x.dim() == 5 and x[0].is_contiguous(memory_format=torch.channels_last)
         x = x.movedim(2, -1) if channels_last else x  # as it lies in memory
-        spikes = loop(self, x.flatten(1)).view(x.shape)
+        rows = x.flatten(1)
+        if rows.shape[1] % ALIGNED == 0:  # of another size than the first layer's, a kernel would not know that
+            rows = rows.unflatten(1, (-1, ALIGNED))
+        spikes = loop(self, rows).view(x.shape)
         return spikes.movedim(-1, 2) if channels_last else spikes
 
     def extra_repr(self):

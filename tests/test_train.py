@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import warnings
+from functools import partialmethod
 
 import pytest
 import torch
@@ -95,9 +96,19 @@ def test_compiled_neurons_train_as_the_others(unbroken, tmp_path):
     assert_close(lines(compiled, "log.jsonl"), lines(unbroken, "log.jsonl"), 1e-3)
 
 
+def test_neurons_of_many_timesteps_are_all_compiled(monkeypatch):
+    monkeypatch.setattr(archs.LIF, "compile", partialmethod(archs.LIF.compile, backend="eager"))
+    for name, value in (("fail_on_recompile_limit_hit", True), ("recompile_limit", 8)):
+        monkeypatch.setattr(torch._dynamo.config, name, value)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), archs.LIF()).train()
+    train_snn.compile_neurons(model)
+    for timestep in range(2, 11):
+        model(torch.randn(timestep, 5, 3)).sum().backward()
+
+
 def test_compiling_without_a_compiler_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(BadInput, match=r"no g\+\+"):
+    with pytest.raises(BadInput, match=r"no g\+\+: leave it out, or name one in CXX"):
         run(tmp_path, "--compile")
 
 
