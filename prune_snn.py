@@ -53,11 +53,11 @@ def fewest_by_information(curve, share):
 
 
 def fewest_by_kl(outputs):
-    """The fewest timesteps t with KL(P_t || P_T) / KL(P_2 || P_T) below KL_RATIO, P_t the prediction of prefix t of the
-    outputs [T, N, classes], KL a mean over samples; T if there is none before."""
+    """The fewest timesteps t > 2 with KL(P_t || P_T) / KL(P_2 || P_T) below KL_RATIO, P_t the prediction of prefix t of
+    the outputs [T, N, classes], KL a mean over samples; T if there is none before."""
     logs = prefix_outputs(outputs.double()).log_softmax(2)
     divergence = (logs.exp() * (logs - logs[-1])).sum(2).mean(1)  # (T,)
-    for t in range(2, len(outputs)):
+    for t in range(3, len(outputs)):
         if divergence[t - 1] < KL_RATIO * divergence[1]:
             return t
     return len(outputs)

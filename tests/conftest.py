@@ -7,6 +7,8 @@ pytest.register_assert_rewrite("helpers", "models")
 
 from helpers import ALL, run  # noqa: E402
 
+import plots  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory):
@@ -19,3 +21,14 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are empty files: rendering takes longer than the runs."""
+
+    def touch(figure, path):
+        path.touch()
+        return path
+
+    monkeypatch.setattr(plots, "write", touch)

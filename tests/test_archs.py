@@ -227,6 +227,11 @@ def test_a_loss_is_differentiated_after_a_change_of_mode(again, monkeypatch):
         assert torch.equal(one, other)
 
 
+def test_frames_keep_their_sample_and_their_timestep():
+    x = torch.rand(2, 3, 1, 4, 5)
+    assert torch.equal(archs.layers.time_first(x, 3), torch.stack([x[:, t] for t in range(3)]))
+
+
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 @pytest.mark.parametrize("static", [False, True])
 def test_compiled_neurons_are_the_neurons_in_any_memory_format(static):

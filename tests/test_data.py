@@ -16,6 +16,7 @@ from PIL import Image
 
 import config
 import data
+import readers
 from utils import BadInput, Run
 
 
@@ -292,3 +293,59 @@ def test_an_input_is_shown_as_each_timestep_sees_it(tmp_path):
     for argv, frames in ((blur, 1), ([*blur, "--noisetime", "3"], 4), (["--encode", "p"], 4)):
         _, test, _ = data.load(args_for(*digits, *argv), torch.device("cpu"))
         assert test.shown(5).shape == (frames, 1, 8, 8)
+
+
+def test_samples_and_their_replaced_labels_are_drawn_by_the_seed():
+    flags = ["--dataset", "digits", "--datanum", "100", "--label_corrupt_prob", "0.5", "--seed"]
+    whole = data.load(args_for("--dataset", "digits"), torch.device("cpu"))[0]
+    (one, _, replaced), (other, _, others) = (data.load(args_for(*flags, seed), torch.device("cpu")) for seed in "01")
+    assert not any(torch.equal(one.images, images) for images in (other.images, whole.images[:100]))
+    assert not torch.equal(replaced["labels"], others["labels"])
+
+
+def test_bytes_are_standardised_and_augmented_unless_that_is_off():
+    train = data.load(args_for("--dataset", "fake"), torch.device("cpu"))[0]
+    x = train.batch(torch.arange(len(train)))[0]
+    assert x.mean((0, 2, 3)).abs().max() < 1e-3 and (x.std((0, 2, 3)) - 1).abs().max() < 1e-3
+    kinds = (["fake"], ["fake", "--no_augment"], ["digits"])
+    sets = [data.load(args_for("--dataset", *kind), torch.device("cpu"))[0] for kind in kinds]
+    assert [(found.pad, found.flip) for found in sets] == [(4, True), (0, False), (0, False)]
+
+
+def test_frames_have_statistics_of_channels_and_classes_of_both_sets(tmp_path):
+    frames = torch.randn(7, 4, 2, 8, 8) * torch.tensor([1.0, 5]).view(2, 1, 1)
+    torch.testing.assert_close(data.channel_statistics(frames)[0], frames.mean((0, 1, 3, 4)), rtol=1e-4, atol=1e-6)
+    args = npz(tmp_path / "x.npz", y_test=np.array([0, 1, 5]))
+    assert data.load(args, torch.device("cpu"))[0].num_classes == 6
+
+
+@pytest.mark.parametrize(("name", "flag"), [("cifar10", "train"), ("svhn", "split")])
+def test_colour_images_are_upright_and_the_test_set_is_another(name, flag, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 9, 3), dtype=np.uint8)
+
+    def source(place, download, **split):
+        number = [True, False].index(split[flag] in (True, "train"))
+        stored = images[number] if name == "cifar10" else images[number].transpose(0, 3, 1, 2)
+        return argparse.Namespace(data=stored, targets=[number] * 5, labels=np.full(5, number))
+
+    kinds = argparse.Namespace(**{readers.TORCHVISION[name]: source})
+    monkeypatch.setattr(readers, "import_torchvision", lambda: kinds)
+    found = readers.read_torchvision(argparse.Namespace(dataset=name, data_dir="."))
+    for number in range(2):
+        assert np.array_equal(found[2 * number].numpy(), images[number].transpose(0, 3, 1, 2))
+        assert found[2 * number + 1].tolist() == [number] * 5
+
+
+def test_the_noise_of_planted_frames_is_another_at_each_timestep():
+    images = data.load(args_for("--dataset", "planted", "--planted_time", "1"), torch.device("cpu"))[0].images
+    noise = 2 * images % 1
+    assert ((noise[:, 0] - noise[:, 1]).abs() > 1e-3).float().mean() > 0.9
+
+
+def test_of_an_image_file_the_middle_of_the_whole_height_is_seen(tree):
+    wide = np.zeros((20, 40, 3), np.uint8)
+    wide[:, 10:16] = 255
+    Image.fromarray(wide).save(tree / "train" / "class0" / "0.png")
+    argv = ["--dataset", "folder", "--data_dir", str(tree), "--image_size", "8", "--workers", "0"]
+    seen = data.load(args_for(*argv), torch.device("cpu"))[0].pixels(torch.tensor([0]))[0]
+    assert (seen[..., :2] > 0.8).all() and (seen[..., 5:] < 0.1).all()

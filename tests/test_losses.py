@@ -60,7 +60,7 @@ def written_out(settings, o, y):
 
 
 @pytest.mark.parametrize("skip", [[], [1], [2, 4]])
-@pytest.mark.parametrize("level", [None, 0.9])
+@pytest.mark.parametrize("level", [None, 0.9, 1.5])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -107,3 +107,15 @@ def test_the_loss_that_is_named_is_the_one_that_is_trained(tmp_path):
     c = run(tmp_path / "c", "--epochs", "1", "--loss", "tet")
     first, second, third = ([line["train_loss"] for line in read_lines(f / "log.jsonl")] for f in (a, b, c))
     assert first[1] == pytest.approx(second[1]) and first != third
+
+
+@pytest.mark.parametrize("loss", losses.LOSSES)
+def test_smoothed_labels_are_in_every_cross_entropy_of_a_loss(loss, batch, monkeypatch):
+    (outputs, y), plain, settings = batch, cross_entropy, {"loss": loss, "target_ic": 1.5}
+
+    def smoothed(o, y):
+        return 0.9 * plain(o, y) + 0.1 * sum(plain(o, torch.full_like(y, k)) for k in range(K)) / K
+
+    monkeypatch.setitem(globals(), "cross_entropy", smoothed)
+    found = losses.make(Namespace(**DEFAULTS | settings | {"label_smoothing": 0.1}))(outputs, y)
+    torch.testing.assert_close(found, written_out(settings, outputs, y), rtol=1e-12, atol=0)

@@ -5,12 +5,15 @@ from argparse import Namespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import ALL, TINY, assert_identical, everything, lines, run
 from models import Steps
 
 import archs
-from fisher import centroid
-from train_snn_fisherinfo import Subset, measure
+import config
+import data
+from fisher import PREFIXES, batch_means, centroid, draw_labels
+from train_snn_fisherinfo import Subset, fisher_subsets, measure
 from utils import StopSignals, read_lines
 
 
@@ -48,6 +51,55 @@ def test_the_gain_counts_every_sample_alike_and_no_label(labels, float64):
     expected = (means.square().sum(2) + 1).mean(1)
     assert line["gain"] == pytest.approx(expected.tolist())
     assert line["ic_gain"] == pytest.approx(centroid(expected).item())
+
+
+@pytest.mark.parametrize("prefix", ["cumulative", "instant"])
+@pytest.mark.parametrize("labels", ["data", "model", "exact"])
+def test_a_measurement_of_a_linear_read_out_has_its_closed_form(labels, prefix, float64):
+    model, x, y = Steps().eval(), torch.randn(6, 4, 5), torch.arange(6) % 3
+    args = Namespace(seed=3, timestep=4, fisher_estimator="exact", fisher_prefix=prefix, fisher_batch=4)
+    with StopSignals() as stop:
+        line = measure(args, model, Subset(x, y, 0, 6), labels, stop)[0]
+    seen, p = PREFIXES[prefix](x.transpose(0, 1)), PREFIXES[prefix](model(x)).softmax(2)
+    drawn = y.expand(4, 6) if labels == "data" else draw_labels(model(x), torch.Generator().manual_seed(3), prefix)
+    weights = p if labels == "exact" else F.one_hot(drawn, 3)
+    residual = (weights * (p.unsqueeze(2) - torch.eye(3)).square().sum(3)).sum(2)
+    norms = residual * (seen.square().sum(2) + 1)
+    expected = {"fisher": norms, "prefix_residual": residual, "prefix_loss": -(weights * p.log()).sum(2),
+                "prefix_accuracy": (p.argmax(2) == y).double()}  # fmt: skip
+    for name, values in expected.items():
+        assert line[name] == pytest.approx(values.mean(1).tolist()), name
+    assert line["fisher_stderr"] == pytest.approx((norms.std(1) / 6**0.5).tolist())
+
+
+def test_the_released_estimator_is_of_the_prefix_that_was_asked_for(float64):
+    model, x, y = Steps().eval(), torch.randn(6, 4, 5), torch.arange(6) % 3
+    args = Namespace(seed=0, timestep=4, fisher_estimator="release", fisher_prefix="instant", fisher_batch=3)
+    with StopSignals() as stop:
+        line = measure(args, model, Subset(x, y, 0, 6), "data", stop)[0]
+    expected = sum(batch_means(model, x, y, 3, prefix="instant").values()).mean(1)
+    assert line["fisher"] == pytest.approx(expected.tolist())
+
+
+def test_what_is_measured_is_drawn_by_the_seed_from_its_own_set_and_not_augmented():
+    def subsets(seed):
+        flags = ["--fisher_split", "train", "test", "--fisher_samples", "40", "--seed", seed]
+        return fisher_subsets(config.parse("train_snn_fisherinfo", flags), *sets)
+
+    images, plain = torch.rand(128, 1, 8, 8), (200, torch.zeros(1), torch.ones(1), 2, True)
+    sets = [data.ImageSet(images[n : n + 64], torch.arange(n, n + 64), *plain) for n in (0, 64)]
+    found, other = subsets("0"), subsets("1")
+    for (split, subset), first in zip(found.items(), (0, 64)):
+        assert torch.equal(subset.x, images[subset.y]) and set(subset.y.tolist()) <= set(range(first, first + 64))
+        assert sorted(subset.y.tolist()) not in (list(range(first, first + 40)), sorted(other[split].y.tolist()))
+
+
+def test_a_change_is_from_the_measurement_before_of_the_same_kind(tmp_path):
+    argv = ["--fisher_epochs", "0", "1", "2", "--fisher_labels", "data", "exact"]
+    measured = lines(run(tmp_path, *argv, script="train_snn_fisherinfo"), "fisher.jsonl")
+    for before, line in zip(measured, measured[2:]):
+        assert line["labels"] == before["labels"]
+        assert line["ic_change"] == pytest.approx(line["ic"] - before["ic"], abs=1e-6)
 
 
 def test_measuring_does_not_change_the_training(unbroken, tmp_path):

@@ -2,7 +2,8 @@
 
 import json
 import signal
-from itertools import pairwise
+from argparse import Namespace
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from helpers import lines, run, start
 
 import archs
 import config
+import data
+import plots
 import prune_snn
 import pruning
+from train_snn_fisherinfo import Subset
 from utils import Stopped, StopSignals, read_lines
 
 
@@ -94,7 +98,10 @@ def test_pruned_weights_stay_zero_under_every_optimizer(name, amp):
 
 
 def test_fisher_saliency_is_the_mean_squared_gradient_times_the_squared_weight():
-    model = network().double().eval()
+    model = network().double()
+    for _ in range(20):  # running statistics with which the deeper layers spike
+        model(2 * torch.rand(32, 2, 8, 8).double())
+    model.eval()
     x, y = torch.rand(4, 2, 8, 8).double(), torch.tensor([0, 1, 2, 3])
     masks = pruning.all_kept(model)
     found = pruning.fisher_saliency(model, masks, x, y)
@@ -104,7 +111,7 @@ def test_fisher_saliency_is_the_mean_squared_gradient_times_the_squared_weight()
         F.cross_entropy(model(x[n : n + 1]).mean(0), y[n : n + 1]).backward()
         squares = squares + model.fc2.weight.grad**2
     torch.testing.assert_close(found["fc2.weight"], model.fc2.weight.detach() ** 2 * squares / 4)
-    assert found.keys() == masks.keys()
+    assert found.keys() == masks.keys() and all(score.sum() > 0 for score in found.values())
 
 
 def test_synaptic_operations_of_full_inputs_are_the_multiply_accumulates():
@@ -121,20 +128,8 @@ def test_synaptic_operations_of_full_inputs_are_the_multiply_accumulates():
 
 # ---------------------------------------------------------------- prune_snn.py
 
-DATA = [
-    "--dataset",
-    "fake",
-    "--fake_shape",
-    "2",
-    "8",
-    "8",
-    "--datanum",
-    "64",
-    "--batch_size",
-    "32",
-    "--learning_rate",
-    "0.1",
-]
+DATA = ["--dataset", "fake", "--fake_shape", "2", "8", "8", "--datanum", "64", "--batch_size", "32", "--learning_rate",
+        "0.1"]  # fmt: skip
 TINY = ["--arch", "vgg5", "--width", "0.1", "--threshold", "0.3", "--timestep", "4", "--epochs", "2",
         "--fisher_samples", "8", "--rewind_epoch", "1", "--rounds", "3"]  # fmt: skip
 RULES = ["--final_rounds", "2", "3", "--search_timestep", "full", "2", "fisher", "kl", "one_shot"]
@@ -154,14 +149,8 @@ def checkpoint(folder, name):
 
 
 def test_the_fewest_timesteps_that_hold_a_share_of_the_information():
-    assert [prune_snn.fewest_by_information([4, 3, 2, 1], q) for q in (0.1, 0.4, 0.41, 0.7, 0.95, 1)] == [
-        1,
-        1,
-        2,
-        2,
-        4,
-        4,
-    ]
+    shares = (0.1, 0.4, 0.41, 0.7, 0.95, 1)
+    assert [prune_snn.fewest_by_information([4, 3, 2, 1], share) for share in shares] == [1, 1, 2, 2, 4, 4]
 
 
 def test_the_fewest_timesteps_by_the_early_time_ticket_rule():
@@ -173,6 +162,9 @@ def test_the_fewest_timesteps_by_the_early_time_ticket_rule():
     assert prune_snn.fewest_by_kl(outputs(0, 0, 3, 3, 3)) == 3
     assert prune_snn.fewest_by_kl(outputs(0, 0, 0.1, 2.5, 3)) == 4
     assert prune_snn.fewest_by_kl(outputs(0, 0, 0, 0, 3)) == 5
+    assert prune_snn.fewest_by_kl(outputs(0, -3, -1, 0, 3)) == 4  # KL(P_T || P_t) would give 3
+    assert prune_snn.fewest_by_kl(outputs(3, 0, 0, 0, 3)) == 5  # not 1
+    assert prune_snn.fewest_by_kl(outputs(0, 0, 0.7, 3, 3)) == 3  # a ratio of 0.47
 
 
 def test_every_search_has_its_rounds_and_ends_with_all_timesteps(searched):
@@ -188,6 +180,10 @@ def test_every_search_has_its_rounds_and_ends_with_all_timesteps(searched):
             assert len(line["prefix_accuracy"]) == len(line["fisher"]) == 4 and line["synaptic_operations"] > 0
             log = read_lines(searched / rule / f"round_{line['round']:02d}" / "log.jsonl")
             assert line["stage"] == "final" or len(log[-1]["prefix_accuracy"]) == line["timestep"]  # it ran no others
+            assert line["test_accuracy"] == line["prefix_accuracy"][-1]
+            assert (line["rule_seconds"] > 0) == (rule == "fisher" and line["round"] == 0)
+            took = sum(64 / epoch["images_per_second"] for epoch in log if epoch.get("images_per_second"))
+            assert line["stage"] == "final" or line["seconds"] == pytest.approx(took)
     steps = {
         rule: [x["timestep"] for x in lines if (x["search"], x["stage"]) == (rule, "search")] for rule in RULES[4:]
     }
@@ -330,3 +326,56 @@ def test_a_search_is_split_over_processes_and_finds_the_same(tmp_path, monkeypat
     assert differ <= 0.001 * sum(mask.numel() for mask in masks[0].values())  # ties, by rounding
     one, two = (lines(tmp_path / count / "run", "pruning.jsonl") for count in "12")
     assert [line["timestep"] for line in one] == [line["timestep"] for line in two]
+
+
+def test_synaptic_operations_of_several_images_are_their_mean_and_count_every_timestep():
+    model = network().eval()
+    x = torch.rand(6, 2, 8, 8)
+    one_by_one = [pruning.synaptic_operations(model, {}, x[n : n + 1]) for n in range(6)]
+    assert pruning.synaptic_operations(model, {}, x) == pytest.approx(sum(one_by_one) / 6)
+    frames = x.unsqueeze(1).expand(-1, 3, -1, -1, -1)
+    stem = 2 * 9 * model.conv1(x[None, :1]).numel()
+    added = pruning.synaptic_operations(model, {}, frames) - pruning.synaptic_operations(model, {}, x)
+    assert added == pytest.approx(2 * stem)
+
+
+def test_fewer_timesteps_of_frames_are_the_first_ones():
+    frames = data.ImageSet(torch.rand(2, 4, 1, 8, 8), torch.arange(2), 2, torch.zeros(1), torch.ones(1))
+    assert torch.equal(prune_snn.first_steps(frames, 3).images, frames.images[:, :3])
+    poisson = data.replace(frames, images=frames.images[:, 0], poisson_steps=4)
+    assert prune_snn.first_steps(poisson, 3).poisson_steps == 3
+
+
+def test_the_seconds_of_a_search_are_those_of_its_own_rounds_before_and_of_its_rule():
+    kinds = product(("full", "fisher"), ("search", "final"), (0, 1, 2))
+    lines = [dict(search=s, stage=stage, round=r, seconds=10**r, rule_seconds=0.5) for s, stage, r in kinds]
+    assert plots.search_seconds(lines, lines[-1]) == 1 + 10 + 2 * 0.5
+
+
+def test_the_early_time_ticket_is_drawn_two_epochs_into_training(tmp_path, monkeypatch):
+    loaded, load = [], prune_snn.load_checkpoint
+    monkeypatch.setattr(prune_snn, "load_checkpoint", lambda path: loaded.append(path.name) or load(path))
+    flags = [*TINY[:-6], "--epochs", "3", "--fisher_samples", "8", "--no_rewind", "--rounds", "1"]
+    run(tmp_path, *flags, "--search_timestep", "kl", script="prune_snn", flags=DATA)
+    assert loaded == ["checkpoint_0002.pt"]
+
+
+@pytest.mark.parametrize("rule", RULES[4:])
+def test_the_weights_that_go_are_the_smallest_at_the_end_of_the_round(searched, rule):
+    weights = checkpoint(searched / rule, "round_00")["state_dict"]
+    masks = checkpoint(searched / rule, "final_02" if rule == "one_shot" else "round_01")["masks"]
+    kept, pruned = (torch.cat([weights[n].abs()[m if k else ~m] for n, m in masks.items()]) for k in (True, False))
+    assert len(pruned) and kept.min() >= pruned.max()
+
+
+def test_operations_are_counted_with_the_masks_of_the_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning, "synaptic_operations", lambda model, masks, x: pruning.sparsity(masks))
+    found = read_lines(search(tmp_path, "--search_timestep", "2", "one_shot") / "pruning.jsonl")
+    assert all(line["synaptic_operations"] == line["sparsity"] for line in found)
+
+
+def test_frames_are_scored_by_their_first_steps(monkeypatch):
+    monkeypatch.setattr(pruning, "fisher_saliency", lambda model, masks, x, y: x)
+    subset = Subset(torch.rand(2, 4, 1, 8, 8), torch.arange(2), 0, 2)
+    found = prune_snn.Search(Namespace(prune_by="fisher"), None, "2", None, None, subset).scores(network(), {}, 2)
+    assert torch.equal(found, subset.x[:, :2])

@@ -1,6 +1,7 @@
 """eval_snn_robustness.py: intervals, signs of gradient masking, and the lines that it writes."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -19,11 +20,24 @@ QUICK = ["--eps", "16", "64", "--attack_steps", "2", "--attack_surrogate", "own"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Checkpoints of two seeds, of another BatchNorm each."""
+    """Checkpoints of two seeds, of another BatchNorm each; all layers spike."""
     folder, paths = tmp_path_factory.mktemp("trained"), []
     for seed, norm in (("0", "step"), ("1", "folded")):
-        argv = ["--arch", "vgg5", "--width", "0.1", "--epochs", "2", "--seed", seed, "--norm", norm]
-        paths.append(str(run(folder / seed, *argv) / "checkpoint_latest.pt"))
+        argv = [
+            "--arch",
+            "vgg5",
+            "--width",
+            "0.1",
+            "--threshold",
+            "0.3",
+            "--epochs",
+            "4",
+            "--seed",
+            seed,
+            "--norm",
+            norm,
+        ]
+        paths.append(str(run(folder / seed, *argv, "--seed", seed, "--norm", norm) / "checkpoint_latest.pt"))
     return paths
 
 
@@ -94,7 +108,7 @@ def test_noise_at_chosen_timesteps_and_an_attack_on_a_prefix(trained, tmp_path):
     found = lines(evaluate(tmp_path, trained[0], flags=flags), "robustness.jsonl")
     assert [line["threat"] for line in found] == ["clean", "gaussian_noise", "fgsm", "unbounded"]
     clean, noise, fgsm, _ = found
-    assert noise["accuracy"][0] == clean["accuracy"][0] and noise["times"] == [2]
+    assert noise["accuracy"][0] == clean["accuracy"][0] and (noise["times"], fgsm["times"]) == ([2], [])
     assert fgsm["attacked"] == fgsm["accuracy"][0] and fgsm["transfer"] is None
 
 
@@ -130,6 +144,10 @@ def test_checks_that_disagree_are_called_gradient_masking():
     ):
         found = robustness.masking_signs([*sound[:at], line, *sound[at + 1 :]])
         assert len(found) == 1 and word in found[0]
+    found = robustness.masking_signs([attack_line("pgd", 8, 0.2, own=0.4, atan=0.2)])  # the worst of both
+    assert len(found) == 1 and "own surrogate" in found[0]
+    assert robustness.masking_signs([attack_line("fgsm", 16, 0.1), attack_line("pgd", 8, 0.4)]) == []
+    assert robustness.clearly_below(0.40, 0.47, 400) and not robustness.clearly_below(0.40, 0.46, 400)
     alone = [attack_line("pgd", 8, 0.4, transfer=None)]
     alone[0]["surrogates"] = {"atan:1": 0.4}
     assert robustness.masking_signs(alone) == []
@@ -173,3 +191,49 @@ def test_bad_input_is_one_line_and_status_2(flags, words, trained, tmp_path, cap
 def test_lines_are_json_of_numbers_and_words(evaluated):
     for text in (evaluated / "robustness.jsonl").read_text().splitlines():
         json.loads(text, parse_constant=pytest.fail)
+
+
+def test_a_line_tells_what_each_attacker_leaves_of_the_prefix_that_is_attacked(monkeypatch):
+    left = {(None, "own", 3, 1): [1, 1, 1, 0], (None, "atan", 3, 1): [0, 1, 1, 0], (None, "own", 0, 5): [1, 1, 1, 1],
+            ("other", "own", 3, 1): [0, 0, 1, 0]}  # fmt: skip
+
+    def right(model, dataset, args, stop, attack, source=None, surrogate="own"):
+        return torch.tensor([left[source, surrogate, attack.steps, attack.restarts], [0, 0, 0, 0]]).bool()
+
+    monkeypatch.setattr(robustness, "right", right)
+    args = Namespace(attack_prefix=1, timestep=2, attack_surrogate=["own", "atan"], attack_steps=5)
+    found, worst = robustness.under_attack(args, "own", range(4), attacks.Attack(0.1, 3, 0.1), "other", None)
+    assert found == {"surrogates": {"own": 0.75, "atan": 0.5}, "random": 1, "transfer": 0.25}
+    assert worst[0].tolist() == [False, True, True, False]
+
+
+def test_an_unbounded_attack_goes_on_until_an_attacker_leaves_none(monkeypatch):
+    left = {"own": [1, 1, 0, 0], "atan": [0, 0, 0, 0], "triangle": [1, 0, 0, 0]}
+    monkeypatch.setattr(robustness, "right", lambda *args, surrogate: torch.tensor([left[surrogate]]).bool())
+    args = Namespace(attack_prefix=None, timestep=1, attack_surrogate=list(left))
+    found, worst = robustness.under_attack(args, "own", range(4), attacks.Attack(1, 3, 0.1), None, None)
+    assert found == {"surrogates": {"own": 0.5, "atan": 0}} and not worst.any()
+
+
+def test_each_batch_has_its_own_noise():
+    seen, noise = [], data.Corruption(2, (), "gaussian_noise", 0.1)
+    grey = data.ImageSet(torch.full((4, 1, 8, 8), 0.5), torch.zeros(4).long(), 3, torch.zeros(1), torch.ones(1))
+    with StopSignals() as stop:
+        robustness.right(lambda x: seen.append(x) or torch.zeros(2, len(x), 3), data.replace(grey, corruption=noise),
+                         Namespace(batch_size=2, seed=0), stop)  # fmt: skip
+    assert len(seen) == 2 and not torch.equal(*seen)
+
+
+def test_inputs_are_corrupted_at_the_timesteps_that_were_asked_for():
+    args = Namespace(timestep=4, noisetime=[2, 4], noise_levels=[0.5], blur_levels=[1], attack_method=[], eps=[])
+    assert [corruption.times for _, _, corruption, _ in robustness.threats(args) if corruption] == [(2, 4)] * 2
+
+
+def test_a_network_is_built_by_its_own_flags_and_tried_on_samples_that_are_drawn(trained, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(robustness, "evaluate_network", lambda *args: found.append(args))
+    monkeypatch.setattr(robustness.plots, "robustness", lambda folder: folder)
+    evaluate(tmp_path, *trained, flags=[*QUICK, "--robust_samples", "40"])
+    (args, _, _, _, dataset, _), _ = found
+    assert [robustness.load_network(args, path, dataset).bn1.norm for path in trained] == ["step", "folded"]
+    assert len(dataset) == 40 and dataset.labels.tolist() != [n % 10 for n in range(40)]
