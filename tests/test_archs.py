@@ -16,6 +16,7 @@ from torch import nn
 import archs
 from archs.layers import BatchNorm
 from archs.neuron import LIF, PEAK_ONE_ALPHA, SURROGATES
+from utils import after_each
 
 GOLDEN = Path(__file__).parent / "golden"
 LIF_CASES = sorted(name[: -len("/spikes")] for name in np.load(GOLDEN / "lif.npz").files if name.endswith("/spikes"))
@@ -331,3 +332,29 @@ def test_frames_of_another_length_are_refused():
         model(torch.zeros(1, 4, 2, 8, 8))
     with pytest.raises(ValueError, match="images"):
         model(torch.zeros(2, 8, 8))
+
+
+PARAMETERS = {"fc": 789_514, "vgg5": 2_323_786, "vgg9": 3_839_946, "vgg11": 9_754_698, "vgg16": 15_250_378,
+              "resnet18": 11_173_962, "resnet20": 272_474, "resnet19": 26_108_042}  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", archs.ARCHS)
+def test_a_network_has_the_weights_of_its_plan(arch):
+    with torch.device("meta"):
+        model = archs.build(arch, timestep=1, num_classes=10)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[arch]
+
+
+@pytest.mark.parametrize("arch, rows", [("resnet18", [32] * 5 + [16] * 4 + [8] * 4 + [4] * 4),
+                                        ("resnet20", [32] * 7 + [16] * 6 + [8] * 6)])  # fmt: skip
+def test_the_first_block_of_a_stage_halves_the_image(arch, rows):
+    found, model = [], archs.build(arch, timestep=1, num_classes=10, width=0.05)
+    with after_each(model, archs.LIF, lambda name, module, x, spikes: found.append(spikes.shape[3])):
+        model(torch.zeros(2, 3, 32, 32))
+    assert found == rows
+
+
+def test_a_pooling_is_left_out_where_it_would_find_less_than_2x2_positions():
+    for arch, size, features in (("vgg9", 8, 256), ("vgg16", 8, 512), ("vgg9", (16, 31), 256 * 2 * 3)):
+        model = archs.build(arch, timestep=1, num_classes=10, image_size=size)
+        assert model.fc1.in_features == features

@@ -1,11 +1,14 @@
 """The command line: every flag has an effect, recipes give way to flags, bad input is one line and exit status 2."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from helpers import lines, run
+from helpers import TINY, lines, run
 
 import config
 import plots
+import train_snn
 
 # Another value for each flag, and what it needs beside it. A flag that is missing here fails the test below.
 OTHER = {
@@ -199,3 +202,22 @@ def test_help_names_every_flag(capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert "What it does." in text and all("--" + name in text for name in vars(config.parse("train_snn", [])))
+
+
+@pytest.mark.parametrize("flag", ["undecayed_input", "undetached_reset"])
+def test_a_neuron_is_the_released_one_unless_a_flag_says_otherwise(flag):
+    dataset = SimpleNamespace(images=torch.zeros(1, 2, 8, 8), num_classes=10, labels=torch.zeros(1))
+    for argv in ([], ["--" + flag]):
+        args = config.parse("train_snn", [*TINY, *argv])
+        lif = train_snn.build_model(args, dataset).lif_fc1
+        assert (lif.decay_input, lif.detach_reset) == (not args.undecayed_input, not args.undetached_reset)
+
+
+def test_what_is_not_given_is_the_recipe_of_the_release():
+    args, prefix = config.parse("train_snn_fisherinfo", []), config.parse("train_snn", ["--loss", "prefix"])
+    assert (args.batch_size, args.momentum, args.weight_decay, args.scheduler) == (128, 0.9, 5e-4, "cosine")
+    assert (args.tau, args.threshold, args.reset, args.norm, args.surrogate) == (2, 1, "hard", "step", "atan")
+    assert (args.fisher_samples, args.fisher_split, args.fisher_labels) == (512, ["train"], ["data"])
+    assert (args.tet_lambda, prefix.prefix_time, prefix.prefix_weight) == (0.05, [1, 2, 3, 4, 5], 0.5)
+    levels = {kind: config.parse("train_snn", ["--noisetype", kind]).noise_level for kind in ("gaussian_noise", "blur")}
+    assert levels == {"gaussian_noise": 0.1, "blur": 1.0}

@@ -22,6 +22,7 @@ from fisher import (
     prefix_losses,
     prefix_outputs,
     prefix_residuals,
+    quotient,
     temporal_fisher,
 )
 
@@ -239,3 +240,22 @@ def test_the_bootstrap_interval_covers_the_centroid_as_often_as_it_says():
     inside = [low <= truth <= high for low, high in (centroid_interval(s, draws=400) for s in samples)]
     assert 0.88 <= sum(inside) / len(inside) <= 0.99
     assert centroid_interval(samples[0]) == centroid_interval(samples[0])
+
+
+def test_the_interval_is_two_sided_over_all_samples():
+    samples = torch.zeros(2, 400, dtype=torch.float64)
+    samples[0], samples[1, ::2] = 1, 2  # of each sample c is 1 or 5 / 3
+    low, high = centroid_interval(samples, draws=4000)
+    assert high - low == pytest.approx(2 * 1.96 * 0.25 / 400**0.5, rel=0.06)
+    alone = torch.eye(2, dtype=torch.float64)  # a last sample at t = 2: with N draws of N, half of all weight
+    assert centroid_interval(alone) == (1, 2)
+
+
+def test_labels_of_the_prefixes_are_drawn_independently():
+    labels = draw_labels(torch.zeros(2, 4000, 2), torch.Generator().manual_seed(0), "instant")
+    assert (labels[0] == labels[1]).double().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_quotient_is_0_without_a_loss_alone():
+    assert quotient(torch.tensor([0.0, 2e-9]), torch.tensor([0.0, 1e-9])).tolist() == pytest.approx([0, 2])
+    assert fisher.RELEASE_BATCH == 128

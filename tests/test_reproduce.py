@@ -109,3 +109,34 @@ def test_every_command_line_of_every_scale_is_taken(scale, monkeypatch, tmp_path
     assert len({job.name for job in jobs}) > 25
     for job in jobs:
         config.parse(job.script, job.of(0).argv(args))
+
+
+@pytest.mark.parametrize("scale", ["small", "images", "paper"])
+def test_a_setting_is_what_its_name_says_and_goes_before_its_scale(scale):
+    args, found = SimpleNamespace(scale=scale), {}
+    for name, flags in experiments.SETTINGS.items():
+        job = experiments.command(args, "s", experiments.TRAIN, *flags).of(4)
+        found[name] = config.parse(job.script, job.flags)
+    assert found["tau 4"].tau == 4 and found["tau 1.33"].tau == pytest.approx(4 / 3, abs=1e-3)
+    assert all(found[f"T = {t}"].timestep == t for t in (2, 4, 16)) and found["random labels"].label_corrupt_prob == 1
+    assert found["resnet19, adam"].learning_rate == found["adam"].learning_rate == 0.002 and found["adam"].seed == 4
+
+
+def test_a_control_is_measured_in_the_way_of_its_name(monkeypatch):
+    monkeypatch.setattr(experiments, "with_each_seed", lambda args, jobs: jobs)
+    ways = experiments.measured_again(SimpleNamespace(scale="images", data_dir="d", out_dir="o"))
+    flags = {way: config.make_parser(job.script).parse_args(job.of(0).flags) for way, job in ways.items()}
+    cut, instant, released, every = (flags[w] for w in (experiments.NO_MEMBRANES, "instantaneous outputs",
+                                                        experiments.RELEASED, experiments.EVERY_CLASS))  # fmt: skip
+    assert cut.detach_membrane and instant.fisher_prefix == "instant" and released.fisher_estimator == "release"
+    assert every.fisher_split == ["train", "test"] and every.fisher_labels == ["data", "exact"]
+    assert [way.fisher_samples for way in (cut, instant, every, released)] == [256, 256, 256, 1000]
+
+
+def test_seeds_are_counted_from_0_and_each_is_its_own(monkeypatch):
+    done, args = [], SimpleNamespace(seeds=3, out_dir="o", performed=[])
+    monkeypatch.setattr(experiments, "perform_all", lambda jobs, args: done.extend(jobs))
+    job = experiments.Job("a_SEED", "train_snn", ("--seed", "SEED"), "training")
+    experiments.with_each_seed(args, {"": job}), experiments.with_all_seeds(args, {"": job})
+    found = [(job.name, *job.flags[1:]) for job in done]
+    assert found == [("a_0", "0"), ("a_1", "1"), ("a_2", "2"), ("a_0_of_3", "0", "1", "2")]

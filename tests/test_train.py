@@ -6,10 +6,11 @@ import os
 import shutil
 import warnings
 from functools import partialmethod
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ALL, TINY, assert_close, assert_identical, lines, run
+from helpers import ALL, TINY, arguments, assert_close, assert_identical, lines, run
 
 import archs
 import config
@@ -17,7 +18,7 @@ import data
 import plots
 import train_snn
 import train_snn_fisherinfo
-from utils import BadInput, StopSignals, read_lines, run_script, seed_all
+from utils import BadInput, StopSignals, after_each, read_lines, run_script, seed_all
 
 
 @pytest.mark.parametrize("arch", archs.ARCHS)
@@ -130,6 +131,7 @@ def test_a_dry_run_does_everything_and_leaves_nothing(tmp_path, capsys):
     [
         (["--scheduler", "cosine", "--epochs", "4"], [1, 0.853553, 0.5, 0.146447]),
         (["--scheduler", "step", "--epochs", "5", "--lr_step", "2"], [1, 1, 0.1, 0.1, 0.01]),
+        (["--scheduler", "step", "--epochs", "5", "--lr_step", "2", "--warmup_epochs", "1"], [0.5, 1, 1, 0.1, 0.1]),
         (["--scheduler", "none", "--epochs", "3"], [1, 1, 1]),
         (["--scheduler", "cosine", "--epochs", "4", "--warmup_epochs", "2"], [1 / 3, 2 / 3, 1, 0.5]),
     ],
@@ -207,3 +209,67 @@ def test_figures_are_drawn_again_from_the_folder_alone(unbroken, capsys, monkeyp
     plots.main()
     assert (unbroken / "figures" / "fisher.png").read_bytes() == before
     assert capsys.readouterr().out.count(".png") == 2
+
+
+def test_the_accuracy_of_a_prefix_is_that_of_its_mean_output():
+    model = torch.nn.Module()
+    model.forward = lambda x: torch.tensor([[3.0, 0], [0, 1]]).unsqueeze(1).expand(2, len(x), 2)  # mean: class 0
+    images, labels = torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 0, 1, 0])
+    dataset = data.ImageSet(images, labels, 2, torch.zeros(1), torch.ones(1), 2, True)
+    with StopSignals() as stop:
+        found = train_snn.evaluate(model, dataset, SimpleNamespace(timestep=2, batch_size=2, seed=0), stop)
+    torch.testing.assert_close(found["prefix_accuracy"], [0.8, 0.8])
+
+
+def test_a_line_of_the_log_is_of_prefixes_and_spikes_of_the_samples_that_were_asked_for(tmp_path):
+    argv = ["--test_samples", "40", "--seed", "1"]  # in batches of 32 and 8
+    line, rates = lines(run(tmp_path, *argv), "log.jsonl")[-1], {}
+    model, _, test_set, _ = train_snn.setup(config.parse("train_snn", arguments(tmp_path, *argv, "--resume")))
+    model.load_state_dict(torch.load(tmp_path / "run" / "checkpoint_latest.pt")["state_dict"])
+    seed_all(0, "subset")
+    x, y = test_set.batch(torch.randperm(len(test_set))[:40])
+    with after_each(model.eval(), archs.LIF, lambda name, module, x, s: rates.update({name: s.mean().item()})):
+        prefixes = [outputs.mean(0) for o in [model(x)] for outputs in (o[:1], o)]
+    assert line["prefix_accuracy"] == pytest.approx([(p.argmax(1) == y).float().mean().item() for p in prefixes])
+    assert line["prefix_loss"] == pytest.approx([torch.nn.functional.cross_entropy(p, y).item() for p in prefixes])
+    assert line["spike_rate"] == pytest.approx(rates)
+
+
+def test_the_best_checkpoint_is_the_first_of_highest_accuracy(tmp_path, monkeypatch):
+    accuracies = iter([0.9, 0.5, 0.7, 0.7, 0.6, 0.65])  # of epoch 0, which has no checkpoint, to 5
+    monkeypatch.setattr(train_snn, "evaluate", lambda *_: {
+        "prefix_loss": [0.9, 0.1], "prefix_accuracy": [1.0, next(accuracies)], "spike_rate": {"lif": 0.1}})  # fmt: skip
+    assert torch.load(run(tmp_path, "--epochs", "5") / "checkpoint_best.pt")["epoch"] == 2
+
+
+def test_every_draw_of_a_training_has_its_own_seed(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(train_snn, "seed_all", lambda *key: drawn.append(key) or seed_all(*key))
+    run(tmp_path, "--seed", "1", "--test_samples", "40")
+    epochs, steps = [(1, "order", 1), (1, "order", 2)], [(1, "step", e, s) for e in (1, 2) for s in range(3)]
+    assert set(drawn) == {(1, "model"), (0, "subset"), (1, "evaluate", 0), (1, "evaluate", 1), *epochs, *steps}
+
+
+def test_the_training_loss_and_accuracy_are_means_of_the_whole_prediction(tmp_path):
+    argv = ["--batch_size", "100", "--epochs", "1", "--no_augment"]  # of 80 samples, so there is one step
+    line = lines(run(tmp_path, *argv), "log.jsonl")[-1]
+    model, train_set, *_ = train_snn.setup(config.parse("train_snn", arguments(tmp_path, *argv)))
+    x, y = train_set.batch(torch.arange(80))
+    mean = model.train()(x).mean(0)
+    assert line["train_loss"] == pytest.approx(torch.nn.functional.cross_entropy(mean, y).item(), rel=1e-5)
+    assert line["train_accuracy"] == pytest.approx((mean.argmax(1) == y).float().mean().item())
+
+
+@pytest.mark.parametrize("name, kind", [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])
+def test_the_optimizer_is_the_one_that_is_named(name, kind):
+    args = config.parse("train_snn", ["--optimizer", name, "--learning_rate", "0.2", "--weight_decay", "0.1"])
+    optimizer = train_snn.make_optimizer(args, torch.nn.Linear(2, 2))
+    assert type(optimizer) is getattr(torch.optim, kind) and not optimizer.defaults.get("nesterov")
+    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (0.2, 0.1)
+    assert optimizer.defaults.get("momentum", 0.9) == 0.9
+
+
+def test_a_last_batch_of_one_sample_is_left_out_and_one_of_two_is_not(tmp_path):
+    for datanum, steps in (("65", 2), ("66", 3)):
+        saved = torch.load(run(tmp_path / datanum, "--datanum", datanum, "--epochs", "1") / "checkpoint_latest.pt")
+        assert saved["state_dict"]["bn_fc1.num_batches_tracked"] == steps
