@@ -193,13 +193,14 @@ def test_bad_input_is_one_line_and_status_2(argv, message, tmp_path, capsys):
 
 def test_a_moment_has_its_own_random_numbers():
     drawn = set()
-    for key in ((0, "step", 1, 0), (0, "step", 0, 1), (1, "step", 1, 0), (0, "order", 1), (0, "model")):
+    moments = [(0, "step", 1, 0), (0, "step", 1, 1), (0, "step", 0, 1), (1, "step", 1, 0), (0, "order", 1)]
+    for key in [*moments, (0, "model")]:
         seed_all(*key)
         first = torch.rand(1).item()
         seed_all(*key)
         assert torch.rand(1).item() == first
         drawn.add(first)
-    assert len(drawn) == 5
+    assert len(drawn) == 6
 
 
 def test_figures_are_drawn_again_from_the_folder_alone(unbroken, capsys, monkeypatch):
