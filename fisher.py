@@ -562,7 +562,7 @@ def _probe(model, x, params, samples):
         call, positions = uses[0].call, _positions(uses)
         if _gram_pays(uses, len(outputs)):
             grams += positions**2
-        elif call.options:
+        elif call.weight_shape:
             windows += positions * math.prod(call.weight_shape[1:]) * call.groups
     signal = sum(0 if d is None else d.numel() for d in signals) // samples
     largest = max(p.numel() for p in params.values())

@@ -238,7 +238,8 @@ def test_frames_keep_their_sample_and_their_timestep():
 def test_compiled_neurons_are_the_neurons_in_any_memory_format(static):
     compiled, lif = LIF(), LIF()
     compiled.compile()
-    x = torch.randn(1 if static else 4, 6, 3, 2, 5, dtype=torch.float64).mul(2)
+    steps, channels = (1, 3) if static else (4, 4)  # neurons: 180, and 240 = 15 * ALIGNED
+    x = torch.randn(steps, 6, channels, 2, 5, dtype=torch.float64).mul(2)
     for x_ in (x, x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])):
         results = []
         for neurons in (compiled, lif):

@@ -273,9 +273,8 @@ def test_the_page_of_controls_has_each_control_of_the_last_measurements(undrawn,
     ways = {controls.EVERY_CLASS: every} | {way: {(2, "train", "data"): ic} for way, ic in ends.items()}
     flags = dict(fisher_batch=10, batch_size=64)
     again = {way: [measured(tmp_path / way, ics, **flags)] * 2 for way, ics in ways.items()}
-    shown = [verdicts.measurements(measured(tmp_path / "shown", KINDS), *kind)[-1:] * 2
-             for kind in (("train", "data"), ("train", "model"), ("test", "data"))]  # fmt: skip
-    kinds = dict(zip((("train", "data"), ("train", "model"), ("test", "data")), shown))
+    shown, kinds = measured(tmp_path / "shown", KINDS), (("train", "data"), ("train", "model"), ("test", "data"))
+    kinds = {kind: verdicts.measurements(shown, *kind)[-1:] * 2 for kind in kinds}
     monkeypatch.setattr(controls, "trained", lambda args: None)
     monkeypatch.setattr(controls, "measured_again", lambda args: dict(again))
     monkeypatch.setattr(controls, "planted", lambda args: {(1,): kinds, (1, 2): kinds})
