@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import archs
+from archs.winograd import direct
 from config import Parser, number
 from data import crop_and_flip
 from fisher import TemporalFisher, one_by_one, prefix_losses
@@ -165,7 +166,8 @@ class StepByStep(torch.nn.Module):
                 module.v = 0.0
             elif isinstance(module, Once):
                 module.output = None
-        return torch.cat([self.model(x) for _ in range(self.timestep)])
+        with direct():
+            return torch.cat([self.model(x) for _ in range(self.timestep)])
 
 
 def with_neurons(model, make):
@@ -286,8 +288,8 @@ def train(args, device):
 
 def convolutions(function, device):
     """What convolutions take of `function`: seconds of the device's time, their share of it (NaN where the profiler may
-    not read a GPU's counters), and their operations."""
-    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
+    not read a GPU's counters), and the operations of direct ones."""
+    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"), direct():
         function()
     flops = sum(count for op, count in counter.get_flop_counts()["Global"].items() if "convolution" in str(op))
     kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")
@@ -296,8 +298,10 @@ def convolutions(function, device):
         synchronize(device)
     field = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     # What a kernel takes is counted with the operator that starts it, and once more by itself.
-    times = {e.key: getattr(e, field) for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CPU}
+    events = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CPU]
+    times = {e.key: getattr(e, field) for e in events}
     found = sum(time for key, time in times.items() if "conv" in key)
+    found += sum(e.cpu_time_total for e in events if e.key in ("Winograd", "WinogradBackward"))
     return found / 1e6, found / (sum(times.values()) or math.nan), flops
 
 

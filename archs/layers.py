@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from archs import winograd
 from archs.neuron import LIF
 
 NORMS = ("step", "folded")
@@ -47,7 +48,10 @@ class Conv2d(nn.Conv2d):
     """2-d convolution of all timesteps at once: [T, N, C, H, W] -> [T, N, C', H', W']."""
 
     def forward(self, x):
-        return fold_time(super().forward, x)  # (T, N, C', H', W')
+        return fold_time(self.convolve, x)  # (T, N, C', H', W')
+
+    def convolve(self, x):
+        return winograd.Winograd.apply(x, self.weight) if winograd.pays(self, x) else super().forward(x)
 
 
 class AvgPool2d(nn.AvgPool2d):

@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from golden_weights import golden_state
 from torch import nn
+from torch.overrides import BaseTorchFunctionMode
 
 import archs
-from archs.layers import BatchNorm
+from archs import winograd
+from archs.layers import BatchNorm, Conv2d
 from archs.neuron import LIF, PEAK_ONE_ALPHA, SURROGATES
 from utils import after_each
 
@@ -177,6 +180,72 @@ def test_activations_that_are_computed_again_change_nothing(arch, norm, monkeypa
     for one, *others in zip(*found):
         for other in others:
             torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "vgg9"])
+@pytest.mark.parametrize("norm", ["step", "folded"])
+def test_a_training_step_with_winograd_convolutions_is_the_direct_one(arch, norm, monkeypatch):
+    monkeypatch.setattr(winograd, "MANY_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MANY_WINDOWS", 1)
+    monkeypatch.setattr(winograd, "PIECE", 20)
+    done, real = [], winograd.convolve
+    monkeypatch.setattr(winograd, "convolve", lambda *inputs: done.append(0) or real(*inputs))
+    found = []
+    for again, layout, way in (
+        (None, torch.contiguous_format, winograd.direct),
+        (None, torch.contiguous_format, nullcontext),
+        (True, torch.channels_last, nullcontext),
+    ):
+        torch.manual_seed(0)
+        shape = dict(timestep=3, num_classes=4, image_size=16, width=0.2, norm=norm, threshold=0.3)
+        model = archs.build(arch, **shape, checkpoint_activations=again).double().to(memory_format=layout)
+        x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+        done.clear()
+        with way():
+            outputs = model(x)
+            outputs.square().sum().backward()
+        assert bool(done) == (way is nullcontext)
+        assert all(p.grad.stride() == p.stride() for p in model.parameters())
+        found.append([outputs, *(p.grad for p in model.parameters()), *model.buffers()])
+    for one, *others in zip(*found):
+        for other in others:
+            torch.testing.assert_close(other, one, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 8), (1, 4, 12), (7, 16, 4)])
+@pytest.mark.parametrize("piece", [1, 3, 1000])
+def test_winograd_is_the_convolution_and_its_gradients(shape, piece, monkeypatch):
+    monkeypatch.setattr(winograd, "PIECE", piece)
+    (n, height, width), double = shape, dict(dtype=torch.float64)
+    torch.manual_seed(0)
+    x = torch.randn(n, 3, height, width, **double).requires_grad_()
+    weight = torch.randn(5, 3, 3, 3, **double).requires_grad_()
+    found = winograd.Winograd.apply(x, weight), F.conv2d(x, weight, padding=1)
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
+    cotangent = torch.randn_like(found[1])
+    of_one, of_other = (torch.autograd.grad(y, (x, weight), cotangent) for y in found)
+    for one, other in zip(of_one, of_other):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_winograd_is_for_many_channels_and_windows_in_full_precision_while_training():
+    def pays(channels=256, filters=256, images=60, size=8, dtype=torch.float32, training=True, **options):
+        layer = Conv2d(channels, filters, 3, **dict(padding=1, bias=False) | options, device="meta").train(training)
+        return winograd.pays(layer.to(dtype), torch.empty(images, channels, size, size, dtype=dtype))
+
+    assert pays() and pays(dtype=torch.float64) and pays(images=1, size=64) and pays(filters=512)
+    assert not pays(channels=255) and not pays(filters=255) and not pays(images=59) and not pays(size=10)
+    assert not pays(dtype=torch.bfloat16) and not pays(training=False) and not pays(stride=2) and not pays(bias=True)
+    assert not pays(padding=0) and not pays(dilation=2) and not pays(groups=2) and not pays(padding_mode="circular")
+    with torch.no_grad():
+        assert not pays()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not pays()
+    with winograd.direct():
+        assert not pays()
+    with BaseTorchFunctionMode():  # as of the estimator
+        assert not pays()
+    assert pays()
 
 
 @pytest.mark.parametrize("arch", ["resnet20", "vgg5"])
