@@ -166,8 +166,7 @@ class StepByStep(torch.nn.Module):
                 module.v = 0.0
             elif isinstance(module, Once):
                 module.output = None
-        with direct():
-            return torch.cat([self.model(x) for _ in range(self.timestep)])
+        return torch.cat([self.model(x) for _ in range(self.timestep)])
 
 
 def with_neurons(model, make):
@@ -248,14 +247,14 @@ def train(args, device):
     model = archs.build(args.arch, timestep=args.timestep, num_classes=10, width=args.width)
     x, y = torch.randn(args.samples, 3, 32, 32, device=device), torch.arange(args.samples, device=device) % 10
 
-    def way(model, amp=False, compiled=False, **options):
+    def way(model, amp=False, compiled=False, context=contextlib.nullcontext, **options):
         model = copy.deepcopy(model).to(device, **options).train()
         if compiled:
             compile_neurons(model)
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=bool(options))
 
         def step():
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp), context():
                 outputs = model(x)
             loss = F.cross_entropy(outputs.float().mean(0), y)
             optimizer.zero_grad()
@@ -272,7 +271,10 @@ def train(args, device):
             for compiled in (False,) if checkpointed else (False, True):
                 how = dict(amp=precision == "bf16", compiled=compiled, memory_format=torch.channels_last)
                 ways[precision + name + ", compiled" * compiled] = way(model, **how)
-    ways["step by step"] = way(StepByStep(model))
+    model.checkpoint_activations = False
+    if device.type == "cpu":
+        ways["float32, direct"] = way(model, context=direct, memory_format=torch.channels_last)
+    ways["step by step"] = way(StepByStep(model), context=direct)
     for name, make in foreign_neurons().items():
         ways[name] = way(with_neurons(model, make), memory_format=torch.channels_last)
     print(f"{args.arch}, width {args.width}, T = {args.timestep}, batch {args.samples} of 3x32x32, training step")

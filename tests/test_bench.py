@@ -1,5 +1,7 @@
 """bench.py: what it prints, not how fast."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def test_the_other_tables_have_a_row_for_each_way(what, capsys, monkeypatch):
     bench.main([what, *argv, "--device", "cpu"])
     shown = capsys.readouterr().out
     names = (
-        ["float32", "bf16", "bf16, checkpointed", "step by step"]
+        ["float32", "bf16", "bf16, checkpointed", "float32, direct", "step by step"]
         if what == "train"
         else ["one call", "one call, bf16", "loop"]
     )
@@ -65,12 +67,15 @@ def test_time_is_a_sample_s_of_the_samples_that_a_way_took(capsys, monkeypatch):
     assert [float(row[24:].split()[0]) for row in rows] == [100, 100, 600, 300, 100] and len(ways) == len(rows)
 
 
-def test_the_rows_of_a_training_step_are_of_the_precision_they_name(monkeypatch):
-    seen, real = {}, torch.autocast
+def test_the_rows_of_a_training_step_are_of_the_precision_and_convolutions_they_name(monkeypatch):
+    seen, plain, current, real = {}, [], [], torch.autocast
+    monkeypatch.setattr(bench, "direct", lambda: plain.append(current[-1]) or contextlib.nullcontext())
+    monkeypatch.setattr(bench, "foreign_neurons", dict)
 
     def compare(ways, *_):
         for name in [name for name in ways if "compiled" not in name]:
             monkeypatch.setattr(torch, "autocast", lambda *a, name=name, **o: seen.update({name: o}) or real(*a, **o))
+            current.append(name)
             ways[name]()
         raise InterruptedError
 
@@ -78,3 +83,4 @@ def test_the_rows_of_a_training_step_are_of_the_precision_they_name(monkeypatch)
     with pytest.raises(InterruptedError):
         bench.main(["train", "--arch", "fc", "--width", "0.1", "--timestep", "2", "--samples", "3", "--device", "cpu"])
     assert {name for name, options in seen.items() if options["enabled"]} == {"bf16", "bf16, checkpointed"}
+    assert plain == ["float32, direct", "step by step"]
