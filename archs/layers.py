@@ -94,12 +94,13 @@ class BatchNorm(nn.BatchNorm2d):
 
 class Recomputation:
     """While a part of a forward pass is done again, as often as that may be: the network is in the `state` of the first
-    time, and BatchNorm does not count its batch twice."""
+    time, its convolutions `direct` as then or not, and BatchNorm does not count its batch twice."""
 
-    def __init__(self, state):
-        self.state, self.before = state, None
+    def __init__(self, state, direct):
+        self.state, self.direct, self.before, self.token = state, direct, None, None
 
     def __enter__(self):
+        self.token = winograd.DIRECT.set(self.direct)
         BatchNorm.recomputing += 1
         self.before = state_of(module for module, *_ in self.state)
         put(self.state)
@@ -107,6 +108,7 @@ class Recomputation:
     def __exit__(self, *exc):
         BatchNorm.recomputing -= 1
         put(self.before)
+        winograd.DIRECT.reset(self.token)
 
 
 def state_of(modules):
@@ -126,7 +128,8 @@ def put(state):
 
 def forgetful(state, part, *inputs):
     """part(*inputs), whose activations are not kept for the backward pass, but computed there again from the inputs."""
-    context = {"context_fn": lambda: (nullcontext(), Recomputation(state)), "preserve_rng_state": False}
+    again = Recomputation(state, direct=not winograd.allowed(*inputs))
+    context = {"context_fn": lambda: (nullcontext(), again), "preserve_rng_state": False}
     return checkpoint(part, *inputs, use_reentrant=False, **context)
 
 
