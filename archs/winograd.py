@@ -53,7 +53,7 @@ def direct():
 
 def allowed(*tensors):
     """Whether nobody has asked for direct convolutions, or sees every call, as the estimator, and knows F.conv2d."""
-    return not (DIRECT.get() or torch.compiler.is_compiling() or has_torch_function(tensors))
+    return not (torch.compiler.is_compiling() or DIRECT.get() or has_torch_function(tensors))
 
 
 def pays(layer, x):
