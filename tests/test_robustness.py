@@ -23,20 +23,7 @@ def trained(tmp_path_factory):
     """Checkpoints of two seeds, of another BatchNorm each; all layers spike."""
     folder, paths = tmp_path_factory.mktemp("trained"), []
     for seed, norm in (("0", "step"), ("1", "folded")):
-        argv = [
-            "--arch",
-            "vgg5",
-            "--width",
-            "0.1",
-            "--threshold",
-            "0.3",
-            "--epochs",
-            "4",
-            "--seed",
-            seed,
-            "--norm",
-            norm,
-        ]
+        argv = ["--arch", "vgg5", "--width", "0.1", "--threshold", "0.3", "--epochs", "4"]
         paths.append(str(run(folder / seed, *argv, "--seed", seed, "--norm", norm) / "checkpoint_latest.pt"))
     return paths
 
