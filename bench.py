@@ -300,11 +300,18 @@ def convolutions(function, device):
         synchronize(device)
     field = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     # What a kernel takes is counted with the operator that starts it, and once more by itself.
-    events = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CPU]
-    times = {e.key: getattr(e, field) for e in events}
-    found = sum(time for key, time in times.items() if "conv" in key)
-    found += sum(e.cpu_time_total for e in events if e.key in ("Winograd", "WinogradBackward"))
-    return found / 1e6, found / (sum(times.values()) or math.nan), flops
+    events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CPU]
+    found = sum(getattr(e, field) for e in events if in_convolution(e))
+    return found / 1e6, found / (sum(getattr(e, field) for e in events) or math.nan), flops
+
+
+def in_convolution(event):
+    """Whether an event of the profiler is a convolution, or within one by Winograd's algorithm."""
+    if "conv" in event.name:
+        return True
+    while event is not None and not event.name.startswith("Winograd"):
+        event = event.cpu_parent
+    return event is not None
 
 
 def table(results, unit, others, images=None):
