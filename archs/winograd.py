@@ -40,7 +40,7 @@ G = [
 A_T = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 WIDE, MANY_WINDOWS = 256, 240  # channels and windows from which on it is faster, as measured
 PIECE = 2**17  # windows times channels at once: they stay in the cache
-FILTERS = 256  # at once
+FILTERS = 256  # at once: glibc maps a buffer of more than 32 MiB anew each time, page by page
 DIRECT = ContextVar("direct", default=False)
 
 
