@@ -306,10 +306,8 @@ def convolutions(function, device):
 
 
 def in_convolution(event):
-    """Whether an event of the profiler is a convolution, or within one by Winograd's algorithm."""
-    if "conv" in event.name:
-        return True
-    while event is not None and not event.name.startswith("Winograd"):
+    """Whether the profiler's event is a convolution, or within one."""
+    while event is not None and not ("conv" in event.name or event.name.startswith("Winograd")):
         event = event.cpu_parent
     return event is not None
 

@@ -18,7 +18,7 @@ from archs.layers import Conv2d
 def winograd_calls(monkeypatch):
     """Any number of channels and windows will do; the calls of `convolve`."""
     calls, real = [], winograd.convolve
-    for name, value in (("WIDE", 1), ("MANY_WINDOWS", 1), ("PIECE", 200), ("FILTERS", 5)):
+    for name, value in (("WIDE", 1), ("MANY_WINDOWS", 1), ("PIECE", 40)):
         monkeypatch.setattr(winograd, name, value)
     monkeypatch.setattr(winograd, "convolve", lambda *inputs, **how: calls.append(0) or real(*inputs, **how))
     return calls
@@ -58,11 +58,9 @@ def test_what_is_computed_again_has_the_convolutions_of_the_first_time(direct, w
 
 
 @pytest.mark.parametrize("shape", [(5, 8, 8), (1, 4, 12), (7, 16, 4)])
-@pytest.mark.parametrize("piece", [1, 15, 1000])
-@pytest.mark.parametrize("filters", [2, 256])
-def test_winograd_is_the_convolution_and_its_gradients(shape, piece, filters, monkeypatch):
+@pytest.mark.parametrize("piece", [1, 7, 15, 1000])
+def test_winograd_is_the_convolution_and_its_gradients(shape, piece, monkeypatch):
     monkeypatch.setattr(winograd, "PIECE", piece)
-    monkeypatch.setattr(winograd, "FILTERS", filters)
     (n, height, width), double = shape, dict(dtype=torch.float64)
     torch.manual_seed(0)
     x = torch.randn(n, 3, height, width, **double).requires_grad_()
@@ -110,23 +108,49 @@ def test_winograd_leaves_no_trace_of_a_first_call_under_fake_tensors(winograd_ca
 
 def test_a_winograd_convolution_is_used_as_a_direct_one(winograd_calls):
     layer = Conv2d(3, 3, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
-    y = layer(torch.randn(1, 4, 3, 8, 8))
+    x = torch.randn(1, 4, 3, 8, 8)
+    y, wanted = layer(x), F.conv2d(x[0], layer.weight, padding=1)
+    assert winograd_calls and y[0].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y[0], wanted, rtol=1e-4, atol=1e-4)
+    (gradient,) = torch.autograd.grad(wanted.square().sum(), layer.weight)
     with torch.autocast("cpu", torch.bfloat16):  # in which it was not made
         y.square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, gradient, rtol=1e-4, atol=1e-3)
     F.relu(winograd.Winograd.apply(torch.randn(4, 3, 8, 8), layer.weight), inplace=True)
-    assert winograd_calls and layer.weight.grad.dtype == torch.float32
+    (once,) = torch.autograd.grad(layer(x).square().sum(), layer.weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        once.sum().backward()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_winograd_in_single_precision_is_the_convolution_with_any_number_of_threads(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.manual_seed(0)
+        x, weight = torch.randn(9, 32, 8, 8).requires_grad_(), torch.randn(48, 32, 3, 3).requires_grad_()
+        found = winograd.Winograd.apply(x, weight), F.conv2d(x, weight, padding=1)
+        cotangent = torch.randn_like(found[1])
+        results = [(y, *torch.autograd.grad(y, (x, weight), cotangent)) for y in found]
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*results):
+        assert (one - other).abs().max() < 1e-4 * other.abs().max()
 
 
 def test_winograd_is_for_many_channels_and_windows_in_full_precision_while_training():
-    def pays(channels=256, filters=256, images=60, size=(8, 8), dtype=torch.float32, of=None, lies=None, **options):
+    def pays(
+        channels=256, filters=256, images=60, size=(8, 8), kernel=3, dtype=torch.float32, of=None, lies=None, **options
+    ):
         of, lies, layer = of or dtype, lies or torch.channels_last, dict(padding=1, bias=False) | options
-        layer = Conv2d(channels, filters, 3, **layer, device="meta").to(of, memory_format=lies)
+        layer = Conv2d(channels, filters, kernel, **layer, device="meta").to(of, memory_format=lies)
         return winograd.pays(layer, torch.empty(images, channels, *size, dtype=dtype, device=device))
 
     device = "cpu"
     assert pays() and pays(dtype=torch.float64) and pays(images=1, size=(64, 64)) and pays(filters=512)
     assert not pays(channels=255) and not pays(filters=255) and not pays(images=59)
     assert pays(size=(64, 128)) and not pays(size=(64, 132)) and not pays(filters=512, size=(64, 128))
+    assert not pays(channels=512, size=(64, 128)) and not pays(size=(8, 4)) and not pays(kernel=5, padding=1)
     assert not pays(size=(8, 10)) and not pays(size=(10, 8)) and not pays(lies=torch.contiguous_format)
     assert not pays(dtype=torch.bfloat16) and not pays(dtype=torch.float16) and not pays(of=torch.float64)
     assert not pays(stride=2) and not pays(bias=True) and not pays(padding=0) and not pays(dilation=2)
@@ -134,6 +158,10 @@ def test_winograd_is_for_many_channels_and_windows_in_full_precision_while_train
     for context in (torch.autocast("cpu", torch.bfloat16), winograd.direct(), BaseTorchFunctionMode()):
         with context:
             assert not pays()
+    with winograd.direct():
+        with winograd.direct():
+            pass
+        assert not pays()
     assert pays()
     device = "meta"
     assert not pays()
@@ -141,4 +169,4 @@ def test_winograd_is_for_many_channels_and_windows_in_full_precision_while_train
     assert not winograd.pays(layer, torch.empty(60, 256, 8, 8)) and winograd.pays(
         layer.train(), torch.empty(60, 256, 8, 8)
     )
-    assert not winograd.pays(layer, torch.empty(60, 255, 8, 8)) and not winograd.pays(layer, torch.empty(256, 64, 60))
+    assert not winograd.pays(layer, torch.empty(60, 255, 8, 8)) and not winograd.pays(layer, torch.empty(256, 256, 8))
