@@ -59,7 +59,7 @@ ONLY_WITH = {
 }
 # Of an attack in several steps alone.
 PGD_FLAGS = {"attack_steps", "attack_step_size", "attack_restarts", "no_random_start"}
-# What belongs to one start of a script and not to the run; --data_dir is the run's, but may change.
+# What belongs to one start of a script and not to the run; --data_dir and --data_file are the run's, but may change.
 PLACES = {"resume", "dry_run", "device", "out_dir", "exp_name", "workers"}
 # What a checkpoint knows of the model and the data it was trained on; --checkpoints takes these from it.
 INPUT_FLAGS = {"dataset", "data_file", "image_size", "fake_shape", "planted_time", "encode", "timestep"}
@@ -348,7 +348,7 @@ def parse(script, argv=None, description=None):
         return argparse.Namespace(**defaults | recipe | stored | given)
 
     try:
-        args = settings({})
+        args = settings(settings_of_checkpoint(settings({})))  # which the folder's name is made of
         stored, source = stored_args(args)
         if stored.get("checkpoints") and "checkpoints" not in vars(args):
             raise BadInput(f"{source} is of a measurement of checkpoints, there is no training to go on with")
@@ -356,7 +356,7 @@ def parse(script, argv=None, description=None):
             measured = getattr(args, "checkpoints", None) and not stored.get("checkpoints")
             if measured or any(hasattr(args, name) != (name in stored) for name in OF_ONE_SCRIPT):
                 raise BadInput(f"{source} is of another kind of run: name another --exp_name")
-        for name in sorted(given.keys() & (stored.keys() - PLACES - {"data_dir"})):
+        for name in sorted(given.keys() & (stored.keys() - PLACES - {"data_dir", "data_file"})):
             if getattr(args, name) != stored[name]:
                 raise BadInput(f"--{name} {getattr(args, name)} differs from {stored[name]}, fixed by {source}")
         args = settings({k: v for k, v in stored.items() if k in vars(args).keys() - PLACES})
@@ -364,7 +364,7 @@ def parse(script, argv=None, description=None):
             raise BadInput(f"--{min(given.keys() & UNUSED_FLAGS[script])} has no effect in {script}.py, see --help")
         check(args, given.keys())
         check_pruning(args, given.keys())
-        check_checkpoints(args)
+        check_checkpoints(args, given.keys())
         if args.dry_run:
             args.epochs = min(args.epochs, 2)
             if getattr(args, "fisher_estimator", "exact") == "release":
@@ -384,20 +384,26 @@ def run_name(args):
     return args.exp_name or f"{args.dataset}_{args.arch}_T{args.timestep}_seed{args.seed}{kind}"
 
 
+def settings_of_checkpoint(args):
+    """Flags that the first of --checkpoints fixes, by name; {} if there is none."""
+    if not getattr(args, "checkpoints", None):
+        return {}
+    saved = load_checkpoint(args.checkpoints[0]).get("args", {})  # the release's have none
+    return {k: v for k, v in saved.items() if k in MODEL_FLAGS}
+
+
 def stored_args(args):
     """Flags that an earlier run fixes, by name, and what fixes them: the resumed folder's or the first checkpoint's."""
     path = Path(args.out_dir) / run_name(args) / ARGS_FILE
     if args.resume and path.exists():
         return read_record(path)["args"], path
-    if getattr(args, "checkpoints", None):
-        saved = load_checkpoint(args.checkpoints[0]).get("args", {})  # the release's have none
-        return {k: v for k, v in saved.items() if k in MODEL_FLAGS}, args.checkpoints[0]
-    return {}, None
+    return settings_of_checkpoint(args), (getattr(args, "checkpoints", None) or [None])[0]
 
 
-def check_checkpoints(args):
+def check_checkpoints(args, given):
     """Raise BadInput if --checkpoints were made with other settings than `args` has."""
     free = set() if args.datanum or args.label_corrupt_prob else {"seed"}  # else the seed chose their training data
+    free |= given & {"data_file"}  # it may have been moved
     if hasattr(args, "robust_samples"):  # each network is built by its own flags
         free = MODEL_FLAGS - INPUT_FLAGS
     for path in getattr(args, "checkpoints", None) or ():

@@ -139,7 +139,8 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None):
     index, a sort or a look at a number, and not in the batches that are checked.
 
     Raises ValueError if a BatchNorm or Dropout layer is in train mode, where a sample's gradient depends on the others
-    or on chance, if no parameter requires a gradient, for no samples, or another number of labels.
+    or on chance, if the model gives other outputs when it is called again, as one that keeps its membranes, if no
+    parameter requires a gradient, for no samples, or another number of labels.
     """
     _check_labels(x, y)
     estimator = TemporalFisher(model, prefix)
@@ -176,6 +177,7 @@ class TemporalFisher:
         samples = 3 if batch == 2 else 2
         if samples not in self.probes:
             with torch.enable_grad(), _full_precision():
+                _check_repeats(self.model, x[:samples])
                 self.probes[samples] = _probe(self.model, x, self.params, samples)
         return self.probes[samples]
 
@@ -226,6 +228,16 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
 def _is_compiled(module):
     """Whether the module is compiled, by TorchScript or torch.compile."""
     return isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod") or module._compiled_call_impl
+
+
+def _check_repeats(model, x):
+    """Raise ValueError if the model does not give the same outputs for the same inputs."""
+    once, again = model(x), model(x)
+    if not (isinstance(once, torch.Tensor) and isinstance(again, torch.Tensor)):
+        return  # `_run` says what it should give
+    near = _precision(once.dtype)
+    if once.shape != again.shape or not torch.allclose(once, again, near, near, equal_nan=True):
+        raise ValueError("a second model(x) gives other outputs: reset its membranes in forward, or call model.eval()")
 
 
 def _check_labels(x, y):

@@ -23,6 +23,7 @@ has, beside that script's files, fisher.jsonl (a line a measurement), fisher_sam
 [T, N] of each, which IC of two measurements is compared by) and figures/fisher.png.
 """
 
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def squared_norms(args, model, x):
 def measure(args, model, subset, labels, stop):
     """The measured part of a line of fisher.jsonl, and the squared norms [T, N] that it is of.
 
-    Raises Stopped after a signal.
+    Raises Stopped after a signal, and BadInput if all gradients are 0 or one is not finite.
     """
     start = time.perf_counter()
     model.eval()
@@ -146,6 +147,8 @@ def measure(args, model, subset, labels, stop):
     names = [name for name, _ in model.named_modules() if name in layers]  # in the order of the network
     layers = {name: sum(sums[name] for _, sums in shares) / per_sample.shape[1] for name in names}
     curve, loss, residual, correct = (values.mean(1) for values in (per_sample, losses, residuals, right))
+    if not 0 < curve.sum() < math.inf:
+        raise BadInput(f"the Fisher information of {subset.total} samples is {curve.tolist()}: it has no centroid")
     scale = {name: sum(p.square().sum().item() for p in model.get_submodule(name).parameters(False)) for name in layers}
     line = {
         "timestep": len(curve),

@@ -232,7 +232,11 @@ class Run:
 
     def save(self, name, content):
         if rank() == 0:
-            write_atomically(self.path(name), lambda f: torch.save(content, f))
+            try:
+                write_atomically(self.path(name), lambda f: torch.save(content, f))
+            except RuntimeError as error:  # torch's word for a full disk
+                reason = error.__context__ or error
+                raise BadInput(f"{self.path(name)} cannot be written ({reason}); what is on disk is whole") from error
 
 
 def read_lines(path):

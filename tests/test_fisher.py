@@ -186,7 +186,7 @@ def test_a_model_is_examined_without_tf32_and_measured_as_it_was_set():
     before = [kind.fp32_precision for kind in settings]
     model.register_forward_hook(lambda *_: seen.append([kind.fp32_precision for kind in settings]))
     temporal_fisher(model, torch.randn(3, 2, 6, 6), torch.arange(3))
-    assert seen == [["ieee", "ieee"], before] and [kind.fp32_precision for kind in settings] == before
+    assert seen == [["ieee", "ieee"]] * 3 + [before] and [kind.fp32_precision for kind in settings] == before
 
 
 class TF32(TorchDispatchMode):

@@ -3,18 +3,21 @@
 import warnings
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import ALL, TINY, assert_identical, everything, lines, run
 from models import Steps
+from torch import nn
 
 import archs
 import config
 import data
+import train_snn_fisherinfo
 from fisher import PREFIXES, batch_means, centroid, draw_labels
 from train_snn_fisherinfo import Subset, fisher_subsets, measure
-from utils import StopSignals, read_lines
+from utils import BadInput, StopSignals, read_lines
 
 
 def test_a_measurement_has_the_fields_of_the_contract(unbroken):
@@ -164,6 +167,36 @@ def test_saved_models_of_different_settings_are_not_measured_as_one(unbroken, tm
     with pytest.raises(SystemExit) as end:
         run(tmp_path, "--checkpoints", *paths, script="train_snn_fisherinfo", flags=[])
     assert end.value.code == 2 and "--tau 3.0" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_measurement_that_is_resumed_without_a_name_keeps_its_flags(unbroken, tmp_path, capsys):
+    argv = ["--checkpoints", str(unbroken / "checkpoint_0001.pt"), "--out_dir", str(tmp_path), "--fisher_samples", "6"]
+    train_snn_fisherinfo.main(argv)
+    capsys.readouterr()
+    config.parse("train_snn_fisherinfo", [*argv, "--resume"])
+    with pytest.raises(SystemExit) as end:
+        config.parse("train_snn_fisherinfo", [*argv[:-1], "7", "--resume"])
+    assert end.value.code == 2 and "--fisher_samples 7 differs from 6" in capsys.readouterr().err
+
+
+def test_the_data_of_a_saved_model_may_have_been_moved(tmp_path, capsys):
+    arrays = {f"x_{split}": np.random.rand(20, 2, 8, 8).astype("float32") for split in ("train", "test")}
+    arrays |= {f"y_{split}": np.arange(20) % 4 for split in ("train", "test")}
+    np.savez(tmp_path / "a.npz", **arrays)
+    argv = ["--dataset", "npz", "--data_file", str(tmp_path / "a.npz"), "--datanum", "16"]
+    folder = run(tmp_path, *argv, *ALL)
+    moved = (tmp_path / "a.npz").rename(tmp_path / "b.npz")
+    paths = [str(folder / f"checkpoint_000{epoch}.pt") for epoch in (1, 2)]
+    argv = ["--fisher_samples", "6", "--data_file", str(moved), "--checkpoints", *paths]
+    found = run(tmp_path / "2", *argv, script="train_snn_fisherinfo", flags=[])
+    assert len(lines(found, "fisher.jsonl")) == 2
+
+
+def test_gradients_that_are_all_zero_have_no_centroid(float64):
+    args = Namespace(seed=0, timestep=4, fisher_estimator="exact", fisher_prefix="cumulative", fisher_batch=None)
+    model = nn.Sequential(nn.Linear(5, 1), nn.Unflatten(0, (1, -1)))  # of one class, it is certain
+    with StopSignals() as stop, pytest.raises(BadInput, match="no centroid"):
+        measure(args, model, Subset(torch.randn(6, 5), torch.zeros(6, dtype=torch.int64), 0, 6), "data", stop)
 
 
 def test_checkpoints_of_the_release_are_measured_and_started_from(tmp_path):

@@ -317,3 +317,36 @@ def test_a_model_without_a_gradient_is_refused():
 def test_outputs_of_another_form_are_refused():
     with pytest.raises(ValueError, match=r"\[T, N, classes\].*\[3, 3\] for 3 samples"):
         temporal_fisher(nn.Linear(5, 3), torch.randn(2, 5), torch.tensor([0, 1]))
+
+
+class KeepsItsMembrane(nn.Module):
+    """Its membranes are those that the last call left."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.v = nn.Linear(4, 3), 0.0
+
+    def forward(self, x):
+        self.v = self.v / 2 + self.layer(x).detach()
+        return torch.stack([self.layer(x) + self.v, self.layer(x) - self.v])
+
+
+def test_a_model_that_keeps_its_membranes_between_calls_is_refused():
+    with pytest.raises(ValueError, match=r"second model\(x\)"):
+        temporal_fisher(KeepsItsMembrane(), torch.randn(5, 4), torch.arange(5) % 3)
+
+
+def test_dropout_of_a_foreign_kind_in_train_mode_is_refused():
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return F.dropout(self.layer(x), training=self.training).unsqueeze(0)
+
+    torch.manual_seed(0)
+    x, y = torch.randn(5, 4), torch.arange(5) % 3
+    with pytest.raises(ValueError, match="eval"):
+        temporal_fisher(Random(), x, y)
+    temporal_fisher(Random().eval(), x, y)

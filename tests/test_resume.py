@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import time
+from argparse import Namespace
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -255,3 +257,17 @@ def test_a_damaged_checkpoint_is_refused(content, unbroken, tmp_path):
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(BadInput, match=r"x\.pt is damaged"):
         run(tmp_path, "--init", str(path))
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    with closing(Run(tmp_path / "run", Namespace(), torch.device("cpu"))) as folder:
+        folder.save("x.pt", {"a": torch.ones(2)})
+
+        def full(content, file):
+            file.write(b"half")
+            raise RuntimeError("PytorchStreamWriter failed writing file")
+
+        monkeypatch.setattr(torch, "save", full)
+        with pytest.raises(BadInput, match=r"x\.pt cannot be written"):
+            folder.save("x.pt", {"a": torch.zeros(2)})
+        assert folder.load("x.pt")["a"].tolist() == [1, 1]
