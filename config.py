@@ -403,9 +403,9 @@ def stored_args(args):
 def check_checkpoints(args, given):
     """Raise BadInput if --checkpoints were made with other settings than `args` has."""
     free = set() if args.datanum or args.label_corrupt_prob else {"seed"}  # else the seed chose their training data
-    free |= given & {"data_file"}  # it may have been moved
     if hasattr(args, "robust_samples"):  # each network is built by its own flags
         free = MODEL_FLAGS - INPUT_FLAGS
+    free |= given & {"data_file"}  # it may have been moved
     for path in getattr(args, "checkpoints", None) or ():
         saved = load_checkpoint(path).get("args", {})
         for name in sorted(MODEL_FLAGS & saved.keys() - free):

@@ -190,6 +190,8 @@ def test_the_data_of_a_saved_model_may_have_been_moved(tmp_path, capsys):
     argv = ["--fisher_samples", "6", "--data_file", str(moved), "--checkpoints", *paths]
     found = run(tmp_path / "2", *argv, script="train_snn_fisherinfo", flags=[])
     assert len(lines(found, "fisher.jsonl")) == 2
+    argv = ["--data_file", str(moved), "--robust_samples", "6", "--checkpoints", *paths]
+    assert config.parse("eval_snn_robustness", argv).data_file == str(moved)
 
 
 def test_gradients_that_are_all_zero_have_no_centroid(float64):
