@@ -179,7 +179,7 @@ def test_a_measurement_that_is_resumed_without_a_name_keeps_its_flags(unbroken, 
     assert end.value.code == 2 and "--fisher_samples 7 differs from 6" in capsys.readouterr().err
 
 
-def test_the_data_of_a_saved_model_may_have_been_moved(tmp_path, capsys):
+def test_the_data_of_a_saved_model_may_have_been_moved(tmp_path):
     arrays = {f"x_{split}": np.random.rand(20, 2, 8, 8).astype("float32") for split in ("train", "test")}
     arrays |= {f"y_{split}": np.arange(20) % 4 for split in ("train", "test")}
     np.savez(tmp_path / "a.npz", **arrays)
