@@ -417,8 +417,12 @@ def check_corruption(args):
     """Raise BadInput for timesteps that cannot be corrupted, and set --noise_level where it is not given."""
     if args.noisetype:
         args.noise_level = args.noise_level or {"gaussian_noise": 0.1, "blur": 1.0}[args.noisetype]
-    if args.noisetime and not (args.noisetype or args.freqlevel or hasattr(args, "noise_levels")):
-        raise BadInput("--noisetime has an effect only with --noisetype or --freqlevel")
+    if hasattr(args, "noise_levels"):
+        corrupts, by = args.noise_levels + args.blur_levels, "--noise_levels or --blur_levels"
+    else:
+        corrupts, by = args.noisetype or args.freqlevel, "--noisetype or --freqlevel"
+    if args.noisetime and not corrupts:
+        raise BadInput(f"--noisetime has an effect only with {by}")
 
 
 def check_attack(args, given):

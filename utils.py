@@ -53,7 +53,11 @@ def run_script(main, name):
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            cure = "a smaller --batch_size or --checkpoint_activations trains, --fisher_batch measures in less"
+            print(f"{name}: error: out of memory, {cure} ({str(error).splitlines()[0]})", file=sys.stderr)
+            sys.exit(2)
         if not dist.is_initialized() or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         print(f"{name}: process {rank()} lost the others; when they can run again, --resume goes on", file=sys.stderr)
@@ -188,6 +192,10 @@ class Run:
             first = read_record(self.path(ARGS_FILE))
             again = {name: value for name, value in record.items() if name != "args"}
             record = first | {"args": vars(args) | first["args"], "resumed": [*first.get("resumed", []), again]}
+        elif any(map(self.lines, (LOG_FILE, FISHER_FILE, ROBUSTNESS_FILE, PRUNING_FILE))):
+            raise BadInput(
+                f"{self.folder} holds a run without its {ARGS_FILE}: restore that, or name another --exp_name"
+            )
         for torn in self.folder.glob(".part-*"):  # of a killed process
             torn.unlink()
         write_atomically(self.path(ARGS_FILE), lambda f: f.write(json.dumps(record, indent=1).encode()))

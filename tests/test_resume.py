@@ -236,6 +236,15 @@ def test_a_damaged_record_is_one_line(name, content, tmp_path, capsys):
     assert (tmp_path / "run" / name).read_text() == content
 
 
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_run_without_its_flags_is_refused_and_left_as_it_is(resume, tmp_path):
+    (run(tmp_path) / "args.json").unlink()
+    before = (tmp_path / "run" / "log.jsonl").read_text()
+    with pytest.raises(BadInput, match=r"without its args\.json"):
+        run(tmp_path, *resume)
+    assert not (tmp_path / "run" / "args.json").exists() and (tmp_path / "run" / "log.jsonl").read_text() == before
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
@@ -257,6 +266,13 @@ def test_a_damaged_checkpoint_is_refused(content, unbroken, tmp_path):
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(BadInput, match=r"x\.pt is damaged"):
         run(tmp_path, "--init", str(path))
+
+
+def test_too_little_memory_is_one_line_that_states_the_cure(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: torch.empty(2**55), "x.py")
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and "--batch_size" in error and error.count("\n") == 1
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_the_checkpoint_before(tmp_path, monkeypatch):

@@ -157,6 +157,7 @@ def test_attacks_are_transferred_from_the_next_network_of_another_seed():
         (["--checkpoints", "CKPT", "--attack_surrogate", "relu"], "relu"),
         (["--checkpoints", "CKPT", "--attack_prefix", "3"], "--timestep 2"),
         (["--checkpoints", "CKPT", "--noisetime", "3"], "--timestep 2"),
+        (["--checkpoints", "CKPT", "--noisetime", "1", "--noise_levels", "--blur_levels"], "only with --noise_levels"),
         (["--checkpoints", "CKPT", "--attack_method", "fgsm", "--attack_steps", "3"], "pgd"),
         (["--checkpoints", "CKPT", "--eps", "0"], "--eps"),
         (["--checkpoints", "CKPT", "--eps", "256"], "--eps"),

@@ -179,6 +179,7 @@ def test_a_silent_network_is_warned_about(tmp_path, capsys):
         (["--datanum", "1000"], "above the 256"),
         (["--out_dir", __file__], "cannot be written"),
         (["--fake_shape", "2", "7", "7"], "too small"),
+        (["--fake_shape", "3", "100000000", "100000000"], "out of memory"),
         (["--fake_shape", "3", "2", "8", "8"], "--timestep 3"),
     ],
 )
