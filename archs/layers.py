@@ -6,6 +6,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from archs import winograd
@@ -61,6 +62,34 @@ class AvgPool2d(nn.AvgPool2d):
         return fold_time(super().forward, x)  # (T, N, C, H', W')
 
 
+class StepStatistics(torch.autograd.Function):
+    """Batch normalisation of each timestep of [T, N, C, ...] in train mode. The results are written where they stay:
+    torch.cat of those of F.batch_norm would be a copy."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps):
+        y, ctx.eps = torch.empty_like(x), eps
+        # A GPU keeps statistics in float32 at least, a CPU in the precision of the weight.
+        kind = torch.promote_types(weight.dtype, torch.float32) if x.is_cuda else weight.dtype
+        saved = torch.empty(2, len(x), len(weight), dtype=kind, device=x.device)
+        for x_t, *out in zip(x, y, *saved):
+            torch.native_batch_norm(x_t, weight, bias, running_mean, running_var, True, momentum, eps, out=out)
+        ctx.save_for_backward(x, weight, saved)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, saved = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias = torch.empty_like(x), 0, 0
+        for t in reversed(range(len(x))):  # the order in which autograd sums a loop's gradients, to the bit
+            settings = (weight, None, None, *saved[:, t], True, ctx.eps, (True, True, True))
+            found = torch.ops.aten.native_batch_norm_backward(grad[t], x[t], *settings)
+            grad_x[t] = found[0]
+            grad_weight, grad_bias = grad_weight + found[1], grad_bias + found[2]
+        return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation of [T, N, C, ...] over samples and positions.
 
@@ -81,13 +110,21 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         if not self.training or self.norm == "folded" or len(x) == 1:
             return fold_time(self.normalise, x)
-        return torch.cat([self.normalise(x_t) for x_t in x]).unflatten(0, x.shape[:2])  # cat keeps channels-last
+        if torch.compiler.is_compiling():  # which has no rule for out=
+            return torch.cat([self.normalise(x_t) for x_t in x]).unflatten(0, x.shape[:2])  # keeps channels-last
+        F._verify_batch_size(x[0].shape)  # more than one value a channel
+        self.num_batches_tracked.add_(0 if BatchNorm.recomputing else len(x))
+        return StepStatistics.apply(x, self.weight, self.bias, *self.statistics(), self.momentum, self.eps)
 
     def normalise(self, x):
-        if BatchNorm.recomputing and self.training:  # the running statistics have seen this batch
-            unused = self.running_mean.clone(), self.running_var.clone()
-            return F.batch_norm(x, *unused, self.weight, self.bias, training=True, eps=self.eps)
+        if BatchNorm.recomputing and self.training:
+            return F.batch_norm(x, *self.statistics(), self.weight, self.bias, training=True, eps=self.eps)
         return super().forward(x)
+
+    def statistics(self):
+        """The running ones, to be updated; a copy of them while what has seen this batch sees it again."""
+        running = self.running_mean, self.running_var
+        return [value.clone() for value in running] if BatchNorm.recomputing else running
 
     recomputing = 0
 

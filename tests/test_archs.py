@@ -112,16 +112,28 @@ def test_width_scales_channels_and_layernum_the_depth():
     assert sum(isinstance(layer, nn.Linear) for layer in deep) == 5
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("norm", ["step", "folded"])
-def test_batchnorm_is_the_loop_over_timesteps_or_the_fold(norm):
-    x = torch.randn(3, 4, 2, 5, 5, dtype=torch.float64)
+def test_batchnorm_is_the_loop_over_timesteps_or_the_fold(norm, layout):
+    x = torch.randn(12, 2, 5, 5, dtype=torch.float64).to(memory_format=layout).unflatten(0, (3, 4)).requires_grad_()
+    cotangent = torch.randn_like(x)
     layer, twin = BatchNorm(2, norm).double(), nn.BatchNorm2d(2).double()
+    for module in (layer, twin):
+        module.weight.data, module.bias.data = torch.tensor([[0.5, 2.0], [-1.0, 3.0]], dtype=torch.float64)
     out = layer(x)
     expected = torch.stack([twin(x_t) for x_t in x]) if norm == "step" else twin(x.flatten(0, 1)).view_as(x)
     torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(layer.running_var, twin.running_var)
+    assert out.stride() == x.stride()
+    found = torch.autograd.grad(out, [x, *layer.parameters()], cotangent)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, [x, *twin.parameters()], cotangent))
+    torch.testing.assert_close(layer.state_dict(), twin.state_dict())
     assert layer.num_batches_tracked == (3 if norm == "step" else 1)
     torch.testing.assert_close(layer.eval()(x), twin.eval()(x.flatten(0, 1)).view_as(x))
+
+
+def test_statistics_of_one_value_are_refused():
+    with pytest.raises(ValueError, match="more than 1 value"):
+        BatchNorm(2)(torch.randn(3, 1, 2))
 
 
 @pytest.mark.parametrize("name", SURROGATES)

@@ -212,13 +212,14 @@ def test_the_rounding_of_tf32_is_not_taken_for_rows_of_other_samples():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", CUDA)
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-def test_cuda_agrees_with_one_sample_at_a_time(name, dtype, tolerance):
+@pytest.mark.parametrize("dtype, tolerance, chunk", [(torch.float64, 1e-9, None), (torch.float32, 1e-4, 1)])
+def test_cuda_agrees_with_one_sample_at_a_time(name, dtype, tolerance, chunk):
+    """In float32 one sample at a time both ways: a batch may have other convolutions, whose rounding flips spikes."""
     model, shape = CUDA[name]()
     model, x, y = model.to("cuda", dtype), torch.randn(3, *shape).to("cuda", dtype), torch.arange(3, device="cuda")
     with fisher._full_precision():
-        found, expected = (sum(way(model, x, y).values()) for way in (temporal_fisher, one_by_one))
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
+        found, expected = temporal_fisher(model, x, y, chunk=chunk), one_by_one(model, x, y)
+    torch.testing.assert_close(sum(found.values()), sum(expected.values()), rtol=tolerance, atol=0)
 
 
 def test_prefixes_and_centroid_are_as_written():
