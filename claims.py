@@ -300,15 +300,20 @@ AS_GOOD = 0.005  # of accuracy: a smaller loss counts as none
 FASTER = 1.5
 
 
+def better(accuracy, search):
+    """How much more accuracy than that of `full` a search leaves, at each sparsity: accuracy {(search, round): [a value
+    a seed]}."""
+    pairs = [zip(accuracy[search, number], full) for (name, number), full in sorted(accuracy.items()) if name == "full"]
+    return [effect([few - full for few, full in pair]) for pair in pairs]
+
+
 def pruning_verdict(accuracy, seconds):
     """Is `fisher` no worse than AS_GOOD below `full` at every sparsity, and its search FASTER times as fast? accuracy
     {(search, round): [a value a seed]}, seconds {search: [of the whole search, a seed]}."""
-    numbers = sorted({number for _, number in accuracy})
-    pairs = [zip(accuracy["fisher", number], accuracy["full", number]) for number in numbers]
-    better = [effect([few - full for few, full in pair]) for pair in pairs]
+    found = better(accuracy, "fisher")
     speed = effect([a / b for a, b in zip(seconds["full"], seconds["fisher"])])
-    checks = [*(beyond(found, -AS_GOOD) for found in better), beyond(speed, FASTER)]
-    words = ", ".join(f"{found:3}" for found in better)
+    checks = [*(beyond(one, -AS_GOOD) for one in found), beyond(speed, FASTER)]
+    words = ", ".join(f"{one:3}" for one in found)
     return verdict(checks), f"`fisher` against `full`: accuracy {words}; search {speed} times as fast."
 
 
@@ -344,5 +349,7 @@ def pruning(args):
         cells += [", ".join(steps[search]), spread(seconds[search], 0)]
         cells += [spread([a / b for a, b in zip(seconds["full"], seconds[search])])]
         rows.append([search, *cells])
+    against = [f"`{name}` {', '.join(f'{one:3}' for one in better(accuracy, name))}" for name in searches[1:]]
+    text = [table(heads, rows), f"Accuracy against `full`, seed by seed: {'; '.join(against)}."]
     figure = plots.pruning(folders, page(args, "pruning"))
-    return {"all sparsities": pruning_verdict(accuracy, seconds)}, [table(heads, rows)], [figure]
+    return {"all sparsities": pruning_verdict(accuracy, seconds)}, text, [figure]

@@ -245,15 +245,17 @@ def test_noise_hurts_early_if_accuracy_is_higher_with_the_last_half_corrupted(un
 
 
 def test_the_page_of_pruning_has_the_accuracy_of_the_finals_and_the_seconds_to_the_last(undrawn, tmp_path, monkeypatch):
-    for search, seconds in (("full", 30), ("fisher", 10)):
+    for search, seconds, more in (("full", 30, 0), ("fisher", 10, 0.02)):
         rounds = [("search", 0), ("search", 1), ("final", 1), ("final", 2)]
         lines = [dict(search=search, stage=stage, round=r, seconds=seconds, rule_seconds=0, sparsity=r / 10, timestep=4,
-                      test_accuracy=0.9 - r / 10, prefix_accuracy=[0.1, 0.2]) for stage, r in rounds]  # fmt: skip
+                      test_accuracy=0.9 - r / 10 + r * more, prefix_accuracy=[0.1, 0.2])
+                 for stage, r in rounds]  # fmt: skip
         write_lines(tmp_path / search / "pruning.jsonl", lines)
     monkeypatch.setattr(claims, "with_each_seed", lambda args, jobs: {name: [tmp_path / name] * 2 for name in jobs})
-    found, (page,), _ = claims.pruning(SimpleNamespace(results=tmp_path, scale="dry", data_dir=None))
+    found, (page, against), _ = claims.pruning(SimpleNamespace(results=tmp_path, scale="dry", data_dir=None))
     assert found["all sparsities"][0] == "holds"
-    assert [numbers(row) for row in page.splitlines()[2:]] == [[0.8, 0.7, 4, 60, 1], [0.8, 0.7, 4, 20, 3]]
+    assert [numbers(row) for row in page.splitlines()[2:]] == [[0.8, 0.7, 4, 60, 1], [0.82, 0.74, 4, 20, 3]]
+    assert "`fisher` +0.020 [+0.020, +0.020], +0.040 [+0.040, +0.040]." in against
 
 
 def test_the_page_of_gain_is_of_the_last_measurements_as_they_are_and_cut(undrawn, tmp_path, monkeypatch):
