@@ -94,6 +94,7 @@ SCALES = {
         losses=losses("1.5", "3", "4"), eps=8,
         measured=["--fisher_epochs", "1", "2", "5", "10", "20"], again=("--fisher_samples", "256"),
         release=("--fisher_samples", "1000"), attacks=("--robust_samples", "256"),
+        searches=("full", "fisher", "1", "2", "3", "one_shot"),
     ),
     "medium": Scale(
         training=["--dataset", "cifar10", *VGG, "--epochs", "20", "--amp", "bf16"], losses=losses("1.5", "3", "4"),
