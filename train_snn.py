@@ -317,6 +317,7 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
     if processes() > 1:
         device = train_set.labels.device
         replica = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+        replica.broadcast_buffers = args.adv_train  # a step reads running statistics in an attack alone
     keep_at = config.expand_epochs(args.save_epochs, args.epochs)
     warned = set()
 
