@@ -1,6 +1,7 @@
 """The leaky integrate-and-fire neuron and its surrogate gradients."""
 
 import math
+from itertools import repeat
 
 import torch
 from torch import nn
@@ -24,6 +25,17 @@ SURROGATES = {
 PEAK_ONE_ALPHA = {"atan": 2.0, "sigmoid": 4.0, "rectangle": 1.0, "triangle": 1.0}
 RESETS = ("hard", "soft")
 ALIGNED = 16  # neurons that a GPU reads at once, if it knows that each timestep has a multiple of them
+PIECE = 2**19  # neurons that a CPU takes through all timesteps at a time: what it computes stays in its cache
+
+
+def pieces(*tensors):
+    """The tensors [T, N, ...], on a CPU in parts of a few samples: [(part of the first, of the second, ...), ...]. In
+    the place of a tensor there may be None."""
+    step = tensors[0][0]
+    if step.device.type == "cpu" and step.numel() > PIECE:
+        samples = max(1, len(step) * PIECE // step.numel())
+        return zip(*(repeat(None) if tensor is None else tensor.split(samples, 1) for tensor in tensors))
+    return [tensors]
 
 
 class Spike(torch.autograd.Function):
@@ -58,12 +70,21 @@ class AllSteps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, lif):
         ctx.lif = lif
-        work = torch.promote_types(x.dtype, torch.float32)
         keep = ctx.needs_input_grad[0] and lif.reset == "hard" and not (lif.detach_reset or lif.detach_membrane)
-        v = torch.zeros_like(x[0], dtype=work)
         spikes = torch.empty_like(x)
         slopes = torch.empty_like(spikes) if ctx.needs_input_grad[0] else None
         membranes = torch.empty_like(spikes) if keep else None
+        for piece in pieces(x, spikes, slopes, membranes):
+            AllSteps.run(lif, *piece)
+        if slopes is not None:
+            ctx.save_for_backward(spikes, slopes, *([membranes] if keep else []))
+        return spikes
+
+    @staticmethod
+    def run(lif, x, spikes, slopes, membranes):
+        """Fill the last three from x; the last two may be None."""
+        work = torch.promote_types(x.dtype, torch.float32)
+        v = torch.zeros_like(x[0], dtype=work)
 
         def rows(kept):
             """Where each timestep's values are computed: where they stay, if they do and in that precision."""
@@ -86,23 +107,27 @@ class AllSteps(torch.autograd.Function):
             for kept, row in ((spikes, s), (slopes, slope), (membranes, h)):
                 if kept is not None and x.dtype != work:
                     kept[t] = row
-        if slopes is not None:
-            ctx.save_for_backward(spikes, slopes, *([membranes] if keep else []))
-        return spikes
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        lif, (spikes, slopes, *membranes) = ctx.lif, ctx.saved_tensors
-        work = torch.promote_types(spikes.dtype, torch.float32)
-        a = 1 - 1 / lif.tau
-        ac = a * lif.tau if lif.decay_input else a
+        spikes, slopes, *membranes = ctx.saved_tensors
         grad_x = torch.empty_like(spikes)
         steps = len(grad)
         if grad.device.type == "cpu":  # elsewhere a look would wait for the device
             while steps and grad[steps - 1].amax() == 0 == grad[steps - 1].amin():
                 steps -= 1  # nothing depends on this step: it is past the prefix that is differentiated
             grad_x[steps:] = 0
+        for piece in pieces(spikes, slopes, membranes[0] if membranes else None, grad, grad_x):
+            AllSteps.run_back(ctx.lif, steps, *piece)
+        return grad_x, None
+
+    @staticmethod
+    def run_back(lif, steps, spikes, slopes, membranes, grad, grad_x):
+        """Fill the first steps of the last one from the others."""
+        work = torch.promote_types(spikes.dtype, torch.float32)
+        a = 1 - 1 / lif.tau
+        ac = a * lif.tau if lif.decay_input else a
         later, room = torch.zeros_like(spikes[0], dtype=work), torch.empty_like(spikes[0], dtype=work)
         half = [torch.empty_like(room) for _ in range(2)] if spikes.dtype != work else None
         for t in reversed(range(steps)):
@@ -112,7 +137,7 @@ class AllSteps(torch.autograd.Function):
             if lif.detach_reset or lif.detach_membrane:
                 torch.mul(grad_t, slope, out=g)
             elif lif.reset == "hard":
-                torch.mul(later, membranes[0][t], out=room)
+                torch.mul(later, membranes[t], out=room)
                 torch.sub(grad_t, room, alpha=ac, out=g).mul_(slope)
             else:
                 torch.sub(grad_t, later, alpha=ac * lif.threshold, out=g).mul_(slope)
@@ -123,7 +148,6 @@ class AllSteps(torch.autograd.Function):
             later = g
             if half:
                 grad_x[t] = g
-        return grad_x, None
 
 
 class LIF(nn.Module):

@@ -245,6 +245,26 @@ def test_frames_keep_their_sample_and_their_timestep():
     assert torch.equal(archs.layers.time_first(x, 3), torch.stack([x[:, t] for t in range(3)]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("neuron", [{}, {"detach_reset": False}, {"reset": "soft", "detach_reset": False}])
+@pytest.mark.parametrize("static", [False, True])
+def test_neurons_taken_in_parts_are_the_same_to_the_bit(dtype, neuron, static, monkeypatch):
+    lif, found = archs.LIF(**neuron), []
+    x = 2 * torch.randn(12, 2, 3, 5, dtype=dtype)
+    x = (
+        x.contiguous(memory_format=torch.channels_last).expand(3, *x.shape)
+        if static
+        else torch.stack([x, x.flip(0), -x])
+    )
+    x = x.requires_grad_()
+    for piece, parts in ((10**6, 1), (100, 4), (1, 12)):
+        monkeypatch.setattr(archs.neuron, "PIECE", piece)
+        assert len(list(archs.neuron.pieces(x, None))) == parts
+        spikes = lif(x)
+        found.append((spikes, *torch.autograd.grad(spikes, x, torch.arange(float(x.numel())).view(x.shape).to(dtype))))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 @pytest.mark.parametrize("static", [False, True])
 def test_compiled_neurons_are_the_neurons_in_any_memory_format(static):
