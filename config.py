@@ -348,8 +348,9 @@ def parse(script, argv=None, description=None):
         return argparse.Namespace(**defaults | recipe | stored | given)
 
     try:
-        args = settings(settings_of_checkpoint(settings({})))  # which the folder's name is made of
-        stored, source = stored_args(args)
+        of_checkpoint = settings_of_checkpoint(settings({}))
+        args = settings(of_checkpoint)  # which the folder's name is made of
+        stored, source = stored_args(args, of_checkpoint)
         if stored.get("checkpoints") and "checkpoints" not in vars(args):
             raise BadInput(f"{source} is of a measurement of checkpoints, there is no training to go on with")
         if getattr(source, "name", "") == ARGS_FILE:
@@ -392,12 +393,13 @@ def settings_of_checkpoint(args):
     return {k: v for k, v in saved.items() if k in MODEL_FLAGS}
 
 
-def stored_args(args):
-    """Flags that an earlier run fixes, by name, and what fixes them: the resumed folder's or the first checkpoint's."""
+def stored_args(args, of_checkpoint):
+    """Flags that an earlier run fixes, by name, and what fixes them: the resumed folder's or those of the first
+    checkpoint."""
     path = Path(args.out_dir) / run_name(args) / ARGS_FILE
     if args.resume and path.exists():
         return read_record(path)["args"], path
-    return settings_of_checkpoint(args), (getattr(args, "checkpoints", None) or [None])[0]
+    return of_checkpoint, (getattr(args, "checkpoints", None) or [None])[0]
 
 
 def check_checkpoints(args, given):

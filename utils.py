@@ -192,7 +192,7 @@ class Run:
             first = read_record(self.path(ARGS_FILE))
             again = {name: value for name, value in record.items() if name != "args"}
             record = first | {"args": vars(args) | first["args"], "resumed": [*first.get("resumed", []), again]}
-        elif any(map(self.lines, (LOG_FILE, FISHER_FILE, ROBUSTNESS_FILE, PRUNING_FILE))):
+        elif any(self.path(name).exists() for name in (LOG_FILE, FISHER_FILE, ROBUSTNESS_FILE, PRUNING_FILE)):
             raise BadInput(
                 f"{self.folder} holds a run without its {ARGS_FILE}: restore that, or name another --exp_name"
             )
