@@ -4,13 +4,16 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from functools import partialmethod
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ALL, TINY, arguments, assert_close, assert_identical, lines, run
+from helpers import ALL, ROOT, TINY, arguments, assert_close, assert_identical, lines, run
 
 import archs
 import config
@@ -92,6 +95,22 @@ def test_a_step_on_a_gpu_does_not_wait_for_it(flags, tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
+@pytest.mark.skipif(not Path("/lib64/ld-linux-x86-64.so.2").exists(), reason="needs glibc")
+def test_large_freed_buffers_are_soon_taken_again_without_the_system():
+    code = """
+import resource, torch, utils
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+utils.keep_freed_memory()
+print(*[faults() for _ in range(20)])"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    first, *_, again = map(int, shown.stdout.split())
+    assert again < first / 4
+
+
 def test_compiled_neurons_train_as_the_others(unbroken, tmp_path):
     compiled = run(tmp_path, "--compile", "--checkpoint_activations", *ALL, script="train_snn_fisherinfo")
     assert_close(lines(compiled, "log.jsonl"), lines(unbroken, "log.jsonl"), 1e-3)
