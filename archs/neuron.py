@@ -204,9 +204,12 @@ class LIF(nn.Module):
             spikes.append(s.to(x.dtype))
         return torch.stack(spikes)
 
-    def compile(self, **options):
+    def compile(self, backend="inductor"):
         """From now on, run training steps through `loop`, compiled: one kernel each way."""
-        self.compiled = torch.compile(type(self).loop, **options)
+        # For a GPU, the compiler would join up to 8 timesteps by computing every one of them at the place of each.
+        name = "max_complex_pointwise_cat_inputs"  # since torch 2.13
+        options = {name: 0} if name in torch._inductor.list_options() else None
+        self.compiled = torch.compile(type(self).loop, backend=backend, options=options)
 
     def forward(self, x):
         loop = LIF.loop if torch.compiler.is_compiling() else self.training and self.compiled

@@ -313,7 +313,7 @@ def test_a_training_step_is_traced_as_one_graph(arch, again):
 
 
 def test_a_copy_of_compiled_neurons_is_its_own(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     lif = LIF()
     lif.compile()
     copied, x = copy.deepcopy(lif), torch.rand(4, 3, 5) * 4

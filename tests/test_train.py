@@ -94,7 +94,6 @@ def test_a_step_on_a_gpu_does_not_wait_for_it(flags, tmp_path):
     assert waits[0] == waits[1]
 
 
-@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 @pytest.mark.skipif(not Path("/lib64/ld-linux-x86-64.so.2").exists(), reason="needs glibc")
 def test_large_freed_buffers_are_soon_taken_again_without_the_system():
     code = """
@@ -111,6 +110,7 @@ print(*[faults() for _ in range(20)])"""
     assert again < first / 4
 
 
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 def test_compiled_neurons_train_as_the_others(unbroken, tmp_path):
     compiled = run(tmp_path, "--compile", "--checkpoint_activations", *ALL, script="train_snn_fisherinfo")
     assert_close(lines(compiled, "log.jsonl"), lines(unbroken, "log.jsonl"), 1e-3)
