@@ -85,10 +85,12 @@ OF_ONE_SCRIPT = ("robust_samples", "search_timestep")  # tell a run of eval_snn_
 
 
 def number(kind, low, high=math.inf, open_low=False):
-    """An argparse type: an int or float in [low, high], without `low` itself if `open_low`."""
+    """An argparse type: an int or float in [low, high], without `low` itself if `open_low`. An int has 31 bits."""
 
     def convert(text):
         value = kind(text)
+        if kind is int and value >= 2**31:
+            raise argparse.ArgumentTypeError(f"must be at most {2**31 - 1}, not {text}")
         if not (math.isfinite(value) and (value > low if open_low else value >= low) and value <= high):
             bound = f"{'above' if open_low else 'at least'} {low}" + f" and at most {high}" * math.isfinite(high)
             raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")

@@ -150,6 +150,7 @@ def test_lists_of_epochs(entries, last, epochs):
         (["--threshold", "-1"], "above 0"),
         (["--label_corrupt_prob", "1.5"], "at most 1"),
         (["--datanum", "1"], "at least 2"),
+        (["--batch_size", "100000000000000000000"], "at most 2147483647"),
         (["--dataset", "npz"], "--data_file"),
         (["--layernum", "3"], "--arch fc"),
         (["--eps", "4"], "--adv_train"),
