@@ -92,7 +92,7 @@ class AllSteps(torch.autograd.Function):
 
         for t, (s, slope, h) in enumerate(zip(rows(spikes), rows(slopes), rows(membranes))):
             x_t = x[t] if x.dtype == work else h.copy_(x[t])
-            if lif.decay_input and lif.tau >= 2:  # the same, in one pass
+            if lif.decay_input and lif.tau >= 2:  # as below (a power of 2: to the bit), in one pass
                 torch.lerp(x_t, v, 1 - 1 / lif.tau, out=h)
             elif lif.decay_input:
                 torch.add(v, torch.sub(x_t, v, out=h), alpha=1 / lif.tau, out=h)
