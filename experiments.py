@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import re
 import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
@@ -195,6 +196,13 @@ def stop_workers(*_):
     raise KeyboardInterrupt
 
 
+def answer_signals():
+    """Ctrl-C reaches all processes: a run saves and stops, a worker without one must not break the pool. SIGTERM ends
+    it, but in order: killed while it waits for work, it would keep the lock on which the others then wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+
 def perform_all(jobs, args):
     """Do the jobs whose folders are not complete, --jobs at a time."""
     todo = [job for job in jobs if not job.done(args)]
@@ -203,10 +211,8 @@ def perform_all(jobs, args):
         for job in tqdm(todo, "runs", leave=False, disable=None):
             perform(job, args, threads)
         return
-    # Ctrl-C reaches all processes: a run saves and stops, one that waits for work must not break the pool.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
     spawn = multiprocessing.get_context("spawn")
-    with contextlib.ExitStack() as after, ProcessPoolExecutor(args.jobs, spawn, signal.signal, ignore) as pool:
+    with contextlib.ExitStack() as after, ProcessPoolExecutor(args.jobs, spawn, answer_signals) as pool:
         after.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, stop_workers))
         futures = [pool.submit(perform, job, args, threads) for job in todo]
         try:
