@@ -261,8 +261,10 @@ def search_seconds(lines, final):
 
 
 def main():
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+    if len(sys.argv) != 2:
         raise BadInput("usage: python plots.py RUN_FOLDER")
+    if not Path(sys.argv[1]).is_dir():
+        raise BadInput(f"there is no folder {sys.argv[1]}")
     folder, figures = Path(sys.argv[1]), {LOG_FILE: training, FISHER_FILE: fisher, ROBUSTNESS_FILE: robustness}
     figures[PRUNING_FILE] = lambda folder: pruning([folder], folder / "figures" / "pruning.png")
     found = [draw for name, draw in figures.items() if (folder / name).exists()]
