@@ -205,7 +205,8 @@ def answer_signals():
 
 def perform_all(jobs, args):
     """Do the jobs whose folders are not complete, --jobs at a time."""
-    todo = [job for job in jobs if not job.done(args)]
+    # Those that need --data_dir first: a data set that is not there is missed at once.
+    todo = sorted((job for job in jobs if not job.done(args)), key=lambda job: "DATA" not in job.flags)
     threads = max(1, torch.get_num_threads() // args.jobs)
     if args.jobs == 1:
         for job in tqdm(todo, "runs", leave=False, disable=None):
@@ -289,9 +290,14 @@ def page(args, claim):
     return Path(args.results) / f"{claim}.png"
 
 
+def training(args):
+    """The plain training, measured as it goes on."""
+    return command(args, "trained", TRAIN, *scale(args).measured, *DRAWN)
+
+
 def trained(args):
-    """The plain training of each seed, measured as it goes on: done, and its folders."""
-    return with_each_seed(args, {"": command(args, "trained", TRAIN, *scale(args).measured, *DRAWN)})[""]
+    """That of each seed: done, and its folders."""
+    return with_each_seed(args, {"": training(args)})[""]
 
 
 def measured_again(args, *which):
@@ -311,7 +317,7 @@ def measured_again(args, *which):
 def settings_runs(args, other_data):
     """The training of each setting and seed, measured in its first and last epoch: done, and {setting: folders}; with
     `other_data`, on those data sets too, if they are given."""
-    ends, runs = (*ENDS, *DRAWN), {}
+    ends, runs = (*ENDS, *DRAWN), {"as it is": training(args)}
     for name, flags in scale(args).settings.items():
         runs[name] = command(args, f"settings_{short(name)}", TRAIN, *ends, *flags)
     if other_data and (scale(args).downloads or args.data_dir is not None):
@@ -319,4 +325,4 @@ def settings_runs(args, other_data):
             name = f"{data}, {how}"
             flags = ("--dataset", OTHER_DATA[data], "--data_dir", "DATA", *ends, *scale(args).subsets[how])
             runs[name] = Job(f"settings_{short(name)}_SEED", TRAIN, (*flags, "--seed", "SEED"), "fisher")
-    return {"as it is": trained(args)} | with_each_seed(args, runs)
+    return with_each_seed(args, runs)

@@ -161,6 +161,16 @@ def test_a_control_is_measured_in_the_way_of_its_name(monkeypatch):
     assert [way.fisher_samples for way in (cut, instant, every, released)] == [256, 256, 256, 1000]
 
 
+def test_a_data_set_that_is_missing_is_missed_before_the_other_runs(undrawn, tmp_path, monkeypatch):
+    settings = {"fc": []}
+    monkeypatch.setattr(experiments, "SCALES", {"small": replace(DRY, settings=settings, subsets={"some": []})})
+    (tmp_path / "empty").touch()
+    argv = ["settings", "--seeds", "1", "--jobs", "1", "--out_dir", str(tmp_path / "runs")]
+    with pytest.raises(BadInput, match=r"settings_Fashion-MNIST_some_0.txt says why"):
+        reproduce.main([*argv, "--data_dir", str(tmp_path / "empty")])
+    assert not list((tmp_path / "runs").rglob("checkpoint*"))
+
+
 def test_seeds_are_counted_from_0_and_each_is_its_own(monkeypatch):
     done, args = [], SimpleNamespace(seeds=3, out_dir="o", performed=[])
     monkeypatch.setattr(experiments, "perform_all", lambda jobs, args: done.extend(jobs))
