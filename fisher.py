@@ -27,8 +27,9 @@ used in any other way is measured by the slow path, one sample at a time.
 """
 
 import math
+import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -46,6 +47,8 @@ FEWEST_COLUMNS = 128  # of a matrix product that is fast
 MOST_POSITIONS = 4096  # of a Gram matrix, which has their square
 RELEASE_BATCH = 128  # samples in a mean of the paper's released script
 DISTINCT = 128  # samples of a batch that the check of whose the rows are tells all apart
+KEEPS = "a second model(x) gives other outputs or gradients: reset its membranes in forward, or call model.eval()"
+TRAINS = "the model gives other outputs in train mode than in eval mode: call model.eval() first"
 # With these a model can order its rows by their content, in every batch anew.
 SELECTING = {
     "__bool__", "__float__", "__index__", "__int__", "argsort", "argwhere", "flip", "gather", "index_add", "index_copy",
@@ -66,6 +69,8 @@ PREFIXES = {"cumulative": prefix_outputs, "instant": lambda outputs: outputs}
 
 def prefix_losses(outputs, y, prefix="cumulative"):
     """-log f(y | steps 1..t) in nats: outputs [T, N, classes], labels [N], or [T, N], one for each t -> [T, N]."""
+    if y.dim() == 2 and len(y) != len(outputs):
+        raise ValueError(f"the labels are for {len(y)} timesteps, the model has {len(outputs)}")
     labels = y.expand(outputs.shape[:2])
     return torch.stack([F.cross_entropy(o, y_t, reduction="none") for o, y_t in zip(PREFIXES[prefix](outputs), labels)])
 
@@ -139,10 +144,11 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None):
     index, a sort or a look at a number, and not in the batches that are checked.
 
     Raises ValueError if a BatchNorm or Dropout layer is in train mode, where a sample's gradient depends on the others
-    or on chance, if the model gives other outputs when it is called again, as one that keeps its membranes, if no
-    parameter requires a gradient, for no samples, or another number of labels.
+    or on chance; if outputs or gradients of the first samples are others when the model is called again, as where it
+    keeps its membranes, or among other samples, or in eval mode; if no parameter requires a gradient; for outputs of
+    another form, no samples, another number of labels, an unknown prefix.
     """
-    _check_labels(x, y)
+    _check_arguments(x, y, prefix)
     estimator = TemporalFisher(model, prefix)
     chunk = chunk or estimator.chunk(x)
     parts = [estimator(*part) for part in zip(x.split(chunk), y.split(chunk, -1))]
@@ -162,9 +168,10 @@ class TemporalFisher:
         if not self.params:
             raise ValueError("no parameter of the model requires a gradient")
         self.probes = {}  # by their number of samples
-        # Of what is compiled the tape does not see all calls.
-        self.opaque, self.batches = any(map(_is_compiled, model.modules())), 0
-        self.slow = set()  # parameters that the warning has named
+        # Of TorchScript the tape does not see all calls.
+        self.opaque, self.batches = any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()), 0
+        self.misplaced = set()  # parameters whose rows were not of the samples that the layouts say
+        self.slow = set()  # those that the warning has named
 
     def probe(self, x, batch):
         """The _Probe for batches of that many samples, made with the first samples of x. It has another number of
@@ -173,11 +180,12 @@ class TemporalFisher:
             if isinstance(module, _DropoutNd) and module.training and module.p:
                 raise ValueError(f"Dropout layer {name} is in train mode: call model.eval() first")
             if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
-                raise ValueError(f"BatchNorm layer {name} has batch statistics, which mix samples: call model.eval()")
+                cure = "call model.eval()" if module.track_running_stats else "make it with track_running_stats=True"
+                raise ValueError(f"BatchNorm layer {name} has batch statistics, which mix samples: {cure}")
         samples = 3 if batch == 2 else 2
         if samples not in self.probes:
-            with torch.enable_grad(), _full_precision():
-                _check_repeats(self.model, x[:samples])
+            with _measuring(), _full_precision():
+                _check_independence(self.model, x, list(self.params.values()), samples)
                 self.probes[samples] = _probe(self.model, x, self.params, samples)
         return self.probes[samples]
 
@@ -187,12 +195,12 @@ class TemporalFisher:
         return -(-len(x) // -(-len(x) // most))
 
     def __call__(self, x, y):
-        _check_labels(x, y)
+        _check_arguments(x, y, self.prefix)
         probe = self.probe(x, len(x))
         self.batches += 1
         check = self.opaque or self.batches & (self.batches - 1) == 0  # the 1st, 2nd, 4th, 8th, ...
-        with torch.enable_grad():
-            part = _measure(self.model, x, y, self.prefix, self.params, probe, check)
+        with _measuring():
+            part = _measure(self.model, x, y, self.prefix, self.params, probe, self.misplaced, check)
         rest = self.params.keys() - part.keys()
         if rest - self.slow:
             names = ", ".join(sorted(rest - self.slow))
@@ -212,12 +220,12 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
     With more than one sample this is not the Fisher information: gradients cancel in the mean, and what is left shrinks
     with the batch. It is what the paper's released script prints (RELEASE_BATCH), for comparison with its curves.
     """
-    _check_labels(x, y)
+    _check_arguments(x, y, prefix)
     params = {name: p for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names)}
     norms = {name: [] for name in params}
-    with torch.enable_grad():
+    with _measuring():
         for x_part, y_part in zip(x.split(size), y.split(size, -1)) if params else ():
-            losses = prefix_losses(model(x_part), y_part, prefix).mean(1)
+            losses = prefix_losses(_checked(model(x_part), x_part), y_part, prefix).mean(1)
             for t, loss in enumerate(losses, 1):
                 grads = torch.autograd.grad(loss, params.values(), retain_graph=t < len(losses), allow_unused=True)
                 for name, grad in zip(params, grads):
@@ -225,33 +233,92 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
     return {name: torch.stack(values).view(-1, len(losses)).T for name, values in norms.items()}
 
 
-def _is_compiled(module):
-    """Whether the module is compiled, by TorchScript or torch.compile."""
-    return isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod") or module._compiled_call_impl
+@contextmanager
+def _measuring():
+    """Gradients on; what torch.compile made runs as it was written, where its calls can be noted."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
-def _check_repeats(model, x):
-    """Raise ValueError if the model does not give the same outputs for the same inputs."""
-    once, again = model(x), model(x)
-    if not (isinstance(once, torch.Tensor) and isinstance(again, torch.Tensor)):
-        return  # `_run` says what it should give
-    near = _precision(once.dtype)
-    if once.shape != again.shape or not torch.allclose(once, again, near, near, equal_nan=True):
-        raise ValueError("a second model(x) gives other outputs: reset its membranes in forward, or call model.eval()")
-
-
-def _check_labels(x, y):
-    """Raise ValueError if there are no samples, or not a label for each."""
+def _check_arguments(x, y, prefix):
+    """Raise ValueError for arguments of another form."""
+    if prefix not in PREFIXES:
+        raise ValueError(f"unknown prefix {prefix!r}: choose from {', '.join(PREFIXES)}")
+    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
+        raise ValueError(f"x and y must be tensors, not {type(x).__name__} and {type(y).__name__}")
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        raise ValueError("torch.inference_mode() leaves no gradient: use torch.no_grad() instead, for x too")
     if len(x) == 0:
         raise ValueError("there are no samples to measure")
     if y.dim() == 0 or y.shape[-1] != len(x):
         raise ValueError(f"{len(x)} samples need labels [N] or [T, N], not {list(y.shape)}")
 
 
+def _checked(outputs, x):
+    """The outputs of a model for x. Raises ValueError if they are of another form."""
+    if not isinstance(outputs, torch.Tensor) or outputs.dim() != 3 or outputs.shape[1] != len(x):
+        form = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        raise ValueError(f"model(x) must give outputs [T, N, classes]; it gave {form} for {len(x)} samples")
+    if not outputs.requires_grad:
+        raise ValueError("model(x) gives outputs without a graph to its parameters: is it under torch.no_grad()?")
+    return outputs
+
+
+def _check_independence(model, x, params, samples):
+    """Raise ValueError if the outputs of one of the first samples, or their gradient, which feels the membranes of
+    neurons that are silent, are others in a second call, among other samples, or in eval mode."""
+
+    def response(index, row):
+        outputs = _checked(model(x[index]), index)[:, row]
+        return [outputs.detach(), *torch.autograd.grad(outputs.sum(), params, allow_unused=True)]
+
+    def differ(once, again):
+        """The same operations of the same shapes round alike: nearly nothing is allowed."""
+        for a, b in zip(once, again):
+            a, b = (torch.zeros(()) if v is None else v.to_dense() for v in (a, b))
+            near = _precision(a.dtype) * float(a.abs().nan_to_num(0, 0).amax()) if a.numel() else 0
+            if not torch.allclose(*torch.broadcast_tensors(a, b.to(a)), rtol=0, atol=near, equal_nan=True):
+                return True
+        return False
+
+    together = [n % len(x) for n in range(samples)]
+    modes = [(module, module.training) for module in model.modules()]
+    if any(training for _, training in modes):
+        once = response(together, 0)[:1]
+        try:
+            with torch.no_grad():
+                evaluated = model.eval()(x[together])[:, 0]
+        finally:
+            for module, training in modes:
+                module.training = training
+        if differ(once, [evaluated]):
+            raise ValueError(KEEPS if differ(once, response(together, 0)[:1]) else TRAINS)
+    try:
+        for row in (1, 0):
+            alone = [together[row]] * samples
+            once, alike = response(together, row), response(alone, row)
+            if differ(once, alike):
+                if differ(alike, response(alone, row)):
+                    raise ValueError(KEEPS)
+                raise ValueError("outputs of a sample depend on the others in its batch, or on chance: they must not")
+    except RuntimeError as error:
+        if "backward through the graph a second time" in str(error):
+            raise ValueError(KEEPS) from error
+        raise
+
+
 def _square(gradient):
     """Squared norm of one gradient, read once."""
-    gradient = gradient.to_dense()  # of an embedding, say
+    gradient = _at_least_single(gradient.to_dense())  # sparse: of an embedding, say
     return torch.linalg.vector_norm(gradient.reshape(*gradient.shape[:1], -1), dim=-1).square().sum()
+
+
+def _at_least_single(tensor):
+    """The tensor, in float32 if it is of half precision, whose squares it could not hold."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 # ---------------------------------------------------------------- noting the calls
@@ -267,7 +334,7 @@ class _Call:
     rows: int
     channels: int
     a: torch.Tensor | None = None  # of a convolution or linear layer: the input, rows first
-    xhat: torch.Tensor | None = None  # of a normalisation: the standardised input, [R, C, P] or of that size
+    xhat: torch.Tensor | None = None  # of a normalisation: the standardised input [R, C, P]
     weight_shape: tuple = ()
     options: tuple = ()  # of a convolution: stride, padding, dilation, groups
     space: tuple = ()  # of a convolution: height and width of the output
@@ -298,35 +365,27 @@ class _Call:
 
 
 class _Live(torch.autograd.Function):
-    """A layer z = forward(a) whose backward pass skips the timesteps past the prefix and forms no weight gradient:
-    backward(d, out, a) is dL/da of some first rows, in `out` if it is given, from dL/dz and, with `keep`, a of those.
-
-    The prefixes are taken from the longest to the shortest, so what one leaves behind its last step is 0 already.
-    """
+    """A convolution whose backward pass skips the timesteps past the prefix and forms no weight gradient."""
 
     @staticmethod
-    def forward(ctx, a, weight, bias, forward, backward, keep, block):
-        ctx.save_for_backward(*[a] * keep)
-        ctx.run, ctx.block, ctx.grad, ctx.rows = backward, block, None, 0
-        return forward(a, weight, bias)
+    def forward(ctx, a, weight, bias, conv, options, block):
+        ctx.save_for_backward(a, weight)
+        ctx.options, ctx.block = options, block
+        return conv(a, weight, bias, *options)
 
     @staticmethod
     def backward(ctx, d):
         if not ctx.needs_input_grad[0]:
-            return (None,) * 7
-        if torch.is_grad_enabled():  # a gradient within the model, which is differentiated again
-            return ctx.run(d, None, *ctx.saved_tensors), *(None,) * 6
-        rows, last = _live_rows(d, ctx.block), ctx.rows
-        ctx.rows = rows
-        kept = [a[:rows] for a in ctx.saved_tensors]
-        if ctx.grad is None:
-            ctx.grad = ctx.run(d[:rows], None, *kept)
-            if rows < len(d):
-                ctx.grad = torch.cat([ctx.grad, ctx.grad.new_zeros(len(d) - rows, *ctx.grad.shape[1:])])
-        else:
-            ctx.run(d[:rows], ctx.grad[:rows], *kept)
-            ctx.grad[rows:last] = 0
-        return ctx.grad, None, None, None, None, None, None
+            return (None,) * 6
+        # All rows of a gradient within the model, which is differentiated again.
+        rows = len(d) if torch.is_grad_enabled() else _live_rows(d, ctx.block)
+        (a, weight), (stride, padding, dilation, groups) = ctx.saved_tensors, ctx.options
+        geometry = (stride, padding, dilation, False, (0,) * len(stride), groups)
+        only = (True, False, False)
+        grad = torch.ops.aten.convolution_backward(d[:rows], a[:rows], weight, None, *geometry, only)[0]
+        if rows < len(d):
+            grad = F.pad(grad, (0, 0) * (grad.dim() - 1) + (0, len(d) - rows))
+        return grad, *(None,) * 5
 
 
 def _live_rows(d, block):
@@ -390,12 +449,7 @@ class _Tape(TorchFunctionMode):
         padding = _each(0 if isinstance(padding, str) else padding, dims)
         options = (stride, padding, dilation, groups)
 
-        def backward(d, out, a):
-            geometry = (stride, padding, dilation, False, (0,) * dims, groups)
-            grad = torch.ops.aten.convolution_backward(d, a, weight, None, *geometry, (True, False, False))[0]
-            return grad if out is None else out.copy_(grad)
-
-        z = self.run(input, weight, bias, lambda a, weight, bias: conv(a, weight, bias, *options), backward, True)
+        z = self.run(conv, input, weight, bias, options)
         kind = {"weight_shape": weight.shape, "options": options, "space": z.shape[2:], "version": input._version}
         return z, self.note(z, weight, bias, len(input), z.shape[1], a=input.detach(), **kind)
 
@@ -408,51 +462,45 @@ class _Tape(TorchFunctionMode):
         kind = {"weight_shape": weight.shape, "version": rows._version}
         return z, self.note(z, weight, bias, len(rows), z.shape[-1], a=rows, **kind)
 
-    def batch_norm(self, a, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
-        """F.batch_norm: a [R, C, ...]."""
-        if training or mean is None:
-            if len(a) > 1:
+    def batch_norm(self, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1,
+                   eps=1e-5):  # fmt: skip
+        """F.batch_norm: input [R, C, ...]."""
+        if training or running_mean is None:
+            if len(input) > 1:
                 raise ValueError("batch_norm with batch statistics mixes samples: call model.eval() first")
             return None  # of a weight that is standardised, say
+        how = (running_mean, running_var)
+        return self.norm(F.batch_norm, input, how, weight, bias, eps, len(input), input.shape[1])
+
+    def group_norm(self, input, num_groups, weight=None, bias=None, eps=1e-5):
+        """F.group_norm: input [R, C, ...]."""
+        return self.norm(F.group_norm, input, (num_groups,), weight, bias, eps, len(input), input.shape[1])
+
+    def layer_norm(self, input, normalized_shape, weight=None, bias=None, eps=1e-5):
+        """F.layer_norm: input [..., *normalized_shape]."""
+        rows, channels = math.prod(input.shape[: -len(normalized_shape)]), math.prod(normalized_shape)
+        return self.norm(F.layer_norm, input, (normalized_shape,), weight, bias, eps, rows, channels)
+
+    def norm(self, function, a, how, weight, bias, eps, rows, channels):
+        """function(a, *how, weight, bias, eps=eps)."""
         if not self.matters(a, weight, bias):
             return None
+        z, xhat = function(a, *how, weight, bias, eps=eps), function(a.detach(), *how, eps=eps)
+        return z, self.note(z, weight, bias, rows, channels, xhat=xhat.reshape(rows, channels, -1))
 
-        def backward(d, out):
-            scale = (var + eps).rsqrt() if weight is None else weight.detach() * (var + eps).rsqrt()
-            return torch.mul(d, scale.view(-1, *(1,) * (d.dim() - 2)), out=out)
-
-        def forward(a, weight, bias):
-            return F.batch_norm(a, mean, var, weight, bias, eps=eps)
-
-        z = self.run(a, weight, bias, forward, backward)
-        return z, self.note(z, weight, bias, len(a), z.shape[1], xhat=F.batch_norm(a.detach(), mean, var, eps=eps))
-
-    def group_norm(self, a, groups, weight=None, bias=None, eps=1e-5):
-        """F.group_norm: a [R, C, ...]."""
-        if not self.matters(a, weight, bias):
-            return None
-        z = F.group_norm(a, groups, weight, bias, eps)
-        return z, self.note(z, weight, bias, len(a), z.shape[1], xhat=F.group_norm(a.detach(), groups, eps=eps))
-
-    def layer_norm(self, a, shape, weight=None, bias=None, eps=1e-5):
-        """F.layer_norm: a [..., *shape]."""
-        if a.dim() == len(shape) or not self.matters(a, weight, bias):
-            return None
-        z = F.layer_norm(a, shape, weight, bias, eps)
-        rows = math.prod(a.shape[: -len(shape)])
-        return z, self.note(z, weight, bias, rows, math.prod(shape), xhat=F.layer_norm(a.detach(), shape, eps=eps))
-
-    def run(self, a, weight, bias, forward, backward, keep=False):
-        """forward(a, weight, bias), in a backward pass once the layouts are known as `_Live` tells.
+    def run(self, conv, a, weight, bias, options):
+        """The convolution, as `_Live` once the layouts are known.
 
         Not where others look at what is saved, as torch.utils.checkpoint does, which compares it with what the layer
-        itself saves when it runs again; nor inside a transform of torch.func, which needs another kind of function.
+        itself saves when it runs again; nor under autocast, whose signals are of another precision than a, nor inside a
+        transform of torch.func, which needs another kind of function.
         """
         watched = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        if self.blocks is None or watched or torch._C._are_functorch_transforms_active():
-            return forward(a, weight, bias)
+        cast = torch.is_autocast_enabled(a.device.type)
+        if self.blocks is None or watched or cast or torch._C._are_functorch_transforms_active():
+            return conv(a, weight, bias, *options)
         block = self.blocks[len(self.calls)] if len(self.calls) < len(self.blocks) else None
-        return _Live.apply(a, weight, bias, forward, backward, keep, block or len(a))
+        return _Live.apply(a, weight, bias, conv, options, block or len(a))
 
     def note(self, z, weight, bias, rows, channels, **kind):
         if not z.requires_grad:  # inside a transform of torch.func, whose graph is another
@@ -557,7 +605,11 @@ def _probe(model, x, params, samples):
     unknown = set().union(*(call.names for call, fit in zip(calls, fits) if not fit))
     unseen = params.keys() - set().union(*(call.names for call in calls))
     hooked = {name for name, p in params.items() if p._backward_hooks}
-    slow = {name for name in tape.other | unknown | unseen | hooked if gradients[name] is not None}
+    kinds = {}  # of layer that a weight is used in
+    for call in calls:
+        kinds.setdefault(call.weight, set()).add((call.xhat is None, call.groups))
+    mixed = {name for name, found in kinds.items() if name and len(found) > 1}
+    slow = {name for name in tape.other | unknown | unseen | hooked | mixed if gradients[name] is not None}
     weights, biases = _by_parameter(calls, layouts, params.keys() - slow - unseen, samples)
     norms = _norms(weights, biases, [_alive(*each, samples) for each in zip(signals, calls, layouts)], {})
     precision = _precision(outputs.dtype)
@@ -598,15 +650,10 @@ def _precision(dtype):
 
 
 def _run(model, x, params, blocks=None):
-    """Run the model and note its calls: (tape, outputs). Raises ValueError for outputs of another form."""
+    """Run the model and note its calls: (tape, outputs)."""
     with _Tape(params, blocks) as tape:
         outputs = model(x)
-    if not isinstance(outputs, torch.Tensor) or outputs.dim() != 3 or outputs.shape[1] != len(x):
-        form = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-        raise ValueError(f"model(x) must give outputs [T, N, classes]; it gave {form} for {len(x)} samples")
-    if not outputs.requires_grad:
-        raise ValueError("model(x) gives outputs without a graph to its parameters: is it under torch.no_grad()?")
-    return tape, outputs
+    return tape, _checked(outputs, x)
 
 
 def _factors(rows, samples):
@@ -647,7 +694,7 @@ class _Use:
 
     def by_channel(self, v, dims=1):
         """Rows of inputs or signals [a N B, C, ..., P], P the last `dims` -> [N groups, C / groups ..., a B P]."""
-        v = v.unflatten(1, (self.call.groups, -1)).unflatten(0, (-1, self.samples, self.inner))
+        v = _at_least_single(v).unflatten(1, (self.call.groups, -1)).unflatten(0, (-1, self.samples, self.inner))
         at = v.dim() - dims
         v = v.permute(1, 3, *range(4, at), 0, 2, *range(at, v.dim()))
         return v.reshape(self.samples * self.call.groups, math.prod(v.shape[2 : at - 2]), -1)
@@ -674,9 +721,10 @@ def _by_parameter(calls, layouts, names, samples):
     return weights, biases
 
 
-def _measure(model, x, y, prefix, params, probe, check):
+def _measure(model, x, y, prefix, params, probe, misplaced, check):
     """{name: [T, N]} of the parameters all of whose uses in this batch are noted calls of the probed layout; `check`
-    whose the rows are, which is done anyway where the model can order them by their content."""
+    whose the rows are, which is done anyway where the model can order them by their content. Those of `misplaced` were
+    found not to be, at least once; more are added to it."""
     samples = len(x)
     blocks = [0 if layout is None else samples * layout[1] for layout in probe.layouts]
     tape, outputs = _run(model, x, params, blocks)
@@ -685,7 +733,7 @@ def _measure(model, x, y, prefix, params, probe, check):
         return {}  # other calls than in the probe
     changed = [call for call in tape.calls if call.a is not None and call.a._version != call.version]
     overwritten = set().union(*(call.names for call in changed))
-    covered = params.keys() - probe.slow - (tape.other - probe.other) - overwritten
+    covered = params.keys() - probe.slow - misplaced - (tape.other - probe.other) - overwritten
     losses = prefix_losses(outputs, y, prefix)  # (T, N)
     noted = set().union(*(call.names for call in tape.calls))
     doubtful = [name for name in covered if name in tape.other or name not in noted]
@@ -694,14 +742,15 @@ def _measure(model, x, y, prefix, params, probe, check):
         covered = covered - {name for name, gradient in zip(doubtful, found) if gradient is not None}
     weights, biases = _by_parameter(tape.calls, probe.layouts, covered, samples)
     grams = {name: _gram(uses) for name, uses in weights.items() if _gram_pays(uses, len(losses))}
-    norms = {name: params[name].new_zeros(losses.shape) for name in covered}
+    norms = {name: _at_least_single(params[name].new_zeros(losses.shape)) for name in covered}
     edges, seen = [call.edge for call in tape.calls], [False] * len(tape.calls)
     if not edges:
         return norms
     try:
         last = None
         if check or tape.selects:
-            last, misplaced = _last_signals(losses, prefix, tape.calls, edges, probe.layouts)
+            last, found = _last_signals(losses, prefix, tape.calls, edges, probe.layouts)
+            misplaced |= found
             covered = covered - misplaced
         for t in reversed(range(len(losses))):
             signals, last = last, None
@@ -730,7 +779,6 @@ def _last_signals(losses, prefix, calls, edges, layouts):
         return None, set()
     total = losses[-1] if prefix == "cumulative" else losses.sum(0)  # which every call has a part in
     plain = torch.autograd.grad(total.sum(), edges, retain_graph=True, allow_unused=True)
-    plain = [None if d is None else d.clone() for d in plain]  # `_Live` has one place for each
     # By powers of 2, which any precision multiplies with exactly, a GPU's TF32 too; float16 has few of them.
     powers = 8 if torch.float16 in {losses.dtype, *(d.dtype for d in plain if d is not None)} else DISTINCT
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).tolist()
@@ -758,7 +806,7 @@ def _norms(weights, biases, signals, grams):
         if name in biases:
             norms[name] = sum(use.total(d) for use, d in pairs).square().sum(1)
         elif uses[0].call.xhat is not None:
-            norms[name] = sum(_scale_gradient(use, d) for use, d in pairs).square().sum(1)
+            norms[name] = sum(use.total(d * use.call.xhat[: len(d)]) for use, d in pairs).square().sum(1)
         elif name in grams:
             norms[name] = _norm_by_gram(uses, signals, grams[name])
         else:
@@ -772,13 +820,7 @@ def _alive(d, call, layout, samples):
         return None
     d = d.reshape(call.rows, call.channels, -1)
     rows = _live_rows(d, samples * layout[1])
-    return d[:rows] if rows else None
-
-
-def _scale_gradient(use, d):
-    """sum_p d_p * xhat_p of each sample: [N, C]."""
-    xhat = use.call.xhat.reshape(use.call.rows, use.call.channels, -1)
-    return use.total(d * xhat[: len(d)])
+    return _at_least_single(d[:rows]) if rows else None
 
 
 def _norm_by_gradient(pairs):

@@ -109,6 +109,20 @@ def inner(m, x):
     return gradient.view(*x.shape[:2], 6)
 
 
+def groups(m, x):
+    """One weight convolves the features alone, and in two groups."""
+    a, b = (F.conv1d(x.flatten(0, 1)[:, None, :4].expand(-1, g, -1), m.w, groups=g) for g in (1, 2))
+    return torch.cat([a.sum(1), b.sum(1)], 1).unflatten(0, x.shape[:2])
+
+
+def paired(m, x):
+    """Samples n and n + N/2 go through a layer side by side."""
+    half = x.shape[1] // 2
+    z = x.unflatten(1, (2, half)).transpose(1, 2).flatten(1, 2) if half else x
+    z = m.a(z).tanh()
+    return z.unflatten(1, (half, 2)).transpose(1, 2).flatten(1, 2) if half else z
+
+
 def traced():
     layer = nn.Linear(6, 6)
     return dict(
@@ -165,6 +179,12 @@ ODD = {
                             lambda: dict(a=nn.Linear(5, 6, bias=False))),
     "differentiated within": (inner, lambda: dict(a=nn.Linear(5, 6), c=nn.Conv1d(1, 3, 3, padding=1))),
     "sparse": (lambda m, x: m.e((x[..., 0] > 0).long()), lambda: dict(e=nn.Embedding(2, 6, sparse=True))),
+    "in two numbers of groups": (
+        groups,
+        lambda: dict(w=nn.Parameter(torch.randn(2, 1, 2)))),
+    "in a linear layer and a LayerNorm": (
+        lambda m, x: F.layer_norm(m.a(x)[..., None] * torch.ones(5), (6, 5), m.a.weight).mean(3),
+        lambda: dict(a=nn.Linear(5, 6))),
     "bias that is a number": (lambda m, x: F.linear(x, m.w, m.c),
                               lambda: dict(w=nn.Parameter(torch.randn(6, 5)), c=nn.Parameter(torch.tensor(0.5)))),
 }  # fmt: skip
@@ -336,6 +356,120 @@ def test_a_model_that_keeps_its_membranes_between_calls_is_refused():
         temporal_fisher(KeepsItsMembrane(), torch.randn(5, 4), torch.arange(5) % 3)
 
 
+class SilentMembrane(nn.Module):
+    """Its membranes are kept too, but its last layer is silent: outputs are the bias whatever they are."""
+
+    def __init__(self, detach):
+        super().__init__()
+        self.layer, self.readout, self.detach, self.v = nn.Linear(4, 6), nn.Linear(6, 3), detach, 0.0
+
+    def forward(self, x):
+        self.v = self.v.detach() if self.detach and torch.is_tensor(self.v) else self.v
+        self.v = self.v / 2 + self.layer(x)
+        return self.readout(archs.neuron.Spike.apply(self.v - 100, archs.neuron.SURROGATES["atan"], 2.0)).unsqueeze(0)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_membranes_that_are_kept_are_noticed_while_nothing_spikes(detach):
+    with pytest.raises(ValueError, match=r"second model\(x\)"):
+        temporal_fisher(SilentMembrane(detach), torch.rand(5, 4), torch.arange(5) % 3)
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        lambda z: z - z.mean(1, keepdim=True),
+        lambda z: z - z.mean(1, keepdim=True).detach(),
+        lambda z: z / z.detach().abs().amax(),  # the largest of the batch may be of either sample
+        lambda z: (z @ z.mT).softmax(2) @ z,
+        lambda z: F.dropout(z, 0.01),
+    ],
+)
+def test_samples_that_depend_on_each_other_or_on_chance_are_refused(mixing):
+    model = Function(lambda m, x: mixing(m.a(x)), a=nn.Linear(5, 6)).eval()
+    for order in (slice(None), [1, 0, 2, 3]):
+        torch.manual_seed(0)
+        with pytest.raises(ValueError, match=r"depend on the others|second model\(x\)"):
+            temporal_fisher(model, torch.randn(4, 2, 5)[order], torch.arange(4) % 3)
+
+
+def test_outputs_that_are_not_numbers_are_not_taken_for_a_dependence():
+    model = Function(lambda m, x: m.a(x) / 0, a=nn.Linear(5, 6)).eval()
+    assert temporal_fisher(model, torch.randn(4, 2, 5), torch.arange(4) % 3)["a.weight"].isnan().all()
+
+
+def test_rows_that_were_another_sample_s_once_are_not_trusted_again():
+    """Not in the batches between those that are checked."""
+    model, x, y = Function(paired, a=nn.Linear(5, 6)).eval(), torch.randn(4, 2, 5), torch.arange(4) % 3
+    estimator, expected = TemporalFisher(model), one_by_one(model, x, y)
+    with pytest.warns(UserWarning, match=r"slow: a\.bias, a\.weight$") as caught:
+        for _ in range(4):
+            assert_same(estimator(x, y), expected)
+    assert len(caught) == 1
+
+
+def test_the_form_of_one_sample_s_outputs_is_looked_at_too():
+    """With as many timesteps as classes a squeeze would go unseen."""
+    model = Function(lambda m, x: (m.a(x) * m.g).squeeze(), a=nn.Linear(5, 6), g=nn.Parameter(torch.ones(6))).eval()
+    with pytest.raises(ValueError, match=r"gave \[3, 3\] for 1 samples"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        temporal_fisher(model, torch.randn(4, 3, 5), torch.arange(4) % 3)
+
+
+@pytest.mark.parametrize("around", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_measured_as_it_is(dtype, around):
+    class Net(Loop):
+        def forward(self, x):
+            with torch.autocast("cpu", dtype, enabled=not around or torch.is_autocast_enabled("cpu")):
+                return super().forward(x).float()
+
+    model, x, y = Net().float().eval(), torch.randn(3, 2, 6, 6).float(), torch.arange(3)
+    with torch.autocast("cpu", dtype, enabled=around), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, expected = temporal_fisher(model, x, y), one_by_one(model, x, y)
+    torch.testing.assert_close(sum(found.values()), sum(expected.values()), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 300.0])
+def test_norms_of_half_precision_are_single(scale):
+    """Their squares are past what it holds."""
+    model, y = Function(lambda m, x: m.a(x), a=nn.Linear(5, 6)).eval(), torch.arange(4) % 3
+    model.a.weight.data.zero_()
+    model.a.bias.data.zero_()
+    x = scale * torch.randn(4, 2, 5)
+    expected = one_by_one(model, x, y)["a.weight"]
+    assert expected.max() > 65504 or expected.max() < 6e-8
+    for measure in (temporal_fisher, one_by_one):
+        found = measure(model.half(), x.half(), y)["a.weight"]
+        torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_compiled_model_is_measured_as_it_was_written():
+    def folded(layer):
+        return lambda z: layer(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+
+    model = Function(lambda m, x: folded(m.a)(x).tanh(), a=nn.Linear(5, 6)).eval()
+    x, y = torch.randn(4, 2, 5), torch.arange(4) % 3
+    expected = one_by_one(model, x, y)
+    found = temporal_fisher(torch.compile(model, backend="eager"), x, y)
+    assert_same({name.removeprefix("_orig_mod."): norms for name, norms in found.items()}, expected)
+
+
+def test_arguments_of_another_form_are_refused_with_the_cure():
+    model, x, y = Steps().eval(), torch.randn(3, 4, 5), torch.arange(3)
+    for measure in (temporal_fisher, one_by_one):
+        with pytest.raises(ValueError, match="labels are for 2 timesteps, the model has 4"):
+            measure(model, x, y.expand(2, 3))
+        with pytest.raises(ValueError, match="must be tensors, not Tensor and list"):
+            measure(model, x, [0, 1, 2])
+        with pytest.raises(ValueError, match="unknown prefix 'all': choose from cumulative, instant"):
+            measure(model, x, y, prefix="all")
+        with torch.inference_mode(), pytest.raises(ValueError, match=r"use torch\.no_grad\(\)"):
+            measure(model, x, y)
+
+
 def test_dropout_of_a_foreign_kind_in_train_mode_is_refused():
     class Random(nn.Module):
         def __init__(self):
@@ -343,7 +477,7 @@ def test_dropout_of_a_foreign_kind_in_train_mode_is_refused():
             self.layer = nn.Linear(4, 3)
 
         def forward(self, x):
-            return F.dropout(self.layer(x), training=self.training).unsqueeze(0)
+            return F.dropout(self.layer(x), 0.01, training=self.training).unsqueeze(0)  # which rarely drops one
 
     torch.manual_seed(0)
     x, y = torch.randn(5, 4), torch.arange(5) % 3
