@@ -151,7 +151,7 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None):
     _check_arguments(x, y, prefix)
     estimator = TemporalFisher(model, prefix)
     chunk = chunk or estimator.chunk(x)
-    parts = [estimator(*part) for part in zip(x.split(chunk), y.split(chunk, -1))]
+    parts = list(map(estimator, x.split(chunk), y.split(chunk, -1)))  # no frame of its own: a warning tells the caller
     return {name: torch.cat([part[name] for part in parts], 1) for name in estimator.params}
 
 

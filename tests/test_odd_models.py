@@ -46,7 +46,7 @@ def test_what_no_rule_covers_is_exact_too_and_named_in_one_warning():
     model, x, y = Odd(), torch.randn(3, 4, 5), torch.tensor([0, 1, 2])
     with pytest.warns(UserWarning, match="one sample at a time") as caught:
         norms = temporal_fisher(model, x, y)
-    assert len(caught) == 1
+    assert len(caught) == 1 and caught[0].filename == __file__
     message = str(caught[0].message)
     assert all(name in message for name in ("gain", "tied.weight", "recurrent.weight_ih_l0"))
     assert all(name not in message for name in ("readout", "tied.bias", "unused", "frozen"))
