@@ -393,6 +393,7 @@ def test_samples_that_depend_on_each_other_or_on_chance_are_refused(mixing):
             temporal_fisher(model, torch.randn(4, 2, 5)[order], torch.arange(4) % 3)
 
 
+@pytest.mark.filterwarnings("ignore:measured one sample")
 def test_outputs_that_are_not_numbers_are_not_taken_for_a_dependence():
     model = Function(lambda m, x: m.a(x) / 0, a=nn.Linear(5, 6)).eval()
     assert temporal_fisher(model, torch.randn(4, 2, 5), torch.arange(4) % 3)["a.weight"].isnan().all()
