@@ -143,11 +143,12 @@ def gain(args):
 
     In a setting it holds if the centroid of the gain is past that of a flat curve by a ninth of it or more (0.5 with 8
     timesteps), and with that path cut (in the measurement alone) by less, with both 95 % intervals of the seeds; it
-    does not where the gain is not late to begin with. The last columns take the output at t alone as the prediction,
-    the others the mean of outputs 1..t.
+    does not where the gain is not late to begin with. All is measured of the saved networks, with the path where not
+    said otherwise, however they were trained. The last columns take the output at t alone as the prediction, the others
+    the mean of outputs 1..t.
     """
     trainings = settings_runs(args, other_data=False)
-    ways = {"cut": ("--detach_membrane",), "instant": ("--fisher_prefix", "instant"),
+    ways = {"as it is": (), "cut": ("--detach_membrane",), "instant": ("--fisher_prefix", "instant"),
             "instant, cut": ("--fisher_prefix", "instant", "--detach_membrane")}  # fmt: skip
     jobs = {}
     for (name, own), way in product(trainings.items(), ways):
@@ -158,19 +159,18 @@ def gain(args):
     heads = ["setting", "flat", "IC", "IC, cut", "I_t / R_t", "past flat", "cut", "past flat"]
     heads += ["of the output at t alone", "past flat", "cut", "past flat"]
     verdicts, panels, rows = {}, {}, []
-    for name, own in trainings.items():
-        found = {"": own} | {way: again[name, way] for way in ways}
-        found = {way: [measurements(folder)[-1] for folder in folders] for way, folders in found.items()}
-        flat = (found[""][0]["timestep"] + 1) / 2
+    for name in trainings:
+        found = {way: [measurements(folder)[-1] for folder in again[name, way]] for way in ways}
+        flat = (found["cut"][0]["timestep"] + 1) / 2
         centres = {way: [line["ic_per_residual"] for line in lines] for way, lines in found.items()}
         past = {way: effect([centre - flat for centre in own]) for way, own in centres.items()}
-        cells = [spread([line["ic"] for line in found[way]]) for way in ("", "cut")]
-        for way in ("", "cut", "instant", "instant, cut"):
+        cells = [spread([line["ic"] for line in found[way]]) for way in ("as it is", "cut")]
+        for way in ways:
             cells += [spread(centres[way]), f"{past[way]}"]
         rows.append([name, flat, *cells])
-        late, cut = past[""], past["cut"]
+        late, cut = past["as it is"], past["cut"]
         verdicts[name] = gain_verdict(late, cut, flat), f"It ends {late} past flat ({flat}), with the path cut {cut}."
-        panels[name] = {way or "as it is": by_t([divided(line, "prefix_residual") for line in lines])
+        panels[name] = {way: by_t([divided(line, "prefix_residual") for line in lines])
                         for way, lines in found.items()}  # fmt: skip
     figure = plots.panels(panels, page(args, "gain"), "timesteps t", "share of $I_t$ / $R_t$")
     return verdicts, [table(heads, rows)], [figure]

@@ -258,8 +258,10 @@ def test_the_page_of_pruning_has_the_accuracy_of_the_finals_and_the_seconds_to_t
     assert "`fisher` +0.020 [+0.020, +0.020], +0.040 [+0.040, +0.040]." in against
 
 
-def test_the_page_of_gain_is_of_the_last_measurements_as_they_are_and_cut(undrawn, tmp_path, monkeypatch):
-    ways, own = {"cut": 1.0, "instant": 3.0, "instant, cut": 4.0}, [measured(tmp_path / "s_0", KINDS)] * 2
+def test_the_page_of_gain_is_of_networks_measured_again_with_and_without_the_path(undrawn, tmp_path, monkeypatch):
+    """Also of one that was trained, and measured meanwhile, without it."""
+    ways = {"as it is": 2.0, "cut": 1.0, "instant": 3.0, "instant, cut": 4.0}
+    own = [measured(tmp_path / "s_0", {(2, "train", "data"): 9.0})] * 2
     monkeypatch.setattr(controls, "settings_runs", lambda args, other_data: {"s": own})
     monkeypatch.setattr(controls, "with_each_seed", lambda args, jobs: {
         key: [measured(tmp_path / key[1], {(2, "train", "data"): ways[key[1]]})] * 2 for key in jobs})  # fmt: skip
