@@ -347,6 +347,7 @@ def parse(script, argv=None, description=None):
 
     def settings(stored):
         recipe = RECIPES.get((defaults | stored | given)["dataset"], {})
+        recipe = {name: value for name, value in recipe.items() if name in defaults}  # some is of other scripts
         return argparse.Namespace(**defaults | recipe | stored | given)
 
     try:
@@ -392,7 +393,9 @@ def settings_of_checkpoint(args):
     if not getattr(args, "checkpoints", None):
         return {}
     saved = load_checkpoint(args.checkpoints[0]).get("args", {})  # the release's have none
-    return {k: v for k, v in saved.items() if k in MODEL_FLAGS}
+    # Several networks of several seeds are attacked alike: by a seed of the attack's own.
+    fixed = MODEL_FLAGS - {"seed"} if hasattr(args, "robust_samples") else MODEL_FLAGS
+    return {k: v for k, v in saved.items() if k in fixed}
 
 
 def stored_args(args, of_checkpoint):
@@ -427,6 +430,9 @@ def check_corruption(args):
         corrupts, by = args.noisetype or args.freqlevel, "--noisetype or --freqlevel"
     if args.noisetime and not corrupts:
         raise BadInput(f"--noisetime has an effect only with {by}")
+    if args.freqlevel and (getattr(args, "adv_train", False) or args.encode == "p"):
+        needs = "--encode p" if args.encode == "p" else "--adv_train"
+        raise BadInput(f"--freqlevel leaves the values of pixels, [0, 1], which {needs} needs")
 
 
 def check_attack(args, given):
@@ -450,6 +456,8 @@ def check_pruning(args, given):
         raise BadInput(f"--search_timestep {max(numbers)} is past --timestep {args.timestep}")
     if args.final_rounds[-1] > args.rounds:
         raise BadInput(f"--final_rounds {args.final_rounds[-1]} is past --rounds {args.rounds}")
+    if "rounds" in given and args.final_rounds[-1] < args.rounds:
+        raise BadInput(f"--rounds {args.rounds} is past the last of --final_rounds, {args.final_rounds[-1]}")
     if "rewind_epoch" not in given:  # a recipe's, made for a longer run
         args.rewind_epoch = 0 if args.no_rewind else min(args.rewind_epoch, args.epochs - 1)
     if args.rewind_epoch >= args.epochs:
@@ -470,7 +478,7 @@ def check_loss(args):
     if args.loss == "centroid" and not 1 <= (args.target_ic or 0) <= args.timestep:
         raise BadInput(f"--loss centroid needs --target_ic from 1 to {args.timestep}")
     if args.loss == "prefix":
-        args.prefix_time = args.prefix_time or list(range(1, max(1, args.timestep // 2) + 1))
+        args.prefix_time = sorted(set(args.prefix_time or range(1, max(1, args.timestep // 2) + 1)))
     for t in [args.timestep, *(args.prefix_time or [])]:
         if not kept_steps(t, args.lossskiptime):
             raise BadInput(f"--lossskiptime leaves no output of the first {t}: the loss needs one")

@@ -3,7 +3,7 @@
     python eval_snn_robustness.py --checkpoints runs/A/checkpoint_latest.pt runs/B/checkpoint_latest.pt
 
 takes a minute and a half for two networks of `train_snn.py --dataset digits` on two CPU cores. All are tried on the
-same test samples.
+same test samples, which --seed chooses, as it draws noise and the attacks' starts.
 
 The folder runs/<name>_robustness (or --exp_name) has robustness.jsonl, a line for each network and strength, and
 figures/robustness.png. An attacked sample counts as right where it is right under every attacker: one for each of
@@ -57,17 +57,18 @@ def clearly_below(low, high, samples):
 def masking_signs(lines):
     """What in the lines of one network says that its gradient misleads the attacker, in words; [] if nothing does."""
     signs, fgsm = [], {line["strength"]: line["attacked"] for line in lines if line["threat"] == "fgsm"}
+    strongest = "pgd" if any(line["threat"] == "pgd" for line in lines) else "fgsm"
     for line in lines:
         strength, found, samples = line["strength"], line["attacked"], line["samples"]
         if line["threat"] == "unbounded" and found > 0:
             signs.append(f"an unbounded attack leaves {found:.3f}")
-        if line["threat"] != "pgd":
+        if line["threat"] != strongest:
             continue
         others = min((a for name, a in line["surrogates"].items() if name != "own"), default=None)
         stronger = {
-            "one step is stronger than pgd": (fgsm.get(strength), found),
-            "random points are stronger than pgd": (line["random"], found),
-            "a transferred attack is stronger than pgd": (line["transfer"], found),
+            f"one step is stronger than {strongest}": (fgsm.get(strength), found),
+            f"random points are stronger than {strongest}": (line["random"], found),
+            f"a transferred attack is stronger than {strongest}": (line["transfer"], found),
             "its own surrogate is weaker than others": (others, line["surrogates"].get("own")),
         }
         for words, (low, high) in stronger.items():
@@ -99,9 +100,9 @@ def right(model, dataset, args, stop, attack=None, source=None, surrogate="own")
     return torch.cat([parts[number] for number in range(len(batches))], 1)
 
 
-def under_attack(args, model, dataset, attack, source, stop):
+def under_attack(args, model, dataset, attack, source, unbounded, stop):
     """The accuracies of a line that is about an attack, of the prediction that is attacked, and which samples every
-    prefix gets right under every attacker [T, N]. The unbounded attack ends with the attacker that leaves none."""
+    prefix gets right under every attacker [T, N]. An `unbounded` attack ends with the attacker that leaves none."""
 
     def attacked(attack, **attacker):
         kept = right(model, dataset, args, stop, attack, **attacker)
@@ -111,9 +112,9 @@ def under_attack(args, model, dataset, attack, source, stop):
     for surrogate in args.attack_surrogate:
         kept, surrogates[surrogate] = attacked(attack, surrogate=surrogate)
         worst &= kept
-        if attack.eps == 1 and not surrogates[surrogate]:
+        if unbounded and not surrogates[surrogate]:
             break
-    if attack.eps == 1:
+    if unbounded:
         return {"surrogates": surrogates}, worst
     random = attacked(attacks.random_search(attack, args.attack_steps))[1]
     transfer = attacked(attack, source=source)[1] if source else None
@@ -181,7 +182,7 @@ def evaluate_network(args, run, path, other, dataset, stop):
         if not line:
             changed, found = replace(dataset, corruption=corruption), {}
             if attack:
-                found, kept = under_attack(args, model, changed, attack, source, stop)
+                found, kept = under_attack(args, model, changed, attack, source, threat == "unbounded", stop)
                 found["transfer_from"] = other
             else:
                 kept = right(model, changed, args, stop)

@@ -1,4 +1,5 @@
-"""What training minimises: each loss is a function of outputs [T, N, classes] and labels [N], in nats, a mean over N.
+"""What training minimises: each loss is a function of outputs [T, N, classes] and labels [N], in nats, of means over N
+(of several processes, over the samples of all of them).
 
 CE_t is the cross-entropy of the mean of outputs 1..t (the prefix t), CE(o_t) that of the output at t alone. The outputs
 of `skip` count nowhere: the mean for prefix t is over the others of 1..t. With a `level` b, |CE - b| + b stands
@@ -9,9 +10,12 @@ Achieving Zero Training Error?").
 from functools import partial
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
-TET_TARGET = 1.0  # phi of Deng et al.: the firing threshold
+from utils import processes
+
+TET_TARGET = 1.0  # phi of Deng et al., whose neurons have that threshold
 CENTROID_WEIGHT = 1.0
 
 
@@ -25,9 +29,19 @@ def at_steps(outputs, times):
     return torch.stack([outputs[t - 1] for t in times])
 
 
-def flooded(loss, level):
-    """|loss - level| + level, elementwise; `loss` itself without a level."""
-    return loss if level is None else (loss - level).abs() + level
+def over_all(means, samples):
+    """Means over this process's samples -> those over the samples of all processes, whose gradient each has a part of.
+    What is not linear in a mean needs it."""
+    if processes() == 1:
+        return means
+    sums = torch.cat([means.detach() * samples, means.new_full((1,), samples)])
+    dist.all_reduce(sums)
+    return means + (sums[:-1] / sums[-1] - means.detach())
+
+
+def flooded(loss, level, samples):
+    """|loss - level| + level, elementwise, of mean losses over that many samples; `loss` itself without a level."""
+    return loss if level is None else (over_all(loss, samples) - level).abs() + level
 
 
 def prefix_means(outputs, times, skip=()):
@@ -43,21 +57,21 @@ def cross_entropies(outputs, y, smoothing):
 def ce(outputs, y, *, skip=(), level=None, smoothing=0.0):
     """CE_T: cross-entropy of the mean output."""
     whole = prefix_means(outputs, [len(outputs)], skip)
-    return flooded(cross_entropies(whole, y, smoothing), level)[0]
+    return flooded(cross_entropies(whole, y, smoothing), level, len(y))[0]
 
 
 def tet(outputs, y, *, lam, skip=(), level=None, smoothing=0.0):
     """(1 - lam) mean_t CE(o_t) + lam mean_t MSE(o_t, phi), phi = 1, of temporal efficient training (Deng et al. 2022,
     "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting", eq. 9 to 11)."""
     kept = at_steps(outputs, kept_steps(len(outputs), skip))
-    per_step = flooded(cross_entropies(kept, y, smoothing), level).mean()
+    per_step = flooded(cross_entropies(kept, y, smoothing), level, len(y)).mean()
     return (1 - lam) * per_step + lam * (kept - TET_TARGET).square().mean()
 
 
 def prefix(outputs, y, *, times, weight, skip=(), level=None, smoothing=0.0):
     """(1 - w) CE_T + w mean of CE_t over t in `times`; flooding is of these CE_t alone."""
     early = cross_entropies(prefix_means(outputs, times, skip), y, smoothing)
-    return (1 - weight) * ce(outputs, y, skip=skip, smoothing=smoothing) + weight * flooded(early, level).mean()
+    return (1 - weight) * ce(outputs, y, skip=skip, smoothing=smoothing) + weight * flooded(early, level, len(y)).mean()
 
 
 def residuals(outputs, y, skip=()):
@@ -74,7 +88,7 @@ def centroid(outputs, y, *, target, skip=(), smoothing=0.0):
     """CE_T + (c - target)^2, c = sum_t t R_t / sum_t R_t with the `residuals` R_t. Of the information itself, whose
     centroid this need not be, the gradient would be one of second order.
     """
-    r = residuals(outputs, y, skip)
+    r = over_all(residuals(outputs, y, skip), len(y))
     steps = torch.arange(1, len(r) + 1, device=r.device, dtype=r.dtype)
     c = (steps * r).sum() / r.sum()
     return ce(outputs, y, skip=skip, smoothing=smoothing) + CENTROID_WEIGHT * (c - target).square()

@@ -14,6 +14,7 @@ with masks in its checkpoints and masks.json. The same command with --resume goe
 """
 
 import json
+import time
 from argparse import Namespace
 from contextlib import closing
 from dataclasses import replace
@@ -109,8 +110,9 @@ class Search:
         whole.load_state_dict(model.state_dict())
         return whole.eval()
 
-    def line(self, stage, number, steps, model, masks, seconds):
-        """The line of a round in pruning.jsonl, written if it is not there yet; what is measured is with all T."""
+    def line(self, stage, number, steps, model, masks, seconds, scored=0.0):
+        """The line of a round in pruning.jsonl, written if it is not there yet; what is measured is with all T.
+        `seconds` of training, `scored` of scoring the weights."""
         lines = of_all(self.run.lines(PRUNING_FILE))[0]
         found = next((x for x in lines if (x["search"], x["stage"], x["round"]) == (self.rule, stage, number)), None)
         if found is None:
@@ -121,7 +123,7 @@ class Search:
             found = {"search": self.rule, "stage": stage, "round": number, "sparsity": pruning.sparsity(masks)}
             found |= {"timestep": steps, "test_accuracy": accuracy[-1], "prefix_accuracy": accuracy}
             found |= {"ic": fisher["ic"], "fisher": fisher["fisher"], "seconds": seconds}
-            found["rule_seconds"] = fisher["seconds"] if self.measured(number) else 0.0
+            found["rule_seconds"] = scored + (fisher["seconds"] if self.measured(number) else 0.0)
             found["synaptic_operations"] = pruning.synaptic_operations(whole, masks, self.subset.x)
             self.run.append(PRUNING_FILE, found)
         tqdm.write(
@@ -171,12 +173,14 @@ class Search:
         masks, before, first = pruning.all_kept(build_model(args, self.train_set), args.prune_stem), None, None
         for number in range(1 if self.rule == "one_shot" else max(finals)):
             model, folder, seconds = self.train(f"round_{number:02d}", steps, masks, before)
-            line = self.line("search", number, steps, model, masks, seconds)
+            begun = time.perf_counter()
+            scores = self.scores(model, masks, steps)
+            scored = time.perf_counter() - begun if args.prune_by == "fisher" else 0.0  # magnitudes are there
+            line = self.line("search", number, steps, model, masks, seconds, scored)
             if steps == args.timestep and number in finals:
                 self.line("final", number, steps, model, masks, seconds)
             elif number in finals:
                 self.final(number, masks, before)
-            scores = self.scores(model, masks, steps)
             if self.rule != "one_shot":
                 masks = pruning.prune(scores, masks, args.prune_rate)
             steps = self.steps_after(steps, line, folder)

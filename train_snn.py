@@ -115,6 +115,8 @@ def run_folder(args, device):
         out_dir = of_all(temporary)[0] if args.dry_run else args.out_dir
         with closing(Run(Path(out_dir) / config.run_name(args), args, device, args.resume)) as run:
             yield run
+    if args.dry_run and rank() == 0:
+        print("dry run: it went through, and its folder is deleted")
 
 
 def draw_inputs(args, run, sets):

@@ -25,7 +25,7 @@ class Effect(NamedTuple):
 
 def deviation(values):
     """Standard deviation of a sample; NaN if there is one in it."""
-    return torch.tensor(values, dtype=torch.float64).std().item()
+    return torch.tensor(values, dtype=torch.float64).std().item() if len(values) > 1 else math.nan
 
 
 def effect(values):

@@ -121,6 +121,7 @@ def test_a_recipe_overrides_the_release_and_a_flag_overrides_both():
     assert (release.arch, release.timestep, release.learning_rate, release.epochs) == ("resnet19", 10, 0.3, 300)
     assert (digits.arch, digits.timestep) == ("vgg5", 8) and digits.momentum == release.momentum
     assert config.parse("train_snn", ["--dataset", "digits", "--timestep", "3"]).timestep == 3
+    assert vars(digits).keys() == vars(release).keys()  # nothing of what other scripts read
 
 
 def test_hyphens_and_underscores_are_one():
@@ -179,6 +180,8 @@ def test_lists_of_epochs(entries, last, epochs):
         (["--noisetype", "blur", "--noisetime", "11"], "past --timestep 10"),
         (["--noise_level", "0.3"], "--noisetype blur or gaussian_noise"),
         (["--freq_radius", "3"], "--freqlevel high or low"),
+        (["--freqlevel", "low", "--encode", "p"], "which --encode p needs"),
+        (["--freqlevel", "low", "--adv_train"], "which --adv_train needs"),
         (["--lossskiptime", "0"], "at least 1"),
         (["--lossskiptime", "11"], "past --timestep 10"),
         (["--timestep", "2", "--lossskiptime", "1", "2"], "no output of the first 2"),

@@ -84,6 +84,34 @@ def test_a_loss_is_its_formula(settings, level, skip, batch):
     assert (found[[t - 1 for t in range(1, T + 1) if t not in skip]] != 0).any()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "ce", "loss_threshold": 1.5},  # between those of the shares
+        {"loss": "tet", "loss_threshold": 1.2},
+        {"loss": "prefix", "loss_threshold": 3.0},
+        {"loss": "centroid", "target_ic": 1.5},
+    ],
+    ids=str,
+)
+def test_a_loss_over_the_shares_of_two_processes_is_that_of_the_whole_batch(settings, batch, monkeypatch):
+    """Flooding and the centroid are not linear in a mean: those of the shares would be another loss."""
+    (outputs, y), shares = batch, (slice(2), slice(2, N))
+    expected, loss = written_out(settings, outputs, y), losses.make(Namespace(**DEFAULTS | settings))
+    (alone,) = torch.autograd.grad(sum(loss(outputs[:, s], y[s]) * len(y[s]) / N for s in shares), outputs)
+    sums = []
+    monkeypatch.setattr(losses, "processes", lambda: 2)
+    monkeypatch.setattr(losses.dist, "all_reduce", lambda own: sums.append(own.clone()))
+    for share in shares:
+        loss(outputs[:, share], y[share])
+    monkeypatch.setattr(losses.dist, "all_reduce", lambda own: own.copy_(sum(sums)))
+    found = sum(loss(outputs[:, share], y[share]) * len(y[share]) / N for share in shares)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    (found,), (expected,) = (torch.autograd.grad(value, outputs) for value in (found, expected))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(alone, expected)
+
+
 def test_the_cross_entropy_of_the_mean_output_is_torchs(batch):
     outputs, y = batch
     expected = torch.nn.functional.cross_entropy(outputs.mean(0), y, label_smoothing=0.1)

@@ -294,6 +294,7 @@ def test_frames_are_searched_with_their_first_steps(tmp_path):
         (["--search_timestep", "11"], "--timestep 10"),
         (["--search_timestep", "2", "2"], "twice"),
         (["--final_rounds", "15"], "--rounds 14"),
+        (["--rounds", "4", "--final_rounds", "2"], "past the last of --final_rounds, 2"),
         (["--rewind_epoch", "300"], "--epochs 300"),
         (["--no_rewind", "--rewind_epoch", "3"], "--no_rewind"),
         (["--search_timestep", "kl", "--timestep", "2"], "kl"),

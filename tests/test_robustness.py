@@ -99,6 +99,20 @@ def test_noise_at_chosen_timesteps_and_an_attack_on_a_prefix(trained, tmp_path):
     assert fgsm["attacked"] == fgsm["accuracy"][0] and fgsm["transfer"] is None
 
 
+def test_a_network_is_tried_alike_whichever_is_named_first(trained, tmp_path):
+    """By the seed of the attack, not by that of a training; 255 is not the unbounded attack."""
+    flags = ["--robust_samples", "20", "--eps", "64", "255", "--noise_levels", "0.5", "--blur_levels", "--attack_steps",
+             "2", "--attack_surrogate", "own"]  # fmt: skip
+    for number, paths in enumerate((trained, trained[::-1])):
+        evaluate(tmp_path / str(number), *paths, flags=flags)
+    found = [read_lines(tmp_path / number / "run" / "robustness.jsonl") for number in "01"]
+    one, other = ({(x["checkpoint"], x["threat"], x["strength"]): x["accuracy"] for x in lines} for lines in found)
+    assert one == other and len(one) == 14
+    assert all("random" in x for x in found[0] if x["threat"] in ("fgsm", "pgd"))
+    argv = ["--checkpoints", *trained, "--seed", "3"]
+    assert config.parse("eval_snn_robustness", argv).seed == 3
+
+
 def test_two_processes_find_what_one_finds(evaluated, trained, tmp_path):
     argv = ["--checkpoints", *trained, *QUICK]
     process = start(tmp_path, *argv, script="eval_snn_robustness", flags=[], processes=2)
@@ -134,6 +148,10 @@ def test_checks_that_disagree_are_called_gradient_masking():
     found = robustness.masking_signs([attack_line("pgd", 8, 0.2, own=0.4, atan=0.2)])  # the worst of both
     assert len(found) == 1 and "own surrogate" in found[0]
     assert robustness.masking_signs([attack_line("fgsm", 16, 0.1), attack_line("pgd", 8, 0.4)]) == []
+    for line, word in ((attack_line("fgsm", 8, 0.6, random=0.2), "random"), (attack_line("fgsm", 8, 0.6, transfer=0.2),
+                                                                            "transferred")):  # fmt: skip
+        found = robustness.masking_signs([line])  # alone, it is the strongest
+        assert len(found) == 1 and f"{word} " in found[0] and "than fgsm" in found[0]
     assert robustness.clearly_below(0.40, 0.47, 400) and not robustness.clearly_below(0.40, 0.46, 400)
     alone = [attack_line("pgd", 8, 0.4, transfer=None)]
     alone[0]["surrogates"] = {"atan:1": 0.4}
@@ -190,7 +208,7 @@ def test_a_line_tells_what_each_attacker_leaves_of_the_prefix_that_is_attacked(m
 
     monkeypatch.setattr(robustness, "right", right)
     args = Namespace(attack_prefix=1, timestep=2, attack_surrogate=["own", "atan"], attack_steps=5)
-    found, worst = robustness.under_attack(args, "own", range(4), attacks.Attack(0.1, 3, 0.1), "other", None)
+    found, worst = robustness.under_attack(args, "own", range(4), attacks.Attack(1, 3, 0.1), "other", False, None)
     assert found == {"surrogates": {"own": 0.75, "atan": 0.5}, "random": 1, "transfer": 0.25}
     assert worst[0].tolist() == [False, True, True, False]
 
@@ -199,7 +217,7 @@ def test_an_unbounded_attack_goes_on_until_an_attacker_leaves_none(monkeypatch):
     left = {"own": [1, 1, 0, 0], "atan": [0, 0, 0, 0], "triangle": [1, 0, 0, 0]}
     monkeypatch.setattr(robustness, "right", lambda *args, surrogate: torch.tensor([left[surrogate]]).bool())
     args = Namespace(attack_prefix=None, timestep=1, attack_surrogate=list(left))
-    found, worst = robustness.under_attack(args, "own", range(4), attacks.Attack(1, 3, 0.1), None, None)
+    found, worst = robustness.under_attack(args, "own", range(4), attacks.Attack(1, 3, 0.1), None, True, None)
     assert found == {"surrogates": {"own": 0.5, "atan": 0}} and not worst.any()
 
 
