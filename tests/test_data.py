@@ -271,6 +271,10 @@ def test_low_and_high_frequencies_add_up_to_the_image_and_a_wave_is_in_one_of_th
     wave = torch.cos(2 * torch.pi * 3 * torch.arange(8) / 8).expand(1, 1, 8, 8)
     for radius, kept in ((2.9, 0), (3.0, 1)):
         torch.testing.assert_close(data.Corruption(1, (), None, 0, "low", radius)(wave), kept * wave, atol=1e-6, rtol=0)
+    argv = ["--dataset", "digits", "--freqlevel", "high", "--freq_radius"]  # up to 4 cycles both ways: 5.66
+    data.load(args_for(*argv, "5.6"), torch.device("cpu"))
+    with pytest.raises(BadInput, match=r"--freq_radius 5\.7 is past all frequencies of \[8, 8\]"):
+        data.load(args_for(*argv, "5.7"), torch.device("cpu"))
 
 
 def test_a_part_of_a_batch_is_what_it_is_within_the_whole():
