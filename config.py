@@ -347,7 +347,7 @@ def parse(script, argv=None, description=None):
 
     def settings(stored):
         recipe = RECIPES.get((defaults | stored | given)["dataset"], {})
-        recipe = {name: value for name, value in recipe.items() if name in defaults}  # some is of other scripts
+        recipe = {name: value for name, value in recipe.items() if name in defaults}  # without flags of other scripts
         return argparse.Namespace(**defaults | recipe | stored | given)
 
     try:
@@ -383,7 +383,8 @@ def parse(script, argv=None, description=None):
 def run_name(args):
     """Name of the run folder."""
     kind = "_checkpoints" if getattr(args, "checkpoints", None) else ""
-    kind = "_robustness" if hasattr(args, "robust_samples") else kind
+    if getattr(args, "robust_samples", None) and args.checkpoints and not args.exp_name:
+        return f"{Path(args.checkpoints[0]).resolve().parent.name}_robustness"  # seeds and flags may be several
     kind = "_pruning" if hasattr(args, "search_timestep") else kind
     return args.exp_name or f"{args.dataset}_{args.arch}_T{args.timestep}_seed{args.seed}{kind}"
 
@@ -393,7 +394,7 @@ def settings_of_checkpoint(args):
     if not getattr(args, "checkpoints", None):
         return {}
     saved = load_checkpoint(args.checkpoints[0]).get("args", {})  # the release's have none
-    # Several networks of several seeds are attacked alike: by a seed of the attack's own.
+    # Networks of several seeds are attacked alike: the seed is the attack's own.
     fixed = MODEL_FLAGS - {"seed"} if hasattr(args, "robust_samples") else MODEL_FLAGS
     return {k: v for k, v in saved.items() if k in fixed}
 
@@ -431,8 +432,8 @@ def check_corruption(args):
     if args.noisetime and not corrupts:
         raise BadInput(f"--noisetime has an effect only with {by}")
     if args.freqlevel and (getattr(args, "adv_train", False) or args.encode == "p"):
-        needs = "--encode p" if args.encode == "p" else "--adv_train"
-        raise BadInput(f"--freqlevel leaves the values of pixels, [0, 1], which {needs} needs")
+        other = "--encode p" if args.encode == "p" else "--adv_train"
+        raise BadInput(f"--freqlevel takes inputs out of [0, 1], which {other} needs: leave one of them out")
 
 
 def check_attack(args, given):
@@ -457,7 +458,9 @@ def check_pruning(args, given):
     if args.final_rounds[-1] > args.rounds:
         raise BadInput(f"--final_rounds {args.final_rounds[-1]} is past --rounds {args.rounds}")
     if "rounds" in given and args.final_rounds[-1] < args.rounds:
-        raise BadInput(f"--rounds {args.rounds} is past the last of --final_rounds, {args.final_rounds[-1]}")
+        raise BadInput(
+            f"--rounds {args.rounds} is past the last of --final_rounds, {args.final_rounds[-1]}: name it there"
+        )
     if "rewind_epoch" not in given:  # a recipe's, made for a longer run
         args.rewind_epoch = 0 if args.no_rewind else min(args.rewind_epoch, args.epochs - 1)
     if args.rewind_epoch >= args.epochs:

@@ -143,9 +143,8 @@ def gain(args):
 
     In a setting it holds if the centroid of the gain is past that of a flat curve by a ninth of it or more (0.5 with 8
     timesteps), and with that path cut (in the measurement alone) by less, with both 95 % intervals of the seeds; it
-    does not where the gain is not late to begin with. All is measured of the saved networks, with the path where not
-    said otherwise, however they were trained. The last columns take the output at t alone as the prediction, the others
-    the mean of outputs 1..t.
+    does not where the gain is not late to begin with. Every network is measured with and without the path, however it
+    was trained. The last columns take the output at t alone as the prediction, the others the mean of outputs 1..t.
     """
     trainings = settings_runs(args, other_data=False)
     ways = {"as it is": (), "cut": ("--detach_membrane",), "instant": ("--fisher_prefix", "instant"),
@@ -161,7 +160,7 @@ def gain(args):
     verdicts, panels, rows = {}, {}, []
     for name in trainings:
         found = {way: [measurements(folder)[-1] for folder in again[name, way]] for way in ways}
-        flat = (found["cut"][0]["timestep"] + 1) / 2
+        flat = (found["as it is"][0]["timestep"] + 1) / 2
         centres = {way: [line["ic_per_residual"] for line in lines] for way, lines in found.items()}
         past = {way: effect([centre - flat for centre in own]) for way, own in centres.items()}
         cells = [spread([line["ic"] for line in found[way]]) for way in ("as it is", "cut")]

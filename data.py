@@ -196,8 +196,9 @@ def load(args, device):
         train.poisson_steps = args.timestep
     if args.noisetype or args.freqlevel:
         need_pixels("corruption of inputs", x_train, x_test)
-        if args.freqlevel and args.freq_radius >= math.hypot(*(size // 2 for size in x_train.shape[-2:])):
-            raise BadInput(f"--freq_radius {args.freq_radius:g} is past all frequencies of {list(x_train.shape[-2:])}")
+        most = math.hypot(*(size // 2 for size in x_train.shape[-2:]))  # cycles an image
+        if args.freqlevel and args.freq_radius >= most:
+            raise BadInput(f"--freq_radius {args.freq_radius:g} separates nothing: give less than {most:.2f}")
         noise, filters = (args.noisetype, args.noise_level), (args.freqlevel, args.freq_radius)
         train.corruption = Corruption(args.timestep, tuple(args.noisetime), *noise, *filters)
     test = replace(train, images=x_test, labels=y_test)

@@ -3,7 +3,7 @@
     python eval_snn_robustness.py --checkpoints runs/A/checkpoint_latest.pt runs/B/checkpoint_latest.pt
 
 takes a minute and a half for two networks of `train_snn.py --dataset digits` on two CPU cores. All are tried on the
-same test samples, which --seed chooses, as it draws noise and the attacks' starts.
+same test samples, drawn by --seed, as are noise and the attacks' starts.
 
 The folder runs/<name>_robustness (or --exp_name) has robustness.jsonl, a line for each network and strength, and
 figures/robustness.png. An attacked sample counts as right where it is right under every attacker: one for each of
@@ -57,18 +57,18 @@ def clearly_below(low, high, samples):
 def masking_signs(lines):
     """What in the lines of one network says that its gradient misleads the attacker, in words; [] if nothing does."""
     signs, fgsm = [], {line["strength"]: line["attacked"] for line in lines if line["threat"] == "fgsm"}
-    strongest = "pgd" if any(line["threat"] == "pgd" for line in lines) else "fgsm"
+    method = "pgd" if any(line["threat"] == "pgd" for line in lines) else "fgsm"
     for line in lines:
         strength, found, samples = line["strength"], line["attacked"], line["samples"]
         if line["threat"] == "unbounded" and found > 0:
             signs.append(f"an unbounded attack leaves {found:.3f}")
-        if line["threat"] != strongest:
+        if line["threat"] != method:
             continue
         others = min((a for name, a in line["surrogates"].items() if name != "own"), default=None)
         stronger = {
-            f"one step is stronger than {strongest}": (fgsm.get(strength), found),
-            f"random points are stronger than {strongest}": (line["random"], found),
-            f"a transferred attack is stronger than {strongest}": (line["transfer"], found),
+            "one step is stronger than pgd": (fgsm.get(strength) if method == "pgd" else None, found),
+            f"random points are stronger than {method}": (line["random"], found),
+            f"a transferred attack is stronger than {method}": (line["transfer"], found),
             "its own surrogate is weaker than others": (others, line["surrogates"].get("own")),
         }
         for words, (low, high) in stronger.items():

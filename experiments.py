@@ -205,7 +205,7 @@ def answer_signals():
 
 def perform_all(jobs, args):
     """Do the jobs whose folders are not complete, --jobs at a time."""
-    # Those that need --data_dir first: a data set that is not there is missed at once.
+    # Those that need --data_dir first: one that is not there is missed before the others are run.
     todo = sorted((job for job in jobs if not job.done(args)), key=lambda job: "DATA" not in job.flags)
     threads = max(1, torch.get_num_threads() // args.jobs)
     if args.jobs == 1:
@@ -296,7 +296,7 @@ def training(args):
 
 
 def trained(args):
-    """That of each seed: done, and its folders."""
+    """The plain training of each seed: done, and its folders."""
     return with_each_seed(args, {"": training(args)})[""]
 
 

@@ -47,8 +47,12 @@ FEWEST_COLUMNS = 128  # of a matrix product that is fast
 MOST_POSITIONS = 4096  # of a Gram matrix, which has their square
 RELEASE_BATCH = 128  # samples in a mean of the paper's released script
 DISTINCT = 128  # samples of a batch that the check of whose the rows are tells all apart
-KEEPS = "a second model(x) gives other outputs or gradients: reset its membranes in forward, or call model.eval()"
+KEEPS = (
+    "a second model(x) gives other outputs or gradients: reset its membranes in forward, draw nothing at random there, "
+    "or call model.eval()"
+)
 TRAINS = "the model gives other outputs in train mode than in eval mode: call model.eval() first"
+MIXES = "outputs of a sample depend on the others in its batch: they must not"
 # With these a model can order its rows by their content, in every batch anew.
 SELECTING = {
     "__bool__", "__float__", "__index__", "__int__", "argsort", "argwhere", "flip", "gather", "index_add", "index_copy",
@@ -144,14 +148,14 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None):
     index, a sort or a look at a number, and not in the batches that are checked.
 
     Raises ValueError if a BatchNorm or Dropout layer is in train mode, where a sample's gradient depends on the others
-    or on chance; if outputs or gradients of the first samples are others when the model is called again, as where it
-    keeps its membranes, or among other samples, or in eval mode; if no parameter requires a gradient; for outputs of
-    another form, no samples, another number of labels, an unknown prefix.
+    or on chance; if outputs or gradients of the first samples change in a second call (membranes that are kept,
+    chance), among other samples, or in eval mode; if the model changes x; if no parameter requires a gradient; for
+    outputs or arguments of another form.
     """
     _check_arguments(x, y, prefix)
     estimator = TemporalFisher(model, prefix)
     chunk = chunk or estimator.chunk(x)
-    parts = list(map(estimator, x.split(chunk), y.split(chunk, -1)))  # no frame of its own: a warning tells the caller
+    parts = list(map(estimator, x.split(chunk), y.split(chunk, -1)))  # has no frame: the warning points at the caller
     return {name: torch.cat([part[name] for part in parts], 1) for name in estimator.params}
 
 
@@ -249,11 +253,11 @@ def _check_arguments(x, y, prefix):
         raise ValueError(f"unknown prefix {prefix!r}: choose from {', '.join(PREFIXES)}")
     if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
         raise ValueError(f"x and y must be tensors, not {type(x).__name__} and {type(y).__name__}")
-    if torch.is_inference_mode_enabled() or x.is_inference():
-        raise ValueError("torch.inference_mode() leaves no gradient: use torch.no_grad() instead, for x too")
-    if len(x) == 0:
+    if torch.is_inference_mode_enabled() or x.is_inference() or y.is_inference():
+        raise ValueError("torch.inference_mode() leaves no gradient: use torch.no_grad() instead, for x and y too")
+    if x.dim() == 0 or len(x) == 0:
         raise ValueError("there are no samples to measure")
-    if y.dim() == 0 or y.shape[-1] != len(x):
+    if y.dim() not in (1, 2) or y.shape[-1] != len(x):
         raise ValueError(f"{len(x)} samples need labels [N] or [T, N], not {list(y.shape)}")
 
 
@@ -271,39 +275,53 @@ def _check_independence(model, x, params, samples):
     """Raise ValueError if the outputs of one of the first samples, or their gradient, which feels the membranes of
     neurons that are silent, are others in a second call, among other samples, or in eval mode."""
 
+    def outputs(index, row):
+        rows = x[index]
+        found = _checked(model(rows), rows)[:, row]
+        if rows._version:
+            raise ValueError("model(x) changes x in place: let it work on a copy")
+        return found
+
     def response(index, row):
-        outputs = _checked(model(x[index]), index)[:, row]
-        return [outputs.detach(), *torch.autograd.grad(outputs.sum(), params, allow_unused=True)]
+        found = outputs(index, row)
+        cotangent = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).to(found)
+        gradients = torch.autograd.grad(found, params, cotangent, allow_unused=True)
+        return found.detach(), [torch.zeros_like(p) if g is None else g.to_dense() for g, p in zip(gradients, params)]
+
+    def size(values):
+        return float(values.abs().nan_to_num(0, 0).amax()) if values.numel() else 0.0
 
     def differ(once, again):
-        """The same operations of the same shapes round alike: nearly nothing is allowed."""
-        for a, b in zip(once, again):
-            a, b = (torch.zeros(()) if v is None else v.to_dense() for v in (a, b))
-            near = _precision(a.dtype) * float(a.abs().nan_to_num(0, 0).amax()) if a.numel() else 0
-            if not torch.allclose(*torch.broadcast_tensors(a, b.to(a)), rtol=0, atol=near, equal_nan=True):
-                return True
-        return False
+        """The same shapes take the same kernels: only sums in no fixed order may differ."""
+        (outputs, gradients), (others, other_gradients) = once, again
+        if outputs.shape != others.shape:
+            return True
+        largest = max(map(size, gradients), default=0.0)  # beside it, one that should be 0 is noise
+        pairs = [(outputs, others, size(outputs))]
+        pairs += [(a, b, size(a) + 1e-3 * largest) for a, b in zip(gradients, other_gradients)]
+        return not all(
+            torch.allclose(a, b, rtol=0, atol=_precision(outputs.dtype) * near, equal_nan=True) for a, b, near in pairs
+        )
 
     together = [n % len(x) for n in range(samples)]
-    modes = [(module, module.training) for module in model.modules()]
-    if any(training for _, training in modes):
-        once = response(together, 0)[:1]
-        try:
-            with torch.no_grad():
-                evaluated = model.eval()(x[together])[:, 0]
-        finally:
-            for module, training in modes:
-                module.training = training
-        if differ(once, [evaluated]):
-            raise ValueError(KEEPS if differ(once, response(together, 0)[:1]) else TRAINS)
     try:
+        training = [module for module in model.modules() if getattr(module, "training", False)]
+        if training:
+            once = response(together, 0)
+            for module in training:  # eval() may do more than that
+                module.training = False
+            try:
+                evaluated = outputs(together, 0).detach()  # forward alone: cuDNN's recurrent layers refuse the rest
+            finally:
+                for module in training:
+                    module.training = True
+            if differ((once[0], []), (evaluated, [])):
+                raise ValueError(KEEPS if differ(once, response(together, 0)) else TRAINS)
         for row in (1, 0):
             alone = [together[row]] * samples
             once, alike = response(together, row), response(alone, row)
             if differ(once, alike):
-                if differ(alike, response(alone, row)):
-                    raise ValueError(KEEPS)
-                raise ValueError("outputs of a sample depend on the others in its batch, or on chance: they must not")
+                raise ValueError(KEEPS if differ(alike, response(alone, row)) else MIXES)
     except RuntimeError as error:
         if "backward through the graph a second time" in str(error):
             raise ValueError(KEEPS) from error
@@ -486,7 +504,8 @@ class _Tape(TorchFunctionMode):
         if not self.matters(a, weight, bias):
             return None
         z, xhat = function(a, *how, weight, bias, eps=eps), function(a.detach(), *how, eps=eps)
-        return z, self.note(z, weight, bias, rows, channels, xhat=xhat.reshape(rows, channels, -1))
+        xhat = xhat.reshape(rows, channels, a.numel() // (rows * channels) if rows else 1)
+        return z, self.note(z, weight, bias, rows, channels, xhat=xhat)
 
     def run(self, conv, a, weight, bias, options):
         """The convolution, as `_Live` once the layouts are known.
@@ -612,7 +631,7 @@ def _probe(model, x, params, samples):
     slow = {name for name in tape.other | unknown | unseen | hooked | mixed if gradients[name] is not None}
     weights, biases = _by_parameter(calls, layouts, params.keys() - slow - unseen, samples)
     norms = _norms(weights, biases, [_alive(*each, samples) for each in zip(signals, calls, layouts)], {})
-    precision = _precision(outputs.dtype)
+    precision = max(_precision(t.dtype) for t in (outputs, *signals) if t is not None)
     lengths = {name: outputs.new_zeros(()) if g is None else _square(g).sqrt() for name, g in gradients.items()}
     total = sum(length.square() for length in lengths.values()).sqrt()
     for name, length in lengths.items():
@@ -630,8 +649,9 @@ def _probe(model, x, params, samples):
             windows += positions * math.prod(call.weight_shape[1:]) * call.groups
     signal = sum(0 if d is None else d.numel() for d in signals) // samples
     largest = max(p.numel() for p in params.values())
-    passes = max(6 * signal * outputs.element_size(), 2 * sum(kept.values()) // samples)
-    each = passes + (grams + windows + 2 * largest + 1) * outputs.element_size()
+    size = max(4, outputs.element_size())  # half precision is summed up in single
+    passes = max(6 * signal * size, 2 * sum(kept.values()) // samples)
+    each = passes + (grams + windows + 2 * largest + 1) * size
     return _Probe(layouts, connected, slow, tape.other, each)
 
 

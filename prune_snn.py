@@ -123,6 +123,7 @@ class Search:
             found = {"search": self.rule, "stage": stage, "round": number, "sparsity": pruning.sparsity(masks)}
             found |= {"timestep": steps, "test_accuracy": accuracy[-1], "prefix_accuracy": accuracy}
             found |= {"ic": fisher["ic"], "fisher": fisher["fisher"], "seconds": seconds}
+            # What the search needs beside training.
             found["rule_seconds"] = scored + (fisher["seconds"] if self.measured(number) else 0.0)
             found["synaptic_operations"] = pruning.synaptic_operations(whole, masks, self.subset.x)
             self.run.append(PRUNING_FILE, found)
@@ -175,7 +176,8 @@ class Search:
             model, folder, seconds = self.train(f"round_{number:02d}", steps, masks, before)
             begun = time.perf_counter()
             scores = self.scores(model, masks, steps)
-            scored = time.perf_counter() - begun if args.prune_by == "fisher" else 0.0  # magnitudes are there
+            next(iter(scores.values())).sum().item()  # waits for the device
+            scored = time.perf_counter() - begun if args.prune_by == "fisher" else 0.0  # magnitudes cost nothing
             line = self.line("search", number, steps, model, masks, seconds, scored)
             if steps == args.timestep and number in finals:
                 self.line("final", number, steps, model, masks, seconds)

@@ -24,7 +24,7 @@ class Effect(NamedTuple):
 
 
 def deviation(values):
-    """Standard deviation of a sample; NaN if there is one in it."""
+    """Standard deviation of values; NaN if one of them is, or there is only one."""
     return torch.tensor(values, dtype=torch.float64).std().item() if len(values) > 1 else math.nan
 
 

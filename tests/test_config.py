@@ -124,6 +124,10 @@ def test_a_recipe_overrides_the_release_and_a_flag_overrides_both():
     assert vars(digits).keys() == vars(release).keys()  # nothing of what other scripts read
 
 
+def test_a_prefix_that_is_named_twice_counts_once():
+    assert config.parse("train_snn", ["--loss", "prefix", "--prefix_time", "3", "1", "3"]).prefix_time == [1, 3]
+
+
 def test_hyphens_and_underscores_are_one():
     argv = ["--label-corrupt-prob", "0.25", "--batch-size=7", "--undecayed-input"]
     args = config.parse("train_snn", argv)

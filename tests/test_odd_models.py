@@ -99,7 +99,7 @@ def ordered(order):
 def chosen(m, x):
     """One expert takes the rows of sample 3 alone."""
     z, rows = m.a(x).tanh(), x[..., 0] > 3
-    return z.index_put((rows,), z[rows] + m.b(x[rows]))
+    return z.index_put((rows,), z[rows] + m.n(m.b(x[rows])))
 
 
 def inner(m, x):
@@ -174,7 +174,7 @@ ODD = {
     "behind a sparse matrix": (
         lambda m, x: torch.sparse.mm(torch.eye(6).to_sparse(), m.a(x).flatten(0, 1).T).T.unflatten(0, x.shape[:2]),
         lambda: dict(a=nn.Linear(5, 6))),
-    "without rows at first": (chosen, lambda: dict(a=nn.Linear(5, 6), b=nn.Linear(5, 6))),
+    "without rows at first": (chosen, lambda: dict(a=nn.Linear(5, 6), b=nn.Linear(5, 6), n=nn.LayerNorm(6))),
     "standardised weight": (lambda m, x: F.linear(x, F.batch_norm(m.a.weight[None], None, None, training=True)[0]),
                             lambda: dict(a=nn.Linear(5, 6, bias=False))),
     "differentiated within": (inner, lambda: dict(a=nn.Linear(5, 6), c=nn.Conv1d(1, 3, 3, padding=1))),
@@ -359,20 +359,23 @@ def test_a_model_that_keeps_its_membranes_between_calls_is_refused():
 class SilentMembrane(nn.Module):
     """Its membranes are kept too, but its last layer is silent: outputs are the bias whatever they are."""
 
-    def __init__(self, detach):
+    def __init__(self, detach, head):
         super().__init__()
         self.layer, self.readout, self.detach, self.v = nn.Linear(4, 6), nn.Linear(6, 3), detach, 0.0
+        self.head = head
 
     def forward(self, x):
         self.v = self.v.detach() if self.detach and torch.is_tensor(self.v) else self.v
         self.v = self.v / 2 + self.layer(x)
-        return self.readout(archs.neuron.Spike.apply(self.v - 100, archs.neuron.SURROGATES["atan"], 2.0)).unsqueeze(0)
+        spikes = archs.neuron.Spike.apply(self.v - 100, archs.neuron.SURROGATES["atan"], 2.0)
+        return self.head(self.readout(spikes)).unsqueeze(0)
 
 
+@pytest.mark.parametrize("head", [nn.Identity(), nn.LogSoftmax(1), nn.Softmax(1)])  # of the last the sum is constant
 @pytest.mark.parametrize("detach", [True, False])
-def test_membranes_that_are_kept_are_noticed_while_nothing_spikes(detach):
+def test_membranes_that_are_kept_are_noticed_while_nothing_spikes(detach, head):
     with pytest.raises(ValueError, match=r"second model\(x\)"):
-        temporal_fisher(SilentMembrane(detach), torch.rand(5, 4), torch.arange(5) % 3)
+        temporal_fisher(SilentMembrane(detach, head), torch.rand(5, 4), torch.arange(5) % 3)
 
 
 @pytest.mark.parametrize(
@@ -391,6 +394,42 @@ def test_samples_that_depend_on_each_other_or_on_chance_are_refused(mixing):
         torch.manual_seed(0)
         with pytest.raises(ValueError, match=r"depend on the others|second model\(x\)"):
             temporal_fisher(model, torch.randn(4, 2, 5)[order], torch.arange(4) % 3)
+
+
+def test_a_model_that_changes_its_input_is_refused_and_does_not():
+    model, x = Function(lambda m, x: m.a(x.mul_(2)), a=nn.Linear(5, 6)).eval(), torch.randn(4, 2, 5)
+    before = x.clone()
+    with pytest.raises(ValueError, match="changes x in place"):
+        temporal_fisher(model, x, torch.arange(4) % 3)
+    assert torch.equal(x, before)
+
+
+def test_outputs_of_another_t_for_other_samples_are_a_dependence():
+    model = Function(lambda m, x: m.a(x[: 1 + (x > 3).any()]), a=nn.Linear(5, 6)).eval()
+    x = torch.randn(4, 2, 5).clamp(-2, 2)
+    x[0, 0, 0] = 9
+    with pytest.raises(ValueError, match="depend on the others"):
+        temporal_fisher(model, x, torch.arange(4) % 3)
+
+
+class Merges(nn.Linear):
+    """Does more than to change its mode."""
+
+    def train(self, mode=True):
+        if not mode:
+            self.weight.data.zero_()
+        return super().train(mode)
+
+
+def test_a_model_in_train_mode_is_measured_and_left_as_it_is_where_that_changes_nothing():
+    model = Function(inner, a=Merges(5, 6), c=nn.Conv1d(1, 3, 3, padding=1))
+    model.c.eval()
+    x, y = torch.randn(4, 2, 5), torch.arange(4) % 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_same(temporal_fisher(model, x, y), one_by_one(model, x, y))
+    assert [module.training for module in (model, model.a, model.c, model.r)] == [True, True, False, True]
+    assert model.a.weight.abs().sum() > 0
 
 
 @pytest.mark.filterwarnings("ignore:measured one sample")
@@ -427,7 +466,7 @@ def test_autocast_is_measured_as_it_is(dtype, around):
 
     model, x, y = Net().float().eval(), torch.randn(3, 2, 6, 6).float(), torch.arange(3)
     with torch.autocast("cpu", dtype, enabled=around), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("error")
         found, expected = temporal_fisher(model, x, y), one_by_one(model, x, y)
     torch.testing.assert_close(sum(found.values()), sum(expected.values()), rtol=0.05, atol=0)
 
@@ -467,8 +506,14 @@ def test_arguments_of_another_form_are_refused_with_the_cure():
             measure(model, x, [0, 1, 2])
         with pytest.raises(ValueError, match="unknown prefix 'all': choose from cumulative, instant"):
             measure(model, x, y, prefix="all")
-        with torch.inference_mode(), pytest.raises(ValueError, match=r"use torch\.no_grad\(\)"):
-            measure(model, x, y)
+        with torch.inference_mode():
+            inside = x.clone()
+            with pytest.raises(ValueError, match=r"use torch\.no_grad\(\)"):
+                measure(model, x, y)
+        with pytest.raises(ValueError, match=r"use torch\.no_grad\(\)"):
+            measure(model, inside, y)
+        with pytest.raises(ValueError, match=r"need labels .* not \[1, 1, 3\]"):
+            measure(model, x, y.view(1, 1, 3))
 
 
 def test_dropout_of_a_foreign_kind_in_train_mode_is_refused():

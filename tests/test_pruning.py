@@ -327,6 +327,7 @@ def test_a_search_is_split_over_processes_and_finds_the_same(tmp_path, monkeypat
     assert differ <= 0.001 * sum(mask.numel() for mask in masks[0].values())  # ties, by rounding
     one, two = (lines(tmp_path / count / "run", "pruning.jsonl") for count in "12")
     assert [line["timestep"] for line in one] == [line["timestep"] for line in two]
+    assert [line["rule_seconds"] > 0 for line in one] == [True, False]  # of scoring, in the search alone
 
 
 def test_synaptic_operations_of_several_images_are_their_mean_and_count_every_timestep():

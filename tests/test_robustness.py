@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,7 +111,8 @@ def test_a_network_is_tried_alike_whichever_is_named_first(trained, tmp_path):
     assert one == other and len(one) == 14
     assert all("random" in x for x in found[0] if x["threat"] in ("fgsm", "pgd"))
     argv = ["--checkpoints", *trained, "--seed", "3"]
-    assert config.parse("eval_snn_robustness", argv).seed == 3
+    args = config.parse("eval_snn_robustness", argv)
+    assert args.seed == 3 and config.run_name(args) == f"{Path(trained[0]).parent.name}_robustness"
 
 
 def test_two_processes_find_what_one_finds(evaluated, trained, tmp_path):
