@@ -383,27 +383,25 @@ class _Call:
 
 
 class _Live(torch.autograd.Function):
-    """A convolution whose backward pass skips the timesteps past the prefix and forms no weight gradient."""
+    """A layer z = forward(a) whose backward pass skips the timesteps past the prefix and forms no weight gradient:
+    backward(d, a) is dL/da of some first rows from dL/dz and, with `keep`, a of those."""
 
     @staticmethod
-    def forward(ctx, a, weight, bias, conv, options, block):
-        ctx.save_for_backward(a, weight)
-        ctx.options, ctx.block = options, block
-        return conv(a, weight, bias, *options)
+    def forward(ctx, a, weight, bias, forward, backward, keep, block):
+        ctx.save_for_backward(*[a] * keep)
+        ctx.run, ctx.block = backward, block
+        return forward(a, weight, bias)
 
     @staticmethod
     def backward(ctx, d):
         if not ctx.needs_input_grad[0]:
-            return (None,) * 6
+            return (None,) * 7
         # All rows of a gradient within the model, which is differentiated again.
         rows = len(d) if torch.is_grad_enabled() else _live_rows(d, ctx.block)
-        (a, weight), (stride, padding, dilation, groups) = ctx.saved_tensors, ctx.options
-        geometry = (stride, padding, dilation, False, (0,) * len(stride), groups)
-        only = (True, False, False)
-        grad = torch.ops.aten.convolution_backward(d[:rows], a[:rows], weight, None, *geometry, only)[0]
+        grad = ctx.run(d[:rows], *(a[:rows] for a in ctx.saved_tensors))
         if rows < len(d):
             grad = F.pad(grad, (0, 0) * (grad.dim() - 1) + (0, len(d) - rows))
-        return grad, *(None,) * 5
+        return grad, *(None,) * 6
 
 
 def _live_rows(d, block):
@@ -467,7 +465,11 @@ class _Tape(TorchFunctionMode):
         padding = _each(0 if isinstance(padding, str) else padding, dims)
         options = (stride, padding, dilation, groups)
 
-        z = self.run(conv, input, weight, bias, options)
+        def backward(d, a):
+            geometry = (stride, padding, dilation, False, (0,) * dims, groups)
+            return torch.ops.aten.convolution_backward(d, a, weight, None, *geometry, (True, False, False))[0]
+
+        z = self.run(input, weight, bias, lambda a, weight, bias: conv(a, weight, bias, *options), backward, True)
         kind = {"weight_shape": weight.shape, "options": options, "space": z.shape[2:], "version": input._version}
         return z, self.note(z, weight, bias, len(input), z.shape[1], a=input.detach(), **kind)
 
@@ -487,8 +489,13 @@ class _Tape(TorchFunctionMode):
             if len(input) > 1:
                 raise ValueError("batch_norm with batch statistics mixes samples: call model.eval() first")
             return None  # of a weight that is standardised, say
+
+        def backward(d):
+            scale = (running_var + eps).rsqrt() if weight is None else weight.detach() * (running_var + eps).rsqrt()
+            return d * scale.view(-1, *(1,) * (d.dim() - 2))
+
         how = (running_mean, running_var)
-        return self.norm(F.batch_norm, input, how, weight, bias, eps, len(input), input.shape[1])
+        return self.norm(F.batch_norm, input, how, weight, bias, eps, len(input), input.shape[1], backward)
 
     def group_norm(self, input, num_groups, weight=None, bias=None, eps=1e-5):
         """F.group_norm: input [R, C, ...]."""
@@ -499,16 +506,20 @@ class _Tape(TorchFunctionMode):
         rows, channels = math.prod(input.shape[: -len(normalized_shape)]), math.prod(normalized_shape)
         return self.norm(F.layer_norm, input, (normalized_shape,), weight, bias, eps, rows, channels)
 
-    def norm(self, function, a, how, weight, bias, eps, rows, channels):
+    def norm(self, function, a, how, weight, bias, eps, rows, channels, backward=None):
         """function(a, *how, weight, bias, eps=eps)."""
         if not self.matters(a, weight, bias):
             return None
-        z, xhat = function(a, *how, weight, bias, eps=eps), function(a.detach(), *how, eps=eps)
-        xhat = xhat.reshape(rows, channels, a.numel() // (rows * channels) if rows else 1)
+
+        def forward(a, weight=None, bias=None):
+            return function(a, *how, weight, bias, eps=eps)
+
+        z = self.run(a, weight, bias, forward, backward) if backward else forward(a, weight, bias)
+        xhat = forward(a.detach()).reshape(rows, channels, a.numel() // (rows * channels) if rows else 1)
         return z, self.note(z, weight, bias, rows, channels, xhat=xhat)
 
-    def run(self, conv, a, weight, bias, options):
-        """The convolution, as `_Live` once the layouts are known.
+    def run(self, a, weight, bias, forward, backward, keep=False):
+        """forward(a, weight, bias), as `_Live` once the layouts are known.
 
         Not where others look at what is saved, as torch.utils.checkpoint does, which compares it with what the layer
         itself saves when it runs again; nor under autocast, whose signals are of another precision than a, nor inside a
@@ -517,9 +528,9 @@ class _Tape(TorchFunctionMode):
         watched = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         cast = torch.is_autocast_enabled(a.device.type)
         if self.blocks is None or watched or cast or torch._C._are_functorch_transforms_active():
-            return conv(a, weight, bias, *options)
+            return forward(a, weight, bias)
         block = self.blocks[len(self.calls)] if len(self.calls) < len(self.blocks) else None
-        return _Live.apply(a, weight, bias, conv, options, block or len(a))
+        return _Live.apply(a, weight, bias, forward, backward, keep, block or len(a))
 
     def note(self, z, weight, bias, rows, channels, **kind):
         if not z.requires_grad:  # inside a transform of torch.func, whose graph is another
