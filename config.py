@@ -163,7 +163,7 @@ def make_parser(script, description=None):
         add = parser.add_argument_group(title).add_argument
 
         def flag(name, *names, help, **kw):
-            shown = kw.get("default") is not None and kw.get("action") is None
+            shown = kw.get("default") not in (None, []) and kw.get("action") is None
             value = " ".join(map(str, kw["default"])) if isinstance(kw.get("default"), list) else kw.get("default")
             help = argparse.SUPPRESS if name[2:] in unused else help + (f" (default {value})" if shown else "")
             add(name, *names, help=help, **kw)

@@ -2,7 +2,7 @@
 
     python eval_snn_robustness.py --checkpoints runs/A/checkpoint_latest.pt runs/B/checkpoint_latest.pt
 
-takes a minute and a half for two networks of `train_snn.py --dataset digits` on two CPU cores. All are tried on the
+takes half a minute for two networks of `train_snn.py --dataset digits` on two CPU cores. All are tried on the
 same test samples, drawn by --seed, as are noise and the attacks' starts.
 
 The folder runs/<name>_robustness (or --exp_name) has robustness.jsonl, a line for each network and strength, and
