@@ -1,8 +1,7 @@
-"""Data sets as tensors on the device; batches are cut, augmented and encoded there, all images at once. A folder of
-image files stays on disk instead, and is decoded by worker processes.
+"""Data sets as tensors; batches are cut, augmented, corrupted and encoded on the device.
 
-A set is two `ImageSet`s, made by `load`. Values are in [0, 1] where they are stored as uint8; a batch is standardised
-channel by channel with the training set's mean and standard deviation.
+A set is two `ImageSet`s, made by `load`. Everywhere below, pixels are inputs in [0, 1]: uint8 images
+divided by 255, and frames divided by the largest value of the training set.
 """
 
 import math
@@ -12,28 +11,36 @@ import torch
 import torch.nn.functional as F
 
 from archs import SMALLEST_IMAGE
-from readers import Files, import_torchvision, read
-from utils import BadInput, seed_all
+from readers import import_torchvision, read
+from utils import BadInput, processes, rank, seed_all
 
 # name -> (padding of the random crop, random horizontal flip)
 AUGMENT = {
-    "cifar10": (4, True), "cifar100": (4, True), "svhn": (4, False), "fashion_mnist": (2, True), "mnist": (2, False),
-    "digits": (0, False), "npz": (0, False), "fake": (4, True), "planted": (0, False),
-    "folder": (8, True),
-}  # fmt: skip
+    "cifar10": (4, True),
+    "cifar100": (4, True),
+    "svhn": (4, False),
+    "fashion_mnist": (2, True),
+    "mnist": (2, False),
+    "fake": (4, True),
+    "digits": (0, False),
+    "planted": (0, False),
+    "npz": (0, False),
+}
 DATASETS = tuple(AUGMENT)
 # The release's constants; any other set is measured.
 MEAN_STD = {"cifar10": ((0.4913, 0.4821, 0.4465), (0.2023, 0.1994, 0.2010))}
+PIECE_BYTES = 2**26  # of float64, that statistics take at once
+DEVICE_SHARE = 0.5  # of a GPU's free memory, that a data set may take
 
 
 @dataclass
 class Corruption:
-    """What is done to inputs in [0, 1], images [B, C, H, W] or frames [B, T, C, H, W], before they are standardised.
+    """What is done to pixels, images [B, C, H, W] or frames [B, T, C, H, W].
 
-    kind "gaussian_noise" adds noise of standard deviation `level` and cuts at 0 and 1; "blur" is Gaussian, of standard
-    deviation `level` in pixels. `band` "low" keeps the spatial frequencies up to `radius` cycles an image, "high" those
-    above. An image is corrupted once and shown at `times`, counted from 1, itself at the others of the `timestep`;
-    without `times`, it is shown at all.
+    kind "gaussian_noise" adds noise of standard deviation `level` and cuts at 0 and 1; "blur" is
+    Gaussian, of standard deviation `level` in pixels. `band` "low" keeps the spatial frequencies up
+    to `radius` cycles an image, "high" those above. An image is corrupted once; timesteps of
+    `times`, counted from 1, see it, the others the image itself. Without `times` all see it.
     """
 
     timestep: int
@@ -43,23 +50,21 @@ class Corruption:
     band: str | None = None
     radius: float = 0.0
 
-    def __call__(self, x, size=None, part=slice(None)):
-        """Of a batch of `size` inputs, x may be the `part`. Noise is drawn from torch's generator of the device."""
+    def __call__(self, x):
+        """Noise is drawn from torch's generator of the device."""
         changed = x
         if self.kind == "gaussian_noise":
-            noise = torch.randn(size or len(x), *x.shape[1:], device=x.device, dtype=x.dtype)[part]
-            changed = (changed + self.level * noise).clamp(0, 1)
+            changed = (changed + self.level * torch.randn_like(x)).clamp(0, 1)
         elif self.kind == "blur":
             changed = blurred(changed, self.level)
         if self.band:
             changed = filtered(changed, self.band, self.radius)
         if not self.times:
             return changed
-        frames = [image.unsqueeze(1).expand(-1, self.timestep, *x.shape[1:]) for image in (x, changed)]
-        x, changed = (x, changed) if x.dim() == 5 else frames
-        chosen = torch.zeros(self.timestep, dtype=torch.bool, device=x.device)
-        for t in self.times:  # an index of a list would be a sync point
-            chosen[t - 1] = True
+        if x.dim() == 4:  # (B, C, H, W) -> (B, T, C, H, W)
+            x, changed = (images.unsqueeze(1).expand(-1, self.timestep, -1, -1, -1) for images in (x, changed))
+        steps = torch.arange(1, self.timestep + 1, device=x.device)
+        chosen = sum(steps == t for t in self.times).bool()
         return torch.where(chosen.view(-1, 1, 1, 1), changed, x)
 
 
@@ -73,22 +78,25 @@ def blurred(x, sigma):
 
 
 def filtered(x, band, radius):
-    """The spatial frequencies of [..., H, W] up to `radius` cycles an image ("low"), or those above ("high")."""
+    """The spatial frequencies of [..., H, W] up to `radius` cycles an image, or those above."""
     down, right = (torch.fft.fftfreq(size, 1 / size, device=x.device) for size in x.shape[-2:])
     low = down.square().unsqueeze(1) + right.square() <= radius**2
-    return torch.fft.ifft2(torch.fft.fft2(x) * (low if band == "low" else ~low)).real
+    keep = low if band == "low" else ~low
+    return torch.fft.ifft2(torch.fft.fft2(x) * keep).real
 
 
 @dataclass
 class ImageSet:
     """Samples and how a batch is made of them.
 
-    images [N, C, H, W], or frames [N, T, C, H, W], uint8 or float32, or `Files`; labels [N] int64; mean and std [C].
+    images [N, C, H, W], or frames [N, T, C, H, W], uint8 or float32; labels [N] int64; `largest` is
+    the value that stands for 1 in pixels; mean and std [C] are of pixels.
     """
 
-    images: torch.Tensor | Files
+    images: torch.Tensor
     labels: torch.Tensor
     num_classes: int
+    largest: float
     mean: torch.Tensor
     std: torch.Tensor
     pad: int = 0
@@ -99,146 +107,206 @@ class ImageSet:
     def __len__(self):
         return len(self.labels)
 
+    @property
+    def device(self):
+        """The device of the batches."""
+        return self.labels.device
+
     def subset(self, index):
         """The set of the samples of that index, in its order."""
-        images = self.images.select(index) if isinstance(self.images, Files) else self.images[index]
-        return replace(self, images=images, labels=self.labels[index])
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device):
-        """The set on that device."""
-        moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}
-        return replace(self, **moved)
+        """The set on that device. Images that would fill a GPU stay in main memory."""
+        moved = {name: getattr(self, name).to(device) for name in ("labels", "mean", "std")}
+        fits = True
+        if device.type == "cuda":
+            fits = self.images.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+        return replace(self, images=self.images.to(device) if fits else self.images, **moved)
 
-    def expect(self, batches, parts=None):
-        """These batches are asked for next, each of them an index [B] with its part: files are read ahead."""
-        if isinstance(self.images, Files):
-            self.images.expect([index[part] for index, part in zip(batches, parts or [slice(None)] * len(batches))])
+    def batches(self, size, seed, epoch=None, augment=False):
+        """Batches of pixels x and labels y [B], on the device: `for x, y in dataset.batches(64, 0)`.
 
-    def batch(self, index, augment=False, part=slice(None)):
-        """Inputs [B, C, H, W] or [B, T, C, H, W] of a network, and labels [B], of the samples `index` [B].
-
-        Of these, `part` is given out; it is what it would be within the whole batch. What is random (crops, flips,
-        noise, Poisson spikes) is drawn from torch's global generator of the device.
+        Without `epoch` they are all samples in order. With it, they are those of that training
+        epoch in random order, augmented if `augment`; of each batch this process gets its share.
+        What is random depends on seed, epoch and batch alone.
         """
-        x, labels = self.pixels(index, augment, part)
-        return self.encode(x, len(index), part), labels
+        index = torch.arange(len(self), device=self.device)
+        purpose, when = "evaluate", ()
+        if epoch is not None:
+            seed_all(seed, "order", epoch)
+            index = torch.randperm(len(self), device=self.device)
+            purpose, when = "step", (epoch,)
+        for number, batch in enumerate(index.split(size)):
+            if epoch is not None:
+                if len(batch) < 2 * processes():
+                    return  # BatchNorm has no statistics of one sample
+                batch = batch[: len(batch) // processes() * processes()][rank() :: processes()]
+            seed_all(seed, purpose, *when, number * processes() + rank())
+            yield self.pixels(batch, augment), self.labels[batch]
 
-    def pixels(self, index, augment=False, part=slice(None)):
-        """The same before `encode`: augmented and corrupted, float32, in [0, 1] if the set is."""
-        x, labels = self.images[index[part]], self.labels[index[part]]
+    def pixels(self, index, augment=False):
+        """The samples of that index as pixels, float32: augmented, and corrupted."""
+        x = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
         if augment and (self.pad or self.flip):
-            x = crop_and_flip(x, self.pad, self.flip, len(index), part)
-        x = x / 255 if x.dtype == torch.uint8 else x
-        if self.corruption:
-            x = self.corruption(x, len(index), part)
-        return x, labels
+            x = crop_and_flip(x, self.pad, self.flip)
+        if x.dtype == torch.uint8 or self.largest != 1:
+            x = x / self.largest
+        return self.corruption(x) if self.corruption else x
+
+    def encode(self, x):
+        """Pixels as a network takes them: standardised, or Poisson spikes.
+
+        A spike is 1 with the pixel's value as probability. It is not standardised, and its gradient
+        by the pixel counts as 1.
+        """
+        if not self.poisson_steps:
+            return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        frames = x if x.dim() == 5 else x.unsqueeze(1)
+        chance = torch.rand(len(x), self.poisson_steps, *x.shape[-3:], device=x.device)
+        spikes = (chance < frames).to(x.dtype)
+        return spikes + (frames - frames.detach()) if x.requires_grad else spikes
 
     def shown(self, number):
-        """One input as a figure shows it: frames [S, C, H, W] in [0, 1], S = 1 if every timestep sees the same."""
-        x = self.pixels(torch.tensor([number], device=self.labels.device))[0]
+        """One sample as a figure shows it: frames [S, C, H, W]; S = 1 if all timesteps see it."""
+        x = self.pixels(torch.tensor([number], device=self.device))
         x = self.encode(x) if self.poisson_steps else x
         return x[0] if x.dim() == 5 else x
 
-    def encode(self, x, size=None, part=slice(None)):
-        """Pixels as a network takes them: standardised, or Poisson spikes, which are 0 or 1 with the pixel's value as
-        probability, and not standardised; the gradient of a spike by its pixel counts as 1. Of a batch of `size`
-        samples, x may be the `part`."""
-        if not self.poisson_steps:
-            return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
-        chance = torch.rand(size or len(x), self.poisson_steps, *x.shape[-3:], device=x.device)  # (B, T, C, H, W)
-        frames = x if x.dim() == 5 else x.unsqueeze(1)
-        spikes = (chance[part] < frames).to(x.dtype)
-        return spikes + (frames - frames.detach()) if x.requires_grad else spikes
 
-
-def crop_and_flip(x, pad, flip, size=None, part=slice(None)):
-    """Shift each image of [B, ..., H, W] by up to `pad` pixels, zeros coming in, and mirror half of them if `flip`.
-
-    The frames of one sample move together. Of a batch of `size` images, x may be the `part`.
-    """
-    size, (height, width) = size or len(x), x.shape[-2:]
-    down, right = (torch.randint(0, 2 * pad + 1, (size, 1), device=x.device)[part] for _ in range(2))
-    rows, cols = torch.arange(height, device=x.device) + down, torch.arange(width, device=x.device) + right
+def crop_and_flip(x, pad, flip):
+    """Shift each sample of [B, ..., H, W] by up to `pad` pixels, zeros coming in, and mirror half of
+    them if `flip`. The frames of a sample move together."""
+    height, width = x.shape[-2:]
+    down, right = (torch.randint(0, 2 * pad + 1, (len(x), 1), device=x.device) for _ in range(2))
+    rows = torch.arange(height, device=x.device) + down
+    cols = torch.arange(width, device=x.device) + right
     if flip:
-        cols = torch.where(torch.rand(size, 1, device=x.device)[part] < 0.5, cols.flip(1), cols)
+        mirrored = torch.rand(len(x), 1, device=x.device) < 0.5
+        cols = torch.where(mirrored, cols.flip(1), cols)
     padded = F.pad(x.flatten(1, -3), (pad,) * 4)  # (B, channels, H + 2 pad, W + 2 pad)
     sample = torch.arange(len(x), device=x.device).view(-1, 1, 1)
-    moved = padded.transpose(0, 1)[:, sample, rows.unsqueeze(2), cols.unsqueeze(1)]  # (channels, B, H, W)
-    return moved.transpose(0, 1).reshape(x.shape)
+    moved = padded.transpose(0, 1)[:, sample, rows.unsqueeze(2), cols.unsqueeze(1)]
+    return moved.transpose(0, 1).reshape(x.shape)  # from (channels, B, H, W)
 
 
 def load(args, device):
-    """The training and the test set that `args` names, on `device`, and the corruption of the training labels.
+    """The training and the test set that `args` names, on `device`, and the replaced labels.
 
-    Returns (train, test, corrupted): `corrupted` is None, or {"index" [n] into the whole training set, "labels" [n] as
-    trained, "clean" [n]}. Raises BadInput if a set is missing or damaged, or does not fit the flags.
+    Returns (train, test, replaced): `replaced` is None, or with --label_corrupt_prob {"index" [n]
+    into the whole training set, "labels" [n] as trained, "clean" [n]}. Raises BadInput if a set is
+    missing or damaged, or does not fit the flags.
     """
     x_train, y_train, x_test, y_test = read(args)
-    num_classes = int(max(y_train.max(), y_test.max())) + 1
-    if args.dataset in MEAN_STD:
-        mean, std = map(torch.tensor, MEAN_STD[args.dataset])
-    else:
-        mean, std = channel_statistics(x_train)
-    pad, flip = (0, False) if args.no_augment else AUGMENT[args.dataset]
-    train = ImageSet(x_train, y_train, num_classes, mean, std, pad, flip)
-    if len(train) < 2:
-        raise BadInput(f"{args.dataset} has {len(train)} training sample: at least 2 are needed")
-    if min(x_train.shape[-2:]) < SMALLEST_IMAGE:
-        raise BadInput(f"inputs of {list(x_train.shape[-2:])} pixels are too small: at least {SMALLEST_IMAGE} a side")
-    if x_train.dim() == 5 and x_train.shape[1] != args.timestep:
-        raise BadInput(
-            f"frames of {args.dataset} have {x_train.shape[1]} timesteps: pass --timestep {x_train.shape[1]}"
-        )
+    num_classes = count_classes(args, y_train, y_test)
+    check_shape(args, x_train)
+    largest = value_of_one(args, x_train)
+    mean, std = statistics(args, x_train, largest)
+    pad, flip = AUGMENT[args.dataset]
+    train = ImageSet(x_train, y_train, num_classes, largest, mean, std, pad, flip)
+    x_test = x_test.clamp(max=largest) if x_test.dim() == 5 else x_test
+    test = replace(train, images=x_test, labels=y_test)
     if args.encode == "p":
         if x_train.dim() == 5:
             raise BadInput("--encode p makes spikes of images; frames are in time already")
-        need_pixels("--encode p", x_train, x_test)
-        train.poisson_steps = args.timestep
-    if args.noisetype or args.freqlevel:
-        need_pixels("corruption of inputs", x_train, x_test)
-        most = math.hypot(*(size // 2 for size in x_train.shape[-2:]))  # cycles an image
-        if args.freqlevel and args.freq_radius >= most:
-            raise BadInput(f"--freq_radius {args.freq_radius:g} separates nothing: give less than {most:.2f}")
-        noise, filters = (args.noisetype, args.noise_level), (args.freqlevel, args.freq_radius)
-        train.corruption = Corruption(args.timestep, tuple(args.noisetime), *noise, *filters)
-    test = replace(train, images=x_test, labels=y_test)
-    corrupted = None
+        need_pixels("--encode p", train, test)
+        train.poisson_steps = test.poisson_steps = args.timestep
+    index = torch.arange(len(train))
     if args.datanum:
         if args.datanum > len(train):
             raise BadInput(f"--datanum {args.datanum} is above the {len(train)} training samples of {args.dataset}")
         seed_all(args.seed, "subset")
         index = torch.randperm(len(train))[: args.datanum]
         train = train.subset(index)
-    else:
-        index = torch.arange(len(train))
+    replaced = None
     if args.label_corrupt_prob:
-        seed_all(args.seed, "corrupt")
-        chosen = torch.randperm(len(train))[: round(args.label_corrupt_prob * len(train))]
-        labels = train.labels.clone()
-        labels[chosen] = torch.randint(num_classes, (len(chosen),))
-        corrupted = {"index": index[chosen], "labels": labels[chosen], "clean": train.labels[chosen]}
-        train = replace(train, labels=labels)
+        train, replaced = replace_labels(train, index, args.label_corrupt_prob, args.seed)
     if args.dry_run:
         train, test = train.subset(slice(2 * args.batch_size)), test.subset(slice(2 * args.batch_size))
-    return train.to(device), test.to(device), corrupted
+    return train.to(device), test.to(device), replaced
+
+
+def count_classes(args, y_train, y_test):
+    """K. Raises BadInput if the labels are not 0..K-1: a gap would be a class without samples."""
+    labels = torch.cat([y_train, y_test]).unique().tolist()
+    if labels != list(range(len(labels))):
+        words = ", ".join(map(str, labels if len(labels) < 12 else [*labels[:5], "...", *labels[-5:]]))
+        raise BadInput(f"the labels of {args.dataset} are {words}: number the classes from 0, without gaps")
+    return len(labels)
+
+
+def check_shape(args, images):
+    """Raise BadInput for samples that are too few, too small, or of another T."""
+    if len(images) < 2:
+        raise BadInput(f"{args.dataset} has {len(images)} training sample: at least 2 are needed")
+    if min(images.shape[-2:]) < SMALLEST_IMAGE:
+        size = " x ".join(map(str, images.shape[-2:]))
+        raise BadInput(f"inputs of {size} pixels are too small: at least {SMALLEST_IMAGE} a side")
+    if images.dim() == 5 and images.shape[1] != args.timestep:
+        shape = f"[N, T, C, H, W] = {list(images.shape)}"
+        raise BadInput(f"{args.dataset} has frames {shape}: pass --timestep {images.shape[1]}, if that is T")
+
+
+def value_of_one(args, images):
+    """The value that stands for 1: 255 of uint8 images, 1 of float images, and of frames, which are
+    counts of events, the largest of the training set."""
+    if images.dim() == 5 and args.dataset != "planted":
+        return float(images.max()) or 1.0
+    return 255.0 if images.dtype == torch.uint8 else 1.0
+
+
+def statistics(args, images, largest):
+    """Mean and standard deviation [C] of pixels, as --standardise says."""
+    rule = args.standardise or ("std" if images.dim() == 5 else "mean_std")
+    channels = images.shape[-3]
+    if rule == "none":
+        return torch.zeros(channels), torch.ones(channels)
+    mean, std = MEAN_STD.get(args.dataset) or channel_statistics(images, largest)
+    mean, std = torch.as_tensor(mean), torch.as_tensor(std)
+    return (mean if rule == "mean_std" else torch.zeros(channels)), std
+
+
+def channel_statistics(images, largest=1.0):
+    """Mean and standard deviation [C] over samples, timesteps and positions, in pieces of bounded
+    memory. A constant channel has 1."""
+    total = square = 0
+    for piece in images.split(max(1, PIECE_BYTES // (8 * images[0].numel()))):
+        flat = piece.transpose(0, -3).flatten(1).double() / largest  # (C, everything else)
+        total = total + flat.sum(1)
+        square = square + flat.square().sum(1)
+    count = images.numel() / images.shape[-3]
+    mean = total / count
+    std = (square / count - mean**2).clamp(min=0).sqrt()
+    return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
+
+
+def replace_labels(train, index, share, seed):
+    """The set with that share of its labels replaced by random ones, and a record of them; `index`
+    [N] are its samples within the whole training set."""
+    seed_all(seed, "corrupt")
+    chosen = torch.randperm(len(train))[: round(share * len(train))]
+    labels = train.labels.clone()
+    labels[chosen] = torch.randint(train.num_classes, (len(chosen),))
+    record = {"index": index[chosen], "labels": labels[chosen], "clean": train.labels[chosen]}
+    return replace(train, labels=labels), record
+
+
+def make_corruption(args, *sets):
+    """The Corruption that --noisetype and --freqlevel describe, or None. Raises BadInput."""
+    if not (args.noisetype or args.freqlevel):
+        return None
+    need_pixels("corruption of inputs", *sets)
+    most = math.hypot(*(size // 2 for size in sets[0].images.shape[-2:]))  # cycles an image
+    if args.freqlevel and args.freq_radius >= most:
+        raise BadInput(f"--freq_radius {args.freq_radius:g} separates nothing: give less than {most:.2f}")
+    times = tuple(args.noisetime)
+    noise, band = (args.noisetype, args.noise_level), (args.freqlevel, args.freq_radius)
+    return Corruption(args.timestep, times, *noise, *band)
 
 
 def need_pixels(what, *sets):
-    """Raise BadInput for inputs that are not pixels in [0, 1]."""
-    if any(x.dtype != torch.uint8 and (x.min() < 0 or x.max() > 1) for x in sets):
-        raise BadInput(f"{what} needs values in [0, 1]")
-
-
-def channel_statistics(images):
-    """Mean and standard deviation [C] over samples, timesteps and positions; a constant channel has 1."""
-    mean, square = 0, 0
-    if isinstance(images, Files):  # a sample of them tells
-        seed_all(0, "subset")
-        images = images[torch.randperm(len(images.chosen))[:1000]]
-    for chunk in images.split(1000):
-        flat = chunk.transpose(0, -3).flatten(1).double() / (255 if images.dtype == torch.uint8 else 1)
-        mean, square = mean + flat.sum(1), square + flat.square().sum(1)
-    count = images.numel() / images.shape[-3]
-    mean, square = mean / count, square / count
-    std = (square - mean**2).clamp(min=0).sqrt()
-    return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
+    """Raise BadInput for inputs that are not in [0, 1] after the division by `largest`."""
+    for dataset in sets:
+        x = dataset.images
+        if x.min() < 0 or x.max() > dataset.largest:
+            raise BadInput(f"{what} needs values in [0, 1]")

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from utils import LATEST, BadInput, Stopped, keep_freed_memory, write_atomically
+from utils import LATEST, BadInput, keep_freed_memory, write_atomically
 
 # ---------------------------------------------------------------- scales
 
@@ -81,13 +81,15 @@ SETTINGS = {
 # A VGG on some images, by the seed, of other data sets: for few epochs, which leaves a loss, and until it fits them.
 OTHER_DATA = {"Fashion-MNIST": "fashion_mnist", "CIFAR-10": "cifar10"}
 VGG = ["--arch", "vgg5", "--width", "0.25", "--timestep", "5", "--learning_rate", "0.1"]
+DECAY = ["--weight_decay", "5e-4", "--dampening", "0"]  # which the recipes of the digits and of Fashion-MNIST have
 SOME = [*VGG, "--no_augment", "--test_samples", "1000"]
 SOME_1000 = [*SOME, "--datanum", "1000", "--batch_size", "32", "--fisher_samples", "256"]
 SOME_5000 = [*SOME, "--datanum", "5000", "--amp", "bf16"]
 SCALES = {
     "small": Scale(
         training=["--dataset", "digits"], settings=SETTINGS, eps=32, release=("--fisher_samples", "1280"),
-        subsets={"1000 images": [*SOME_1000, "--epochs", "5"], "1000 images, fitted": [*SOME_1000, "--epochs", "20"]},
+        subsets={"1000 images": [*SOME_1000, *DECAY, "--epochs", "5"],
+                 "1000 images, fitted": [*SOME_1000, *DECAY, "--epochs", "20"]},
         downloads=False,
     ),
     "images": Scale(
@@ -98,9 +100,10 @@ SCALES = {
         searches=("full", "fisher", "1", "2", "3", "one_shot"),
     ),
     "medium": Scale(
-        training=["--dataset", "cifar10", *VGG, "--epochs", "20", "--amp", "bf16"], losses=losses("1.5", "3", "4"),
+        training=["--dataset", "cifar10", *VGG, *DECAY, "--epochs", "20", "--amp", "bf16"], losses=losses("1.5", "3", "4"),
         measured=["--fisher_epochs", "1", "2", "5", "10", "20"],
-        subsets={"5000 images": [*SOME_5000, "--epochs", "10"], "5000 images, fitted": [*SOME_5000, "--epochs", "60"]},
+        subsets={"5000 images": [*SOME_5000, *DECAY, "--epochs", "10"],
+                 "5000 images, fitted": [*SOME_5000, *DECAY, "--epochs", "60"]},
     ),
     "paper": Scale(
         training=["--save_epochs", "every:1000000"],  # a checkpoint of each twentieth epoch would fill a disk
@@ -163,13 +166,13 @@ class Job:
         return f"python {self.script}.py {' '.join(self.flags)}"
 
 
-stopped = []  # the signal that ended a job of this process: it begins no other one
+stopped = []  # the signal that ended this worker: it begins no other job
 
 
 def perform(job, args, threads):
     """Do a job in this process; what it prints goes to a file beside its folder."""
     if stopped:
-        raise KeyboardInterrupt
+        sys.exit(1)
     torch.set_num_threads(threads)
     keep_freed_memory()
     asked = job.asked(args)
@@ -181,26 +184,24 @@ def perform(job, args, threads):
         try:
             importlib.import_module(job.script).main(job.argv(args))
         except (SystemExit, BadInput) as error:
+            if stopped:
+                raise
             if isinstance(error, BadInput):
                 print(f"{job.script}.py: error: {error}")
             raise BadInput(f"{job.script}.py failed, {log} says why") from error
-        except Stopped as stop:
-            stopped.append(stop)
-            raise KeyboardInterrupt from stop
 
 
-def stop_workers(*_):
-    """SIGTERM reaches this process alone: the runs of its workers save and stop."""
-    for worker in multiprocessing.active_children():
-        worker.terminate()
-    raise KeyboardInterrupt
+def end_worker(number, frame):
+    """A worker's answer to SIGTERM. It ends in order: killed while it waits for work, it would keep the lock on which
+    the others then wait for ever."""
+    stopped.append(number)
+    sys.exit(1)
 
 
 def answer_signals():
-    """Ctrl-C reaches all processes: a run saves and stops, a worker without one must not break the pool. SIGTERM ends
-    it, but in order: killed while it waits for work, it would keep the lock on which the others then wait for ever."""
+    """Ctrl-C reaches all processes: the first one answers, and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, end_worker)
 
 
 def perform_all(jobs, args):
@@ -213,8 +214,7 @@ def perform_all(jobs, args):
             perform(job, args, threads)
         return
     spawn = multiprocessing.get_context("spawn")
-    with contextlib.ExitStack() as after, ProcessPoolExecutor(args.jobs, spawn, answer_signals) as pool:
-        after.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, stop_workers))
+    with ProcessPoolExecutor(args.jobs, spawn, answer_signals) as pool:
         futures = [pool.submit(perform, job, args, threads) for job in todo]
         try:
             for future in tqdm(as_completed(futures), "runs", total=len(todo), leave=False, disable=None):
@@ -222,6 +222,8 @@ def perform_all(jobs, args):
         except BrokenProcessPool as error:
             raise BadInput("a run's process was killed, for want of memory perhaps: --jobs 1 needs least") from error
         except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
 

@@ -210,7 +210,8 @@ class TemporalFisher:
             names = ", ".join(sorted(rest - self.slow))
             warnings.warn(f"measured one sample at a time, which is slow: {names}", stacklevel=3)
             self.slow |= rest
-        return part | one_by_one(self.model, x, y, prefix=self.prefix, names=rest)
+        norms = part | one_by_one(self.model, x, y, prefix=self.prefix, names=rest)
+        return {name: norms[name] for name in self.params}  # in the order of the network: sums depend on it
 
 
 def one_by_one(model, x, y, *, prefix="cumulative", names=None):

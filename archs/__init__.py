@@ -1,7 +1,7 @@
 """Spiking networks by name: `build("vgg5", timestep=8, num_classes=10)`. Needs torch alone.
 
-Every network maps images [N, C, H, W] (the same image at each timestep) or frames [N, T, C, H, W] to outputs
-[T, N, classes]; membranes live inside one forward call.
+Every network maps images [N, C, H, W] (the same image at each timestep) or frames [N, T, C, H, W]
+to outputs [T, N, classes]. Membranes live inside one forward call.
 """
 
 from functools import partial
@@ -14,19 +14,8 @@ ARCHS = (*resnet.PLANS, *vgg.PLANS, "fc")
 SMALLEST_IMAGE = 8
 
 
-def build(
-    arch,
-    *,
-    timestep,
-    num_classes,
-    in_channels=3,
-    image_size=32,
-    width=1.0,
-    layernum=2,
-    norm="step",
-    checkpoint_activations=False,
-    **neuron,
-):
+def build(arch, *, timestep, num_classes, in_channels=3, image_size=32, width=1.0, layernum=2,
+          norm="step", checkpoint_activations=False, **neuron):  # fmt: skip
     """Make a spiking network.
 
     Args:
@@ -36,22 +25,29 @@ def build(
         width: factor on the number of channels.
         layernum: linear layers of `fc`, the read-out included; other networks ignore it.
         norm: "step" (BatchNorm statistics per timestep) or "folded" (time counts as batch).
-        checkpoint_activations: what the backward pass of a training step computes again. True: all but the input of
-            each block (ResNet) or layer. False: in full precision BatchNorm and LIF, from the convolution's output.
-            None: nothing, as neurons that keep a state between calls need.
-        neuron: arguments of `archs.neuron.LIF`: tau=2.0, threshold=1.0, reset, surrogate, surrogate_alpha, ...
+        checkpoint_activations: a training step keeps the inputs of each block (ResNet) or layer
+            alone, and computes the rest again in the backward pass.
+        neuron: arguments of `archs.neuron.LIF`: tau, threshold, reset, surrogate, ...
 
     Raises ValueError for an unknown name or a size out of range.
     """
     if arch not in ARCHS:
         raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
-    if timestep < 1 or num_classes < 1 or in_channels < 1 or width <= 0 or layernum < 2:
-        raise ValueError("timestep, num_classes and in_channels must be at least 1, layernum at least 2, width above 0")
+    if min(timestep, num_classes, in_channels) < 1 or width <= 0 or layernum < 2:
+        raise ValueError("timestep, num_classes and in_channels must be 1 or more, layernum 2 or more, "
+                         "width above 0")  # fmt: skip
     image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if min(image_size) < SMALLEST_IMAGE:
         raise ValueError(f"image_size must be at least {SMALLEST_IMAGE}, not {image_size}")
-    shape = dict(timestep=timestep, num_classes=num_classes, in_channels=in_channels, width=width, norm=norm)
-    shape |= dict(make_lif=partial(LIF, **neuron), checkpoint_activations=checkpoint_activations)
+    shape = {
+        "timestep": timestep,
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "width": width,
+        "norm": norm,
+        "make_lif": partial(LIF, **neuron),
+        "checkpoint_activations": checkpoint_activations,
+    }
     if arch in resnet.PLANS:
         return resnet.ResNet(arch, **shape)
     if arch in vgg.PLANS:

@@ -1,10 +1,9 @@
-"""Spiking ResNets for small images. `resnet19` is the released model, names of its parameters included."""
-
-from functools import partial
+"""Spiking ResNets for small images. `resnet19` is the released model, names of its parameters
+included."""
 
 from torch import nn
 
-from archs.layers import BatchNorm, Conv2d, memory_policy, repeat_static, time_first
+from archs.layers import BatchNorm, Conv2d, Repeat, again_in_backward, time_first
 
 # name -> (stem channels, [(channels, blocks, stride of the first block), ...])
 PLANS = {
@@ -30,45 +29,46 @@ class BasicBlock(nn.Module):
             self.shortcut.append(BatchNorm(channels, norm))
         self.lif2 = make_lif()
 
-    def forward(self, x, run):
-        """`run` is how what stands behind a convolution is run (`memory_policy`)."""
-        return run(self.end, self.conv2(run(self.middle, self.conv1(x))), x)
-
-    def middle(self, y):
-        return self.lif1(self.bn1(y))
-
-    def end(self, y, x):
-        return self.lif2(self.bn2(y) + self.shortcut(x))
+    def forward(self, x):  # (T, N, C, H, W)
+        y = self.lif1(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return self.lif2(y + self.shortcut(x))
 
 
 class ResNet(nn.Module):
     """Images [N, C, H, W] or frames [N, T, C, H, W] -> outputs [T, N, classes]."""
 
-    def __init__(self, arch, *, timestep, num_classes, in_channels, width, norm, make_lif, checkpoint_activations):
+    def __init__(self, arch, *, timestep, num_classes, in_channels, width, norm, make_lif,
+                 checkpoint_activations):  # fmt: skip
         super().__init__()
         stem, stages = PLANS[arch]
         channels = max(1, round(stem * width))
         self.timestep, self.checkpoint_activations = timestep, checkpoint_activations
         self.conv1 = Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.bn1 = BatchNorm(channels, norm)
+        self.repeat = Repeat(timestep)
         self.lif_input = make_lif()
         self.stages = []
-        for number, (out_channels, blocks, stride) in enumerate(stages, 1):
-            out_channels, stage = max(1, round(out_channels * width)), nn.Sequential()
-            for block in range(blocks):
-                stage.append(BasicBlock(channels, out_channels, stride if block == 0 else 1, norm, make_lif))
-                channels = out_channels
+        for number, (plan_channels, blocks, stride) in enumerate(stages, 1):
+            out_channels = max(1, round(plan_channels * width))
+            stage = nn.Sequential(BasicBlock(channels, out_channels, stride, norm, make_lif))
+            for _ in range(blocks - 1):
+                stage.append(BasicBlock(out_channels, out_channels, 1, norm, make_lif))
             self.add_module(f"layer{number}", stage)
             self.stages.append(f"layer{number}")
+            channels = out_channels
         self.fc1 = nn.Linear(channels, num_classes)
 
-    def forward(self, x):
-        run = memory_policy(self)
-        x = run(self.start, self.conv1(time_first(x, self.timestep)))  # (T, N, C, H, W)
-        for stage in self.stages:
-            for block in self.get_submodule(stage):
-                x = run(partial(block, run=run), x) if self.checkpoint_activations else block(x, run)
-        return self.fc1(x.mean((3, 4)))  # (T, N, classes)
+    def blocks(self):
+        """The blocks of all stages, in order."""
+        return [block for stage in self.stages for block in self.get_submodule(stage)]
 
-    def start(self, y):
-        return self.lif_input(repeat_static(self.bn1(y), self.timestep))
+    def forward(self, x):
+        x = time_first(x, self.timestep)  # (1, N, C, H, W) of an image
+        x = self.lif_input(self.repeat(self.bn1(self.conv1(x))))  # (T, N, C, H, W)
+        for block in self.blocks():
+            if self.checkpoint_activations and self.training:
+                x = again_in_backward(block, x)
+            else:
+                x = block(x)
+        return self.fc1(x.mean((3, 4)))  # (T, N, classes)
