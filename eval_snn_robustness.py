@@ -27,7 +27,7 @@ import config
 import data
 import plots
 from fisher import prefix_outputs
-from train_snn import build_model, draw_inputs, load_data, run_folder
+from train_snn import build_model, load_data, run_folder
 from utils import ROBUSTNESS_FILE, load_checkpoint, load_weights, run_script, seed_all
 
 Z = 1.96  # standard errors in a 95 % interval
@@ -222,7 +222,7 @@ def main(argv=None):
         for kind, level, corruption, attack in threats(args):
             if not attack:
                 shown[f"{kind} {level:g}"] = replace(dataset, corruption=corruption)
-        draw_inputs(args, run, shown)
+        plots.inputs(run, shown, args.seed)
         for number, path in enumerate(args.checkpoints):
             other = another_seed(args.checkpoints, seeds, number)
             evaluate_network(args, run, path, other, dataset)

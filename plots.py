@@ -1,10 +1,16 @@
 """Every figure, drawn from the files of a run folder: `python plots.py runs/NAME` draws them again."""
 
+import os
 import sys
 from pathlib import Path
 
 import torch
-from matplotlib import colormaps
+
+try:
+    from matplotlib import colormaps
+except ValueError:  # MPLBACKEND names a backend that is not here, a notebook's say; figures are files and need none
+    del os.environ["MPLBACKEND"]
+    from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -14,8 +20,10 @@ from utils import (
     PRUNING_FILE,
     ROBUSTNESS_FILE,
     BadInput,
+    rank,
     read_lines,
     run_script,
+    seed_all,
     write_atomically,
 )
 
@@ -160,9 +168,15 @@ def robustness(folder):
     return write(figure, Path(folder) / "figures" / "robustness.png")
 
 
-def inputs(folder, rows):
-    """figures/inputs.png, a contact sheet: rows {name: one input, frames [S, C, H, W] in [0, 1]}, a column a timestep;
-    a single frame is what every timestep sees."""
+def inputs(run, sets, seed):
+    """figures/inputs.png of a run, a contact sheet: the first sample of each of `sets` {name: data set}, a column a
+    timestep; a single frame is what every timestep sees."""
+    rows = {}
+    for name, dataset in sets.items():
+        seed_all(seed, "evaluate", 0)
+        rows[name] = dataset.shown(0)  # (S, C, H, W)
+    if rank():
+        return
     columns = max(map(len, rows.values()))
     figure = Figure(figsize=(1.6 + columns, 1.05 * len(rows) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -175,7 +189,7 @@ def inputs(folder, rows):
             cell.imshow(frame, cmap="gray", vmin=0, vmax=1)
             if columns > 1 and cells is axes[0]:
                 cell.set_title(f"t = {number + 1}", fontsize=8)
-    return write(figure, Path(folder) / "figures" / "inputs.png")
+    write(figure, run.folder / "figures" / "inputs.png")
 
 
 def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), xscale="linear"):

@@ -36,26 +36,10 @@ import data
 import losses
 import plots
 import pruning
+import utils
 from fisher import prefix_losses, prefix_outputs
-from utils import (
-    BEST,
-    LABELS_FILE,
-    LATEST,
-    LOG_FILE,
-    BadInput,
-    Run,
-    after_each,
-    load_checkpoint,
-    load_weights,
-    no_bar,
-    of_all,
-    own_share,
-    pick_device,
-    processes,
-    rank,
-    run_script,
-    seed_all,
-)
+from parser import expand_epochs
+from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, of_all, processes, rank
 
 NEURON_FLAGS = ("tau", "threshold", "reset", "surrogate", "surrogate_alpha", "detach_membrane")
 SHAPE_FLAGS = ("arch", "timestep", "width", "layernum", "norm")
@@ -68,7 +52,7 @@ CHECK_EVERY = 50  # steps between looks at the loss: a look waits for the device
 
 def load_data(args):
     """The training and test set on the device, and the replaced labels. One process downloads."""
-    device = pick_device(args.device)
+    device = utils.pick_device(args.device)
     if rank():
         of_all(None)
     sets = data.load(args, device)
@@ -79,7 +63,7 @@ def load_data(args):
 
 def build_model(args, dataset, checkpoint_activations=False):
     """The network that `args` describe, for inputs and on the device of `dataset`."""
-    seed_all(args.seed, "model")  # drawn on the CPU: the same weights for every device
+    utils.seed_all(args.seed, "model")  # drawn on the CPU: the same weights for every device
     channels, *size = dataset.images.shape[-3:]
     model = archs.build(
         num_classes=dataset.num_classes,
@@ -104,7 +88,7 @@ def setup(args):
     model = build_model(args, train_set, args.checkpoint_activations)
     latest = Path(args.out_dir) / config.run_name(args) / LATEST
     if args.init and not (args.resume and latest.exists()):
-        load_weights(model, load_checkpoint(args.init), args.init, args)
+        utils.load_weights(model, utils.load_checkpoint(args.init), args.init, args)
     return model, train_set, test_set, replaced
 
 
@@ -124,17 +108,8 @@ def record_inputs(args, run, test_set, replaced):
     if replaced:
         run.save(LABELS_FILE, replaced)
     if test_set.corruption:
-        draw_inputs(args, run, {"clean": replace(test_set, corruption=None), "corrupted": test_set})
-
-
-def draw_inputs(args, run, sets):
-    """figures/inputs.png: the first sample of each of `sets` {name: data set}."""
-    rows = {}
-    for name, dataset in sets.items():
-        seed_all(args.seed, "evaluate", 0)
-        rows[name] = dataset.shown(0)
-    if rank() == 0:
-        plots.inputs(run.folder, rows)
+        clean = replace(test_set, corruption=None)
+        plots.inputs(run, {"clean": clean, "corrupted": test_set}, args.seed)
 
 
 # ---------------------------------------------------------------- an epoch
@@ -162,6 +137,11 @@ def learning_rate(args, epoch):
     if args.scheduler == "step":
         return args.learning_rate * args.lr_gamma ** (done // args.lr_step)
     return args.learning_rate
+
+
+def set_learning_rate(args, optimizer, epoch):
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(args, epoch)
 
 
 def adversarial(args, model, dataset, x, y):
@@ -193,7 +173,7 @@ def train_epoch(args, model, optimizer, train_set, epoch):
     autocast = torch.autocast(train_set.device.type, torch.bfloat16, enabled=args.amp == "bf16")
     steps, correct, images, start = [], 0, 0, time.perf_counter()
     batches = train_set.batches(args.batch_size, args.seed, epoch, augment=not args.no_augment)
-    bar = tqdm(batches, f"epoch {epoch}", disable=no_bar(), leave=False)
+    bar = tqdm(batches, f"epoch {epoch}", disable=utils.no_bar(), leave=False)
     for x, y in bar:
         if args.adv_train:
             with autocast:
@@ -210,6 +190,8 @@ def train_epoch(args, model, optimizer, train_set, epoch):
         if len(steps) % CHECK_EVERY == 0:
             check_finite(steps, epoch)
     check_finite(steps, epoch)
+    for buffer in network.buffers() if processes() > 1 else ():
+        dist.broadcast(buffer, 0)  # running statistics: those of the first process
     sums = of_all((sum(torch.stack(steps).tolist()), correct.item(), images))
     loss_sum, correct, images = (sum(values) for values in zip(*sums))
     return {
@@ -230,17 +212,21 @@ def evaluate(model, dataset, args):
     def count_spikes(name, module, inputs, spikes):
         rates[name] = rates.get(name, 0) + spikes.mean() * spikes.shape[1]
 
-    share = dataset.subset(own_share(len(dataset)))
-    with after_each(model, archs.LIF, count_spikes):
+    share = dataset.subset(utils.own_share(len(dataset)))
+    with utils.after_each(model, archs.LIF, count_spikes):
         for x, y in share.batches(args.batch_size, args.seed):
-            outputs = model(dataset.encode(x))  # (T, N, classes)
+            outputs = model(share.encode(x))  # (T, N, classes)
             loss = loss + prefix_losses(outputs, y).sum(1)
             correct = correct + (prefix_outputs(outputs).argmax(2) == y).sum(1)
-    shares = of_all((loss.cpu(), correct.cpu(), {name: rate.item() for name, rate in rates.items()}))
-    loss_sums, corrects, rates = zip(*shares)
+    sums = (loss.cpu(), correct.cpu(), {name: rate.item() for name, rate in rates.items()})
+    losses, corrects, rates = zip(*of_all(sums))
+    prefix_loss = (sum(losses) / len(dataset)).tolist()
+    prefix_accuracy = (sum(corrects) / len(dataset)).tolist()
     return {
-        "prefix_loss": (sum(loss_sums) / len(dataset)).tolist(),
-        "prefix_accuracy": (sum(corrects) / len(dataset)).tolist(),
+        "test_loss": prefix_loss[-1],
+        "test_accuracy": prefix_accuracy[-1],
+        "prefix_loss": prefix_loss,
+        "prefix_accuracy": prefix_accuracy,
         "spike_rate": {name: sum(r[name] for r in rates) / len(dataset) for name in rates[0]},
     }
 
@@ -249,7 +235,7 @@ def evaluate(model, dataset, args):
 
 
 def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0):
-    """Train `model` in place and write the run folder; go on with it if `args.resume`.
+    """Train `model` in place and write the run folder; go on with it if it is there.
 
     after_epoch(line) is called with each new line of log.jsonl, epoch 0 (before training) included,
     and again with the last one of a run that is resumed. The epoch's checkpoint is on disk then.
@@ -259,7 +245,7 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
     Raises BadInput if a loss is not finite.
     """
     if args.test_samples:
-        seed_all(0, "subset")  # the same for every --seed
+        utils.seed_all(0, "subset")  # the same for every --seed
         test_set = test_set.subset(torch.randperm(len(test_set))[: args.test_samples])
     if min(args.batch_size, len(train_set)) < 2 * processes():
         raise BadInput(f"{processes()} processes need {2 * processes()} samples a batch or more")
@@ -268,67 +254,63 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
     optimizer = make_optimizer(args, model)
     if masks:
         pruning.hold(optimizer, model, masks)
-    epoch, best = resume(args, run, model, optimizer) or (start, -1.0)
-    run.keep_lines(LOG_FILE, lambda line: line["epoch"] <= epoch)
-    lines = run.lines(LOG_FILE)
-    if not lines:
+    done, best = resume(args, run, model, optimizer, start)
+    run.keep_lines(LOG_FILE, lambda line: line["epoch"] <= done)
+    if not run.lines(LOG_FILE):
         before = dict.fromkeys(("lr", "train_loss", "train_accuracy", "images_per_second"))
-        lines = [log(run, {"epoch": start} | before, evaluate(model, test_set, args))]
-    line = lines[-1]
+        run.append(LOG_FILE, {"epoch": start} | before | evaluate(model, test_set, args))
+    line = run.lines(LOG_FILE)[-1]
     after_epoch(line)
     replica = distribute(model, train_set.device)
-    kept_epochs = config.expand_epochs(args.save_epochs, args.epochs)
-    for epoch in range(epoch + 1, args.epochs + 1):
-        lr = learning_rate(args, epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+    for epoch in range(done + 1, args.epochs + 1):
+        set_learning_rate(args, optimizer, epoch)
         trained = train_epoch(args, replica, optimizer, train_set, epoch)
-        for buffer in model.buffers() if processes() > 1 else ():
-            dist.broadcast(buffer, 0)  # running statistics: those of the first process
+        validation = evaluate(model, test_set, args)
+        warn(validation, line, epoch)
         # The line before the checkpoint: a resumed run drops lines that are past its checkpoint.
-        line = log(run, {"epoch": epoch, "lr": lr} | trained, evaluate(model, test_set, args))
-        weights = {"state_dict": model.state_dict(), "args": vars(args), "epoch": epoch}
-        weights |= {"masks": masks} if masks else {}
-        if line["test_accuracy"] > best:
-            best = line["test_accuracy"]
-            run.save(BEST, weights)
-        if epoch in kept_epochs:
-            run.save(f"checkpoint_{epoch:04d}.pt", weights)
-        run.save(LATEST, weights | {"optimizer": optimizer.state_dict(), "best": best})
+        line = {"epoch": epoch, "lr": learning_rate(args, epoch)} | trained | validation
+        run.append(LOG_FILE, line)
+        save(args, run, model, optimizer, masks, line, best)
+        best = max(best, line["test_accuracy"])
         after_epoch(line)
     return line
 
 
-def resume(args, run, model, optimizer):
-    """Load checkpoint_latest.pt into model and optimizer. Returns (its epoch, the best accuracy so
-    far), or None for a new run."""
+def save(args, run, model, optimizer, masks, line, best):
+    """Write the checkpoints of an epoch; `best` is the best test accuracy before it."""
+    epoch = line["epoch"]
+    weights = {"state_dict": model.state_dict(), "args": vars(args), "epoch": epoch}
+    weights |= {"masks": masks} if masks else {}
+    if line["test_accuracy"] > best:
+        run.save(BEST, weights)
+    if epoch in expand_epochs(args.save_epochs, args.epochs):
+        run.save(f"checkpoint_{epoch:04d}.pt", weights)
+    best = max(best, line["test_accuracy"])
+    run.save(LATEST, weights | {"optimizer": optimizer.state_dict(), "best": best})
+
+
+def resume(args, run, model, optimizer, start):
+    """Load checkpoint_latest.pt into model and optimizer. Returns its epoch and the best accuracy so
+    far; of a new run, `start` and -1."""
     path = run.path(LATEST)
     if not path.exists():
         if len(run.lines(LOG_FILE)) > 2:  # a kill in the first epoch leaves two lines at most
             raise BadInput(f"{run.folder} has epochs in {LOG_FILE} but no {LATEST}: restore it")
-        return None
-    checkpoint = load_checkpoint(path)
-    load_weights(model, checkpoint, path, args)
-    if "optimizer" not in checkpoint or "best" not in checkpoint:
+        return start, -1.0
+    checkpoint = utils.load_checkpoint(path)
+    utils.load_weights(model, checkpoint, path, args)
+    if "best" not in checkpoint:
         raise BadInput(f"{path} has weights alone: start a new run from it with --init")
     optimizer.load_state_dict(checkpoint["optimizer"])
     return checkpoint["epoch"], checkpoint["best"]
 
 
-def log(run, line, validation):
-    """Append a line to log.jsonl and return it. Warn of layers that hardly spike, or always do."""
-    line["test_loss"] = validation["prefix_loss"][-1]
-    line["test_accuracy"] = validation["prefix_accuracy"][-1]
-    line |= validation
-    if not math.isfinite(line["test_loss"]):
-        raise BadInput(f"the test loss is not finite after epoch {line['epoch']}: try a lower "
-                       "--learning_rate; what is on disk is from before")  # fmt: skip
-    run.append(LOG_FILE, line)
-    for name, rate in line["spike_rate"].items() if rank() == 0 and line["epoch"] else ():
-        if not SILENT < rate < SATURATED:
-            word = "hardly spikes" if rate <= SILENT else "spikes nearly always"
-            tqdm.write(f"warning: {name} {word} after epoch {line['epoch']}", sys.stderr)
-    return line
+def warn(validation, before, epoch):
+    """Warn of layers that hardly spike, or nearly always, and did not after the epoch before."""
+    for name, rate in validation["spike_rate"].items() if rank() == 0 else ():
+        normal = SILENT < before["spike_rate"][name] < SATURATED
+        if not SILENT < rate < SATURATED and (normal or epoch == 1):
+            tqdm.write(f"warning: {name} spikes {rate:.2g} times a timestep after epoch {epoch}", sys.stderr)
 
 
 def distribute(model, device):
@@ -376,4 +358,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main, "train_snn.py", several_processes=True)
+    utils.run_script(main, "train_snn.py", several_processes=True)

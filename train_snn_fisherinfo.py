@@ -45,6 +45,7 @@ from fisher import (
     prefix_residuals,
     quotient,
 )
+from parser import expand_epochs
 from train_snn import evaluate, fit, record_inputs, run_folder, setup
 from utils import FISHER_FILE, SAMPLES_FILE, BadInput, of_all, rank
 
@@ -240,7 +241,7 @@ def main(argv=None):
     whole = (args.fisher_batch or RELEASE_BATCH) if args.fisher_estimator == "release" else 1
     sets = {"train": train_set, "test": test_set}
     subsets = {split: fisher_subset(args, sets[split], split, whole) for split in args.fisher_split}
-    epochs = config.expand_epochs(args.fisher_epochs, args.epochs)
+    epochs = expand_epochs(args.fisher_epochs, args.epochs)
     with run_folder(args, train_set.device) as run:
         record_inputs(args, run, test_set, replaced)
         run.keep_lines(FISHER_FILE)

@@ -37,40 +37,38 @@ def run_script(main, name, several_processes=False):
     status 2, Ctrl-C and SIGTERM with one line and status 130 or 143."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     keep_freed_memory()
     try:
         join_processes(several_processes)
         main()
-        if dist.is_initialized():
-            dist.destroy_process_group()
     except (BadInput, OSError) as error:
-        end(name, f"error: {error}", 2)
-    except KeyboardInterrupt as interrupt:
-        number = signal.Signals(interrupt.args[0])
-        cure = "--resume goes on after the last epoch that is finished"
-        end(name, f"stopped by {number.name}; {cure}" if rank() == 0 else "", 128 + number)
+        end(f"{name}: error: {error}", 2)
+    except KeyboardInterrupt as error:
+        word = f"{name}: stopped by {error}; --resume goes on after the last finished epoch"
+        end(word if rank() == 0 else "", 128 + signal.Signals[str(error)])
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-            cure = "a smaller --batch_size or --checkpoint_activations trains in less, --fisher_batch measures in less"
-            end(name, f"error: out of memory: {cure} ({str(error).splitlines()[0]})", 2)
+            cure = "take a smaller --batch_size or --fisher_batch, or --checkpoint_activations"
+            end(f"{name}: error: out of memory: {cure} ({str(error).splitlines()[0]})", 2)
         if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            end(name, f"process {rank()} lost the others; --resume goes on", 1)
+            end(f"{name}: process {rank()} lost the others; --resume goes on", 1)
         raise
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
-def end(name, message, status):
+def end(message, status):
     """End the process with one line on stderr."""
-    if message:
-        print(f"{name}: {message}".replace("\n", " "), file=sys.stderr)
+    print(message.replace("\n", " "), file=sys.stderr, end="\n" if message else "")
     sys.exit(status)
 
 
 def stop(number, frame):
     """The answer to a signal. Files are replaced atomically, so any moment is a good one."""
     signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt(number)
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def keep_freed_memory():
@@ -84,13 +82,10 @@ def keep_freed_memory():
 
 def join_processes(several):
     """Under torchrun, meet the other processes. The first one alone writes and prints."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         return
     if not several:
         raise BadInput("this script runs in one process: start it without torchrun")
-    missing = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
-    if missing:
-        raise BadInput(f"WORLD_SIZE is set, but not {min(missing)}: start several processes by torchrun")
     if int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
@@ -131,8 +126,7 @@ def no_bar():
 
 def write_atomically(path, write):
     """Call write(file) on a temporary file beside `path`; put it in its place when it is whole."""
-    path = Path(path)
-    temporary = path.with_name(f".part-{path.name}")
+    temporary = Path(path).with_name(f".part-{Path(path).name}")
     with open(temporary, "wb") as file:
         write(file)
         file.flush()
@@ -150,43 +144,37 @@ class Run:
     def __init__(self, folder, args, device, resume=False):
         self.folder, self.lock = Path(folder), None
         if rank() == 0:
-            record = self.record(args, device, resume)
             try:
-                (self.folder / "figures").mkdir(parents=True, exist_ok=True)
-                self.lock = os.open(self.folder, os.O_RDONLY)
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until close()
-                self.write_json(ARGS_FILE, record)
+                self.start(args, device, resume)
             except BlockingIOError as error:
-                self.close()
                 raise BadInput(f"another process is at work in {self.folder}") from error
             except OSError as error:
-                self.close()
-                raise BadInput(f"the output folder {self.folder} cannot be written: {error}") from error
-            for torn in self.folder.glob(".part-*"):  # of a killed process
-                torn.unlink()
+                raise BadInput(f"the folder {self.folder} cannot be written: {error}") from error
         of_all(None)  # the others wait until the folder is there
 
-    def record(self, args, device, resume):
-        """The content of args.json: what the run was started with, and each resumption."""
-        new = {"args": vars(args), "command": sys.argv, **environment(device)}
-        if not self.path(ARGS_FILE).exists():
-            if any(self.folder.glob("*.jsonl")):
-                raise BadInput(f"{self.folder} holds a run without its {ARGS_FILE}: restore that file, "
-                               "or name another --exp_name")  # fmt: skip
-            return new
-        if not resume:
+    def start(self, args, device, resume):
+        """Make the folder, lock it, and write args.json, or check that it is there."""
+        begun = self.path(ARGS_FILE).exists()
+        if begun and not resume:
             raise BadInput(f"{self.folder} holds a run: --resume goes on with it, "
                            "--exp_name NAME makes another")  # fmt: skip
-        first = read_record(self.path(ARGS_FILE))
-        new["args"] = vars(args) | first["args"]
-        resumed = [*first.get("resumed", []), {name: new[name] for name in new if name != "args"}]
-        return first | {"args": new["args"], "resumed": resumed}
+        if not begun and any(self.folder.glob("*.jsonl")):
+            raise BadInput(f"{self.folder} holds a run without its {ARGS_FILE}: restore that file")
+        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.folder / ".lock", "w")
+        fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until close()
+        for torn in self.folder.glob(".part-*"):  # of a killed process
+            torn.unlink()
+        if begun:
+            read_record(self.path(ARGS_FILE))
+        else:
+            record = {"args": vars(args), "command": sys.argv, **environment(device)}
+            self.write_json(ARGS_FILE, record)
 
     def close(self):
         """Let another process have the folder."""
-        if self.lock is not None:
-            os.close(self.lock)
-            self.lock = None
+        if self.lock:
+            self.lock.close()
 
     def path(self, name):
         return self.folder / name
@@ -196,7 +184,6 @@ class Run:
         if rank() == 0:
             with open(self.path(name), "ab") as file:
                 file.write((json.dumps(record, allow_nan=False) + "\n").encode())
-                file.flush()
                 os.fsync(file.fileno())
 
     def lines(self, name):
@@ -211,10 +198,8 @@ class Run:
             write_atomically(self.path(name), lambda file: file.write(text.encode()))
 
     def write_json(self, name, content):
-        """Write a JSON file."""
-        if rank() == 0:
-            text = json.dumps(content, indent=1)
-            write_atomically(self.path(name), lambda file: file.write(text.encode()))
+        text = json.dumps(content, indent=1)
+        write_atomically(self.path(name), lambda file: file.write(text.encode()))
 
     def save(self, name, content):
         """torch.save. Raises BadInput if the disk is full."""
@@ -222,16 +207,14 @@ class Run:
             try:
                 write_atomically(self.path(name), lambda file: torch.save(content, file))
             except RuntimeError as error:  # torch's word for a full disk
-                reason = error.__context__ or error
-                raise BadInput(f"{self.path(name)} cannot be written ({reason}); "
+                raise BadInput(f"{self.path(name)} cannot be written ({error.__context__ or error}); "
                                "what is on disk is whole") from error  # fmt: skip
 
 
 def read_lines(path):
     """The records of a JSON-lines file, without a torn last line; none if there is no file."""
-    if not Path(path).exists():
-        return []
-    lines = Path(path).read_text(errors="replace").splitlines(keepends=True)
+    path = Path(path)
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
     try:
         return [json.loads(line) for line in lines if line.endswith("\n")]
     except ValueError as error:
@@ -274,13 +257,11 @@ def read_tensors(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BadInput(f"there is no checkpoint {path}") from error
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # torch.load has many words for a file that is not whole
         unknown = re.search(r"GLOBAL (\S+)", str(error))
-        if unknown:
+        if isinstance(error, pickle.UnpicklingError) and unknown:
             raise BadInput(f"{path} holds {unknown[1]}, which is neither a tensor nor a plain value: "
                            "save it again without") from error  # fmt: skip
-        raise BadInput(f"{path} is damaged: restore it") from error
-    except Exception as error:  # torch.load has many ways to say that a file is not whole
         raise BadInput(f"{path} is damaged: restore it ({type(error).__name__})") from error
 
 
@@ -294,13 +275,11 @@ def load_checkpoint(path):
 
 
 def load_weights(model, checkpoint, path, args):
-    """Load the weights of a checkpoint. Raises BadInput if it is of another arch or T than `args`,
-    or does not fit."""
-    saved = checkpoint.get("args", {})
+    """Load the weights of a checkpoint. Raises BadInput if arch or T differ from `args`."""
     for name in ("arch", "timestep"):
-        if saved.get(name, getattr(args, name)) != getattr(args, name):
-            wanted = getattr(args, name)
-            raise BadInput(f"{path} was trained with --{name} {saved[name]}, not {wanted}")
+        saved, wanted = checkpoint.get("args", {}).get(name), getattr(args, name)
+        if saved not in (None, wanted):
+            raise BadInput(f"{path} was trained with --{name} {saved}, not {wanted}")
     # DataParallel and torch.compile put a word of their own before each name.
     state = {re.sub(r"module\.|_orig_mod\.", "", k): v for k, v in checkpoint["state_dict"].items()}
     try:
@@ -324,12 +303,10 @@ def seed_all(seed, purpose, *when):
 
 
 def pick_device(name):
-    """A torch device by name: "auto" is a GPU if there is one, "cuda" each process's own. Raises
-    BadInput if it is not there."""
+    """A torch device by name; "cuda" is each process's own. Raises BadInput if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
     try:
         device = torch.zeros(1, device=name)
         device.item()  # "meta" holds no numbers
@@ -342,8 +319,10 @@ def pick_device(name):
 @contextlib.contextmanager
 def after_each(model, kinds, note):
     """Within, note(name, module, inputs, output) is called after each forward of such modules."""
-    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
-    hooks = [module.register_forward_hook(partial(note, name)) for name, module in modules]
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            hooks.append(module.register_forward_hook(partial(note, name)))
     try:
         yield
     finally:

@@ -16,11 +16,9 @@ SMALLEST_IMAGE = 8
 
 def build(arch, *, timestep, num_classes, in_channels=3, image_size=32, width=1.0, layernum=2,
           norm="step", checkpoint_activations=False, **neuron):  # fmt: skip
-    """Make a spiking network.
+    """Make a spiking network. `resnet19` with the defaults is the model of the AAAI 2023 release.
 
     Args:
-        arch: one of ARCHS. `resnet19` with the defaults is the model of the AAAI 2023 release.
-        timestep: T, number of timesteps of a forward call.
         image_size: height and width of the input, or both in one number; at least 8.
         width: factor on the number of channels.
         layernum: linear layers of `fc`, the read-out included; other networks ignore it.
@@ -33,23 +31,18 @@ def build(arch, *, timestep, num_classes, in_channels=3, image_size=32, width=1.
     """
     if arch not in ARCHS:
         raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if min(timestep, num_classes, in_channels) < 1 or width <= 0 or layernum < 2:
-        raise ValueError("timestep, num_classes and in_channels must be 1 or more, layernum 2 or more, "
-                         "width above 0")  # fmt: skip
-    image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if min(image_size) < SMALLEST_IMAGE:
-        raise ValueError(f"image_size must be at least {SMALLEST_IMAGE}, not {image_size}")
-    shape = {
-        "timestep": timestep,
-        "num_classes": num_classes,
-        "in_channels": in_channels,
-        "width": width,
-        "norm": norm,
-        "make_lif": partial(LIF, **neuron),
-        "checkpoint_activations": checkpoint_activations,
-    }
+        raise ValueError("timestep, num_classes, in_channels and width are above 0, layernum above 1")
+    if min(size) < SMALLEST_IMAGE:
+        raise ValueError(f"image_size must be at least {SMALLEST_IMAGE}, not {size}")
+    shape = {"timestep": timestep, "num_classes": num_classes, "in_channels": in_channels}
+    shape |= {"width": width, "norm": norm, "make_lif": partial(LIF, **neuron)}
     if arch in resnet.PLANS:
-        return resnet.ResNet(arch, **shape)
-    if arch in vgg.PLANS:
-        return vgg.vgg(arch, image_size=image_size, **shape)
-    return fc(image_size=image_size, layernum=layernum, **shape)
+        model = resnet.ResNet(arch, **shape)
+    elif arch in vgg.PLANS:
+        model = vgg.vgg(arch, image_size=size, **shape)
+    else:
+        model = fc(image_size=size, layernum=layernum, **shape)
+    model.checkpoint_activations = checkpoint_activations
+    return model

@@ -13,38 +13,32 @@ NORMS = ("step", "folded")
 
 
 def time_first(x, timestep):
-    """Frames [N, T, C, H, W] -> [T, N, C, H, W]; an image [N, C, H, W] -> [1, N, C, H, W].
-
-    All timesteps see the same image, so the layers before the first neurons run once.
-    Raises ValueError for another number of dimensions, or frames of another T.
-    """
+    """Frames [N, T, C, H, W] -> [T, N, C, H, W]; an image [N, C, H, W] -> [1, N, C, H, W]: what
+    stands before the first neurons runs once for it. Raises ValueError for another shape or T."""
     if x.dim() == 4:
         return x.unsqueeze(0)
-    if x.dim() != 5:
-        shape = list(x.shape)
-        raise ValueError(f"input must be images [N, C, H, W] or frames [N, T, C, H, W], not {shape}")
-    if x.shape[1] != timestep:
-        raise ValueError(f"the network runs {timestep} timesteps, the frames have {x.shape[1]}")
+    if x.dim() != 5 or x.shape[1] != timestep:
+        raise ValueError(f"input must be images [N, C, H, W] or frames [N, {timestep}, C, H, W], "
+                         f"not {list(x.shape)}")  # fmt: skip
     return x.transpose(0, 1)
 
 
 def fold_time(layer, x):
     """layer(x) of all timesteps at once: [T, N, ...] -> [T N, ...] and back."""
-    if len(x) == 1:
-        # A fold of T = N = 1 has strides with which BatchNorm of torch 2.13 gives wrong gradients.
+    if len(x) == 1:  # folded, T = N = 1 has strides with which torch 2.13's BatchNorm is wrong
         return layer(x[0]).unsqueeze(0)
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class Repeat(nn.Module):
-    """The same input at every timestep, without a copy: [1, N, ...] -> [T, N, ...]."""
+    """An image at every timestep, without a copy: [1, N, ...] -> [T, N, ...]. Frames stay."""
 
     def __init__(self, timestep):
         super().__init__()
         self.timestep = timestep
 
     def forward(self, x):
-        return x.expand(self.timestep, *x.shape[1:])  # frames stay as they are
+        return x.expand(self.timestep, *x.shape[1:])
 
 
 class Conv2d(nn.Conv2d):
@@ -64,10 +58,9 @@ class AvgPool2d(nn.AvgPool2d):
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation of [T, N, C, ...] over samples and positions.
 
-    norm="step": each timestep is normalised with its own batch statistics, and the running
-    statistics are updated T times, as if the layer stood inside a loop over t. norm="folded": time
-    counts as batch, one update (as threshold-dependent BN, Zheng et al. 2021). In eval mode both
-    are the same affine map.
+    norm="step": each timestep has its own batch statistics, and the running statistics are updated
+    T times, as if the layer stood inside a loop over t. norm="folded": time counts as batch, one
+    update (as threshold-dependent BN, Zheng et al. 2021). In eval mode both are the same affine map.
     """
 
     def __init__(self, channels, norm="step"):
@@ -101,17 +94,18 @@ def again_in_backward(part, x):
 class SpikingSequential(nn.Sequential):
     """Layers in order: images [N, C, H, W] or frames [N, T, C, H, W] -> outputs [T, N, classes]."""
 
-    def __init__(self, layers, timestep, checkpoint_activations):
+    checkpoint_activations = False
+
+    def __init__(self, layers, timestep):
         super().__init__(layers)
-        self.timestep, self.checkpoint_activations = timestep, checkpoint_activations
-        behind_neurons = [number for number, layer in enumerate(self, 1) if isinstance(layer, LIF)]
-        self.cuts = [0, *behind_neurons, len(self)]
+        self.timestep = timestep
 
     def forward(self, x):
         x = time_first(x, self.timestep)
         if not (self.checkpoint_activations and self.training):
             return super().forward(x)
         layers = list(self)
-        for start, end in pairwise(self.cuts):
+        ends = [number for number, layer in enumerate(layers, 1) if isinstance(layer, LIF)]
+        for start, end in pairwise([0, *ends, len(layers)]):
             x = again_in_backward(nn.Sequential(*layers[start:end]), x)
         return x

@@ -6,8 +6,6 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-RESETS = ("hard", "soft")
-
 
 # Surrogates: each stands in for the derivative of a spike by u = h - threshold; its integral is 1.
 def atan(u, alpha):
@@ -35,6 +33,8 @@ def triangle(u, alpha):
 SURROGATES = {"atan": atan, "sigmoid": sigmoid, "rectangle": rectangle, "triangle": triangle}
 # The alpha at which each surrogate's peak is 1. ATan with alpha 2 is the released model's.
 PEAK_ONE_ALPHA = {"atan": 2.0, "sigmoid": 4.0, "rectangle": 1.0, "triangle": 1.0}
+RESETS = ("hard", "soft")
+PIECE = 2**19  # neurons that a CPU takes through all timesteps at a time
 
 
 class Spike(torch.autograd.Function):
@@ -59,24 +59,20 @@ class LIF(nn.Module):
         s[t] = 1 if h[t] >= threshold else 0
         v[t] = h[t] (1 - s[t])                   (reset="soft": v[t] = h[t] - threshold s[t])
 
-    from v[0] = 0. The membrane v lives inside one call, so there is no state to reset.
+    from v[0] = 0. The membrane v lives inside one call, so there is no state to reset. With
+    `detach_reset` no gradient flows through the s[t] of the last line, with `detach_membrane` none
+    through v from one timestep to another (spatial learning through time, Meng et al. 2023).
+    `surrogate_alpha` None is the value at which the surrogate's peak is 1.
 
-    Args:
-        detach_reset: no gradient flows through the s[t] of the last line.
-        detach_membrane: no gradient flows through v from one timestep to another (as in spatial
-            learning through time, Meng et al. 2023).
-        surrogate_alpha: None is the value at which the surrogate's peak is 1.
-
-    Raises ValueError for an unknown surrogate or reset, tau <= 1, threshold <= 0 or
-    surrogate_alpha <= 0.
+    Raises ValueError for an unknown surrogate or reset, and for values out of range.
     """
 
     def __init__(self, tau=2.0, threshold=1.0, reset="hard", surrogate="atan", surrogate_alpha=None,
                  decay_input=True, detach_reset=True, detach_membrane=False):  # fmt: skip
         super().__init__()
-        for kind, name, known in (("surrogate", surrogate, SURROGATES), ("reset", reset, RESETS)):
+        for name, known in ((surrogate, SURROGATES), (reset, RESETS)):
             if name not in known:
-                raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
+                raise ValueError(f"unknown {name!r}: choose from {', '.join(known)}")
         if surrogate_alpha is None:
             surrogate_alpha = PEAK_ONE_ALPHA[surrogate]
         if tau <= 1 or threshold <= 0 or surrogate_alpha <= 0:
@@ -143,10 +139,11 @@ class AllSteps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, lif):
         trained = ctx.needs_input_grad[0]
-        keep_h = trained and lif.reset == "hard" and not lif.detach_reset
-        spikes = torch.empty_like(x)
-        slopes = torch.empty_like(x) if trained else None
-        membranes = torch.empty_like(x) if keep_h else None
+        spikes, slopes, membranes = torch.empty_like(x), None, None
+        if trained:
+            slopes = torch.empty_like(x)
+        if trained and lif.reset == "hard" and not lif.detach_reset:
+            membranes = torch.empty_like(x)
         for piece in pieces(x, spikes, slopes, membranes):
             run_forward(lif, *piece)
         ctx.lif = lif
@@ -162,9 +159,6 @@ class AllSteps(torch.autograd.Function):
         return grad_x, None
 
 
-PIECE = 2**19  # neurons
-
-
 def pieces(*tensors):
     """Tensors [T, N, ...] in parts of a few samples, whose timesteps stay in a CPU's cache: 0.65 of
     a step's time with VGG5, batch 128, in bfloat16. Some of the tensors may be None."""
@@ -178,17 +172,14 @@ def pieces(*tensors):
 
 
 def run_forward(lif, x, spikes, slopes, membranes):
-    """Fill the last three from x; the last two may be None."""
-    precision = torch.promote_types(x.dtype, torch.float32)
-    v, s = torch.zeros_like(x[0], dtype=precision), torch.empty_like(x[0], dtype=precision)
+    """Fill spikes, and the last two if they are not None."""
+    v = torch.zeros_like(x[0], dtype=torch.promote_types(x.dtype, torch.float32))
+    s, a = torch.empty_like(v), 1 - 1 / lif.tau
     for t in range(len(x)):
-        x_t, a = x[t].to(precision), 1 - 1 / lif.tau
+        x_t = x[t].to(v.dtype)
         h = torch.lerp(x_t, v, a) if lif.decay_input else torch.add(x_t, v, alpha=a)
         spikes[t] = torch.ge(h, lif.threshold, out=s)
-        if lif.reset == "hard":
-            v = torch.addcmul(h, h, s, value=-1)  # h (1 - s)
-        else:
-            v = h - lif.threshold * s
+        v = h * (1 - s) if lif.reset == "hard" else h - lif.threshold * s
         if membranes is not None:
             membranes[t] = h
         if slopes is not None:
@@ -196,16 +187,14 @@ def run_forward(lif, x, spikes, slopes, membranes):
 
 
 def run_backward(lif, grad, grad_x, spikes, slopes, membranes):
-    """Fill grad_x from the others; membranes may be None."""
-    precision = torch.promote_types(grad.dtype, torch.float32)
+    """Fill grad_x."""
+    grad_h = torch.zeros_like(grad[0], dtype=torch.promote_types(grad.dtype, torch.float32))
     a = 0 if lif.detach_membrane else 1 - 1 / lif.tau
-    grad_h = torch.zeros_like(grad[0], dtype=precision)
     for t in reversed(range(len(grad))):
-        grad_s, later = grad[t].to(precision), grad_h
+        grad_s, s, later = grad[t].to(grad_h.dtype), spikes[t].to(grad_h.dtype), grad_h
         if not lif.detach_reset:
-            reset = lif.threshold if membranes is None else membranes[t].to(precision)
-            grad_s = grad_s - a * later * reset
+            grad_s = grad_s - a * later * (lif.threshold if membranes is None else membranes[t])
         if lif.reset == "hard":
-            later = torch.addcmul(later, later, spikes[t].to(precision), value=-1)  # later (1 - s)
-        grad_h = (grad_s * slopes[t].to(precision)).add_(later, alpha=a)
+            later = torch.addcmul(later, later, s, value=-1)  # later (1 - s)
+        grad_h = (grad_s * slopes[t].to(grad_h.dtype)).add_(later, alpha=a)
         grad_x[t] = grad_h / lif.tau if lif.decay_input else grad_h

@@ -1,5 +1,4 @@
-"""Spiking ResNets for small images. `resnet19` is the released model, names of its parameters
-included."""
+"""Spiking ResNets for small images. `resnet19` is the released model, its names included."""
 
 from torch import nn
 
@@ -30,45 +29,43 @@ class BasicBlock(nn.Module):
         self.lif2 = make_lif()
 
     def forward(self, x):  # (T, N, C, H, W)
-        y = self.lif1(self.bn1(self.conv1(x)))
+        y = self.bn1(self.conv1(x))
+        y = self.lif1(y)
         y = self.bn2(self.conv2(y))
-        return self.lif2(y + self.shortcut(x))
+        y = y + self.shortcut(x)
+        return self.lif2(y)
 
 
 class ResNet(nn.Module):
     """Images [N, C, H, W] or frames [N, T, C, H, W] -> outputs [T, N, classes]."""
 
-    def __init__(self, arch, *, timestep, num_classes, in_channels, width, norm, make_lif,
-                 checkpoint_activations):  # fmt: skip
+    checkpoint_activations = False
+
+    def __init__(self, arch, *, timestep, num_classes, in_channels, width, norm, make_lif):
         super().__init__()
         stem, stages = PLANS[arch]
         channels = max(1, round(stem * width))
-        self.timestep, self.checkpoint_activations = timestep, checkpoint_activations
+        self.timestep = timestep
         self.conv1 = Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.bn1 = BatchNorm(channels, norm)
         self.repeat = Repeat(timestep)
         self.lif_input = make_lif()
-        self.stages = []
-        for number, (plan_channels, blocks, stride) in enumerate(stages, 1):
-            out_channels = max(1, round(plan_channels * width))
-            stage = nn.Sequential(BasicBlock(channels, out_channels, stride, norm, make_lif))
-            for _ in range(blocks - 1):
-                stage.append(BasicBlock(out_channels, out_channels, 1, norm, make_lif))
+        for number, (planned, blocks, stride) in enumerate(stages, 1):
+            stage = nn.Sequential()
+            for _ in range(blocks):
+                out_channels = max(1, round(planned * width))
+                stage.append(BasicBlock(channels, out_channels, stride, norm, make_lif))
+                channels, stride = out_channels, 1
             self.add_module(f"layer{number}", stage)
-            self.stages.append(f"layer{number}")
-            channels = out_channels
+        self.stages = [f"layer{number}" for number in range(1, len(stages) + 1)]
         self.fc1 = nn.Linear(channels, num_classes)
-
-    def blocks(self):
-        """The blocks of all stages, in order."""
-        return [block for stage in self.stages for block in self.get_submodule(stage)]
 
     def forward(self, x):
         x = time_first(x, self.timestep)  # (1, N, C, H, W) of an image
-        x = self.lif_input(self.repeat(self.bn1(self.conv1(x))))  # (T, N, C, H, W)
-        for block in self.blocks():
-            if self.checkpoint_activations and self.training:
-                x = again_in_backward(block, x)
-            else:
-                x = block(x)
+        x = self.repeat(self.bn1(self.conv1(x)))  # (T, N, C, H, W)
+        x = self.lif_input(x)
+        for stage in self.stages:
+            for block in self.get_submodule(stage):
+                again = self.checkpoint_activations and self.training
+                x = again_in_backward(block, x) if again else block(x)
         return self.fc1(x.mean((3, 4)))  # (T, N, classes)

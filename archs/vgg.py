@@ -7,45 +7,36 @@ from torch import nn
 
 from archs.layers import AvgPool2d, BatchNorm, Conv2d, Repeat, SpikingSequential
 
-# name -> (convolution channels, "P" a 2x2 average pooling; hidden linear layers). The number in the
+# name -> (convolution channels, 0 a 2x2 average pooling; hidden linear layers). The number in the
 # name counts the layers with weights, the read-out included.
 PLANS = {
-    "vgg5": ([64, "P", 128, 128, "P"], [256]),
-    "vgg9": ([64, 64, "P", 128, 128, "P", 256, 256, 256, "P"], [512]),
-    "vgg11": ([64, "P", 128, "P", 256, 256, "P", 512, 512, "P", 512, 512, "P"], [512, 512]),
-    "vgg16": (
-        [64, 64, "P", 128, 128, "P", 256, 256, 256, "P", 512, 512, 512, "P", 512, 512, 512, "P"],
-        [512, 512],
-    ),
+    "vgg5": ([64, 0, 128, 128, 0], [256]),
+    "vgg9": ([64, 64, 0, 128, 128, 0, 256, 256, 256, 0], [512]),
+    "vgg11": ([64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0], [512, 512]),
+    "vgg16": ([64, 64, 0, 128, 128, 0, *[256] * 3, 0, *[512] * 3, 0, *[512] * 3, 0], [512, 512]),
 }
 
 
-def vgg(arch, *, timestep, num_classes, in_channels, image_size, width, norm, make_lif,
-        checkpoint_activations):  # fmt: skip
-    """The VGG of that name, channels times `width`. A pooling is left out where an image is smaller
-    than 2x2."""
+def vgg(arch, *, timestep, num_classes, in_channels, image_size, width, norm, make_lif):
+    """The VGG of that name, channels times `width`. A pooling of less than 2x2 is left out."""
     plan, hidden = PLANS[arch]
-    layers = OrderedDict()
-    rows, cols = image_size
-    convs = 0
-    for entry in plan:
-        if entry == "P":
-            if min(rows, cols) >= 2:
-                layers[f"pool{convs}"] = AvgPool2d(2)
-                rows, cols = rows // 2, cols // 2
-            continue
-        convs += 1
-        channels = max(1, round(entry * width))
-        layers[f"conv{convs}"] = Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        layers[f"bn{convs}"] = BatchNorm(channels, norm)
-        if convs == 1:
-            layers["repeat"] = Repeat(timestep)
-        layers[f"lif{convs}"] = make_lif()
-        in_channels = channels
+    layers, (rows, cols), convs = OrderedDict(), image_size, 0
+    for planned in plan:
+        if planned:
+            convs += 1
+            channels = max(1, round(planned * width))
+            layers[f"conv{convs}"] = Conv2d(in_channels, channels, 3, padding=1, bias=False)
+            layers[f"bn{convs}"] = BatchNorm(channels, norm)
+            layers.setdefault("repeat", Repeat(timestep))  # before the first neurons
+            layers[f"lif{convs}"] = make_lif()
+            in_channels = channels
+        elif min(rows, cols) >= 2:
+            layers[f"pool{convs}"] = AvgPool2d(2)
+            rows, cols = rows // 2, cols // 2
     layers["flatten"] = nn.Flatten(2)  # (T, N, C H W)
     hidden = [max(1, round(features * width)) for features in hidden]
     add_linear(layers, in_channels * rows * cols, hidden, num_classes, norm, make_lif)
-    return SpikingSequential(layers, timestep, checkpoint_activations)
+    return SpikingSequential(layers, timestep)
 
 
 def add_linear(layers, in_features, hidden, num_classes, norm, make_lif):
