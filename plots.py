@@ -1,20 +1,21 @@
 """Every figure, drawn from the files of a run folder: `python plots.py runs/NAME` draws them again."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 import torch
 
-try:
-    from matplotlib import colormaps
-except ValueError:  # MPLBACKEND names a backend that is not here, a notebook's say; figures are files and need none
-    del os.environ["MPLBACKEND"]
-    from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+# matplotlib ends its import where MPLBACKEND, set by a notebook say, names a backend that is not
+# here. Figures are files and need none.
+backend = os.environ.pop("MPLBACKEND", None)
+import matplotlib  # noqa: E402
+from matplotlib import colormaps  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
-from utils import (
+from utils import (  # noqa: E402
     FISHER_FILE,
     LOG_FILE,
     PRUNING_FILE,
@@ -26,6 +27,11 @@ from utils import (
     seed_all,
     write_atomically,
 )
+
+if backend:
+    os.environ["MPLBACKEND"] = backend
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = backend
 
 GREY = "0.5"
 MOST_COLOURS = 20  # that can be told apart
