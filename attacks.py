@@ -52,7 +52,9 @@ class Attack:
         no gradient. BatchNorm should be in eval mode, or it counts the attempts."""
         strongest = x
         highest = margin(self.predict(model, x).detach(), y)
-        point = self.inside(x + self.eps * (2 * torch.rand_like(x) - 1), x) if self.random_start else x
+        point = (
+            self.inside(x + self.eps * (2 * torch.rand_like(x) - 1), x) if self.random_start else x
+        )
         for step in range(self.steps + 1):
             point = point.detach().requires_grad_(step < self.steps)
             with torch.set_grad_enabled(step < self.steps):
@@ -78,7 +80,9 @@ def stronger(point, highest, other, other_margin):
     """Sample by sample the point with the larger margin, detached, and that margin."""
     better = other_margin > highest
     shape = (-1, *[1] * (point.dim() - 1))
-    return torch.where(better.view(shape), other.detach(), point), torch.where(better, other_margin, highest)
+    return torch.where(better.view(shape), other.detach(), point), torch.where(
+        better, other_margin, highest
+    )
 
 
 def fgsm(eps, prefix=None):
@@ -102,7 +106,9 @@ def random_points(attack, tries, model, x, y):
     highest = margin(attack.predict(model, x), y)
     for _ in range(tries):
         point = attack.inside(x + attack.eps * (2 * torch.rand_like(x) - 1), x)
-        strongest, highest = stronger(strongest, highest, point, margin(attack.predict(model, point), y))
+        strongest, highest = stronger(
+            strongest, highest, point, margin(attack.predict(model, point), y)
+        )
     return strongest
 
 

@@ -76,18 +76,31 @@ def concentration(args):
                for own in lines]  # fmt: skip
     seeds, centres, quantities = [], [], []
     for seed, (own, course, folder) in enumerate(zip(lines, courses, folders)):
-        cells = [", ".join(f"{ic:.2f} ({x['epoch']})" for ic, x in zip(ics, own)) for ics in zip(*course)]
+        cells = [
+            ", ".join(f"{ic:.2f} ({x['epoch']})" for ic, x in zip(ics, own)) for ics in zip(*course)
+        ]
         log = read_lines(folder / LOG_FILE)[-1]
         seeds.append([seed, *cells, f"{log['train_loss']:.3f}", f"{log['test_accuracy']:.3f}"])
     for name, at in (("first epoch", 0), ("at the end", -1)):
         centres.append([name, *(spread(ics) for ics in zip(*(own[at] for own in courses)))])
     for name, key in (("accuracy, same samples", "prefix_accuracy"), ("R_t", "prefix_residual")):
-        quantities.append([name, *(spread(values) for values in zip(*(own[-1][key] for own in lines)))])
-    tables = [table(["seed", *(f"{kind} by epoch" for kind in kinds), "training loss", "test accuracy"], seeds)]
+        quantities.append(
+            [name, *(spread(values) for values in zip(*(own[-1][key] for own in lines)))]
+        )
+    tables = [
+        table(
+            ["seed", *(f"{kind} by epoch" for kind in kinds), "training loss", "test accuracy"],
+            seeds,
+        )
+    ]
     tables += [table(["centroid of", *kinds], centres)]
     tables += [table(["at the end, t =", *range(1, len(lines[0][0]["fisher"]) + 1)], quantities)]
-    curves = {f"epoch {own[0]['epoch']}": by_t([line["fisher"] for line in own]) for own in zip(*lines)}
-    figure = plots.panels({"mean of the seeds": curves}, page(args, "concentration"), "timesteps t", "share of $I_t$")
+    curves = {
+        f"epoch {own[0]['epoch']}": by_t([line["fisher"] for line in own]) for own in zip(*lines)
+    }
+    figure = plots.panels(
+        {"mean of the seeds": curves}, page(args, "concentration"), "timesteps t", "share of $I_t$"
+    )
     flat = (lines[0][0]["timestep"] + 1) / 2
     ends = [[own[at]["ic"] for own in lines] for at in (0, -1)]
     return {"IC": concentrates(*ends, flat)}, tables, [figure]
@@ -109,10 +122,21 @@ def layers(args):
         first, last = ([centre(curve) for curve in ends] for ends in curves)
         share = [sum(own[-1]["layers"][name]) / sum(own[-1]["fisher"]) for own in lines]
         ends = [own[-1] for own in lines]
-        gains = ([centre(divided(line, "prefix_residual", name)) for line in found] for found in (ends, cut))
-        rows.append([name, *map(spread, (first, last, share)), *(cell for gain in gains for cell in ended(gain, flat))])
+        gains = (
+            [centre(divided(line, "prefix_residual", name)) for line in found]
+            for found in (ends, cut)
+        )
+        rows.append(
+            [
+                name,
+                *map(spread, (first, last, share)),
+                *(cell for gain in gains for cell in ended(gain, flat)),
+            ]
+        )
         verdicts[name] = concentrates(first, last, flat)
-        panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t(curve) for at, curve in zip((0, -1), curves)}
+        panels[name] = {
+            f"epoch {lines[0][at]['epoch']}": by_t(curve) for at, curve in zip((0, -1), curves)
+        }
     figure = plots.panels(panels, page(args, "layers"), "timesteps t", "share of the layer's $I_t$")
     return verdicts, [table(heads, rows)], [figure]
 
@@ -143,9 +167,15 @@ def settings(args):
         residual = [centre(x[-1]["prefix_residual"]) for x in lines]
         ratios = {key: [x[-1][key] for x in lines] for key in ("ic_per_loss", "ic_per_residual")}
         true = {key: [line[key] for line in drawn] for key in ("ic", "ic_per_residual")}
-        cells = [spread(ics) for ics in (first, last, residual)] + ended(ratios["ic_per_loss"], flat)
+        cells = [spread(ics) for ics in (first, last, residual)] + ended(
+            ratios["ic_per_loss"], flat
+        )
         gain, below = ended(ratios["ic_per_residual"], flat)
-        cells += [gain, f"{effect([x[0]['ic_per_residual'] - x[-1]['ic_per_residual'] for x in lines])}", below]
+        cells += [
+            gain,
+            f"{effect([x[0]['ic_per_residual'] - x[-1]['ic_per_residual'] for x in lines])}",
+            below,
+        ]
         cells += [*ended(true["ic"], flat), *ended(true["ic_per_residual"], flat)]
         cells += [spread(losses, 3), spread([log["test_accuracy"] for log in logs], 3)]
         data = read_record(own[0] / ARGS_FILE)["args"]["dataset"]
@@ -153,12 +183,20 @@ def settings(args):
         points[data, name] |= {key: [ic / flat for ic in ics] for key, ics in ratios.items()}
         rows.append([name, flat, *cells])
         verdicts[name] = concentrates(first, last, flat)
-        panels[name] = {f"epoch {lines[0][at]['epoch']}": by_t([x[at]["fisher"] for x in lines]) for at in (0, -1)}
+        panels[name] = {
+            f"epoch {lines[0][at]['epoch']}": by_t([x[at]["fisher"] for x in lines])
+            for at in (0, -1)
+        }
     text = [table(heads, rows)]
     own = next(iter(points))[0]
     alone = {key: point for key, point in points.items() if key[0] == own}
-    for which, chosen in {"all": points, own: alone}.items() if len(alone) < len(points) else [("all", points)]:
-        means = {key: [statistics.mean(p[key]) for p in chosen.values()] for key in ("loss", "relative", *ratios)}
+    for which, chosen in (
+        {"all": points, own: alone}.items() if len(alone) < len(points) else [("all", points)]
+    ):
+        means = {
+            key: [statistics.mean(p[key]) for p in chosen.values()]
+            for key in ("loss", "relative", *ratios)
+        }
         found = [f"{rank_correlation(means['loss'], means[key])}" for key in ("relative", *ratios)]
         about = f"Rank correlation of the training loss, over the settings ({which}, {len(chosen)}), with IC as a share"
         about += " of that of a flat curve: {}; with that of I_t / L_t: {}, of I_t / R_t: {}."
@@ -203,12 +241,20 @@ def robustness(args):
     verdicts, panels = {}, {}
     for threat, strength in (("gaussian_noise", 0.4), ("blur", 1.0)):
         by_time = {name: list(found[name, threat, strength].values()) for name in when}
-        hurt = effect([late - early for early, late in zip(by_time["first half"], by_time["last half"])])
+        hurt = effect(
+            [late - early for early, late in zip(by_time["first half"], by_time["last half"])]
+        )
         why = f"Accuracy with the last half of the timesteps corrupted is {hurt:3} above that with the first half."
         verdicts[f"{threat} {strength}"] = verdict([beyond(hurt, HURTS)]), why
-        means, around = ([of(values) for values in by_time.values()] for of in (statistics.mean, deviation))
+        means, around = (
+            [of(values) for values in by_time.values()] for of in (statistics.mean, deviation)
+        )
         panels[f"{threat} {strength}"] = {"": (list(when), means, around)}
-    return verdicts, text, [plots.panels(panels, page(args, "robustness"), "corrupted timesteps", "accuracy")]
+    return (
+        verdicts,
+        text,
+        [plots.panels(panels, page(args, "robustness"), "corrupted timesteps", "accuracy")],
+    )
 
 
 # ---------------------------------------------------------------- claim: loss
@@ -235,9 +281,15 @@ def loss_numbers(args):
         for run in trainings[key]:
             fisher, log = (read_lines(run / file)[-1] for file in (FISHER_FILE, LOG_FILE))
             own = [line for line in lines if Path(line["checkpoint"]).parent.name == run.name]
-            pgd = next(line for line in own if (line["threat"], line["strength"]) == ("pgd", scale(args).eps))
+            pgd = next(
+                line
+                for line in own
+                if (line["threat"], line["strength"]) == ("pgd", scale(args).eps)
+            )
             noise = next(line for line in own if line["threat"] == "gaussian_noise")
-            transfer = math.nan if pgd["transfer"] is None else pgd["transfer"]  # of one seed there is none
+            transfer = (
+                math.nan if pgd["transfer"] is None else pgd["transfer"]
+            )  # of one seed there is none
             runs.append({"ic": fisher["ic"], "ic_per_loss": fisher["ic_per_loss"], "clean": log["test_accuracy"],
                          "pgd": pgd["attacked"], "noise": noise["attacked"], "transfer": transfer,
                          "timestep": fisher["timestep"]})  # fmt: skip
@@ -259,16 +311,23 @@ def loss_verdict(numbers, norm):
     if True not in cheap.values():
         word = "undecided" if None in cheap.values() else "does not hold"
         return word, f"No loss is shown to cost at most {COST} of accuracy."
-    best = max((n for n in names if cheap[n]), key=lambda name: abs(change(numbers, norm, name, "ic").mean))
+    best = max(
+        (n for n in names if cheap[n]), key=lambda name: abs(change(numbers, norm, name, "ic").mean)
+    )
     moved, cost, robust = (change(numbers, norm, best, key) for key in ("ic", "clean", "pgd"))
     sizes = [found if found.mean > 0 else Effect(*(-x for x in (found.mean, found.high, found.low)))
              for found in (moved, robust)]  # fmt: skip
     least = least_move((numbers[norm, "ce"]["timestep"][0] + 1) / 2)
     checks = [beyond(sizes[0], least), beyond(sizes[1], ROBUST)]
-    means = [[statistics.mean(found[key]) for (k, _), found in numbers.items() if k == norm] for key in ("ic", "pgd")]
+    means = [
+        [statistics.mean(found[key]) for (k, _), found in numbers.items() if k == norm]
+        for key in ("ic", "pgd")
+    ]
     correlation = rank_correlation(*means)
     why = f"`{best}` against `ce`: IC {moved}, accuracy {cost:3}, accuracy under PGD {robust:3}."
-    return verdict(checks), f"{why} Rank correlation of IC and accuracy under PGD over the losses: {correlation}."
+    return verdict(
+        checks
+    ), f"{why} Rank correlation of IC and accuracy under PGD over the losses: {correlation}."
 
 
 def loss(args):
@@ -290,7 +349,11 @@ def loss(args):
         cells += [f"{change(numbers, norm, name, key):3}" for key in ("clean", "pgd")]
         rows.append([norm, name, *cells])
     verdicts = {f"norm {norm}": loss_verdict(numbers, norm) for norm in NORMS}
-    panels = {"clean": "test accuracy", "pgd": f"accuracy under PGD, eps {eps}/255", "noise": "accuracy under noise"}
+    panels = {
+        "clean": "test accuracy",
+        "pgd": f"accuracy under PGD, eps {eps}/255",
+        "noise": "accuracy under noise",
+    }
     return verdicts, [table(heads, rows, 2)], [plots.tradeoff(numbers, page(args, "loss"), panels)]
 
 
@@ -303,7 +366,11 @@ FASTER = 1.5
 def better(accuracy, search):
     """How much more accuracy than that of `full` a search leaves, at each sparsity: accuracy {(search, round): [a value
     a seed]}."""
-    pairs = [zip(accuracy[search, number], full) for (name, number), full in sorted(accuracy.items()) if name == "full"]
+    pairs = [
+        zip(accuracy[search, number], full)
+        for (name, number), full in sorted(accuracy.items())
+        if name == "full"
+    ]
     return [effect([few - full for few, full in pair]) for pair in pairs]
 
 
@@ -314,7 +381,9 @@ def pruning_verdict(accuracy, seconds):
     speed = effect([a / b for a, b in zip(seconds["full"], seconds["fisher"])])
     checks = [*(beyond(one, -AS_GOOD) for one in found), beyond(speed, FASTER)]
     words = ", ".join(f"{one:3}" for one in found)
-    return verdict(checks), f"`fisher` against `full`: accuracy {words}; search {speed} times as fast."
+    return verdict(
+        checks
+    ), f"`fisher` against `full`: accuracy {words}; search {speed} times as fast."
 
 
 def pruning(args):
@@ -324,7 +393,19 @@ def pruning(args):
     as fast or more, each with its 95 % interval of the seeds.
     """
     searches, rounds = scale(args).searches, scale(args).rounds
-    flags = [*map(str, ["--rounds", rounds[-1], "--final_rounds", *rounds, "--prune_rate", scale(args).prune_rate])]
+    flags = [
+        *map(
+            str,
+            [
+                "--rounds",
+                rounds[-1],
+                "--final_rounds",
+                *rounds,
+                "--prune_rate",
+                scale(args).prune_rate,
+            ],
+        )
+    ]
     jobs = {
         search: command(args, f"pruning_{search}", "prune_snn", *flags, "--search_timestep", search)
         for search in searches
@@ -335,7 +416,9 @@ def pruning(args):
         lines = read_lines(folder / PRUNING_FILE)
         for line in lines:
             if line["stage"] == "final":
-                accuracy.setdefault((line["search"], line["round"]), []).append(line["test_accuracy"])
+                accuracy.setdefault((line["search"], line["round"]), []).append(
+                    line["test_accuracy"]
+                )
                 sparsity[line["round"]] = line["sparsity"]
                 if line["round"] == rounds[-1]:
                     seconds.setdefault(line["search"], []).append(plots.search_seconds(lines, line))
@@ -349,7 +432,10 @@ def pruning(args):
         cells += [", ".join(steps[search]), spread(seconds[search], 0)]
         cells += [spread([a / b for a, b in zip(seconds["full"], seconds[search])])]
         rows.append([search, *cells])
-    against = [f"`{name}` {', '.join(f'{one:3}' for one in better(accuracy, name))}" for name in searches[1:]]
+    against = [
+        f"`{name}` {', '.join(f'{one:3}' for one in better(accuracy, name))}"
+        for name in searches[1:]
+    ]
     text = [table(heads, rows), f"Accuracy against `full`, seed by seed: {'; '.join(against)}."]
     figure = plots.pruning(folders, page(args, "pruning"))
     return {"all sparsities": pruning_verdict(accuracy, seconds)}, text, [figure]

@@ -394,7 +394,9 @@ def problems_of_measurement(args, given, groups):
     release, exact = args.fisher_estimator == "release", "exact" in args.fisher_labels
     if args.dry_run and release:  # there are two batches
         args.fisher_batch = min(args.fisher_batch or args.batch_size, args.batch_size)
-    of_training = {"fisher_epochs"}.union(*(groups[title] for title in ("training", "loss", "attack")))
+    of_training = {"fisher_epochs"}.union(
+        *(groups[title] for title in ("training", "loss", "attack"))
+    )
     useless = sorted(given.keys() & of_training)
     return [
         (args.checkpoints and useless, f"--checkpoints trains nothing: leave out --{''.join(useless[:1])}"),

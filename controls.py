@@ -24,7 +24,19 @@ from experiments import (
 from fisher import RELEASE_BATCH
 from readers import FAKE_CLASSES
 from utils import ARGS_FILE, read_record
-from verdicts import beyond, by_t, centre, divided, effect, least_move, measurements, spread, table, verdict, within
+from verdicts import (
+    beyond,
+    by_t,
+    centre,
+    divided,
+    effect,
+    least_move,
+    measurements,
+    spread,
+    table,
+    verdict,
+    within,
+)
 
 
 def planted(args):
@@ -32,7 +44,16 @@ def planted(args):
     runs, kinds = {}, (("train", "data"), ("train", "model"), ("test", "data"))
     for times in scale(args).planted_times:
         which = ("--dataset", "planted", "--planted_time", *map(str, times))
-        flags = (*which, "--fisher_split", "train", "test", *DRAWN, *scale(args).planted, "--seed", "SEED")
+        flags = (
+            *which,
+            "--fisher_split",
+            "train",
+            "test",
+            *DRAWN,
+            *scale(args).planted,
+            "--seed",
+            "SEED",
+        )
         runs[times] = Job(f"controls_planted_{times[0]}-{times[-1]}_SEED", TRAIN, flags, "fisher")
     folders = with_each_seed(args, runs)
     return {
@@ -109,7 +130,9 @@ def controls(args):
     text.append(table(["squared mean gradient, t =", *range(1, len(slopes[0]) + 1)], rows))
     lower = effect([centre(paper) - centre(released) for paper, released in pairs])
     own = spread([centre(slope) for slope in slopes])
-    text.append(f"Its own centroid is {own}. IC of {RELEASED} is {lower} below that of I_t, network by network.")
+    text.append(
+        f"Its own centroid is {own}. IC of {RELEASED} is {lower} below that of I_t, network by network."
+    )
     heads = ("class shows at t", "IC", "from the middle of those t", "IC, held out", "IC, true Fisher",
              "IC of I_t / L_t", "IC of I_t / R_t", "held-out accuracy is gained at", "and is, by t")  # fmt: skip
     rows = []
@@ -126,16 +149,25 @@ def controls(args):
         rows.append(cells)
         if len(times) < len(right[0]):
             why = f"IC ends {off} from the middle of those timesteps."
-            verdicts[f"class at {which}"] = verdict([within(off, least_move((len(right[0]) + 1) / 2))]), why
+            verdicts[f"class at {which}"] = (
+                verdict([within(off, least_move((len(right[0]) + 1) / 2))]),
+                why,
+            )
         panels[f"class at {which}"] = {"end": by_t([line["fisher"] for line in own])}
     text.append(table(heads, rows))
-    return verdicts, text, [plots.panels(panels, page(args, "controls"), "timesteps t", "share of the sum")]
+    return (
+        verdicts,
+        text,
+        [plots.panels(panels, page(args, "controls"), "timesteps t", "share of the sum")],
+    )
 
 
 def gain_verdict(late, cut, flat):
     """Is the gain `least_move` or more past flat, and with the path cut less? Both an Effect."""
     found, left = beyond(late, least_move(flat)), beyond(cut, least_move(flat))
-    return "does not hold" if found is False else verdict([found, None if left is None else not left])
+    return (
+        "does not hold" if found is False else verdict([found, None if left is None else not left])
+    )
 
 
 def gain(args):
@@ -168,7 +200,10 @@ def gain(args):
             cells += [spread(centres[way]), f"{past[way]}"]
         rows.append([name, flat, *cells])
         late, cut = past["as it is"], past["cut"]
-        verdicts[name] = gain_verdict(late, cut, flat), f"It ends {late} past flat ({flat}), with the path cut {cut}."
+        verdicts[name] = (
+            gain_verdict(late, cut, flat),
+            f"It ends {late} past flat ({flat}), with the path cut {cut}.",
+        )
         panels[name] = {way: by_t([divided(line, "prefix_residual") for line in lines])
                         for way, lines in found.items()}  # fmt: skip
     figure = plots.panels(panels, page(args, "gain"), "timesteps t", "share of $I_t$ / $R_t$")

@@ -16,21 +16,14 @@ from utils import BadInput, processes, rank, seed_all
 
 # name -> (padding of the random crop, random horizontal flip)
 AUGMENT = {
-    "cifar10": (4, True),
-    "cifar100": (4, True),
-    "svhn": (4, False),
-    "fashion_mnist": (2, True),
-    "mnist": (2, False),
-    "fake": (4, True),
-    "digits": (0, False),
-    "planted": (0, False),
+    "cifar10": (4, True), "cifar100": (4, True), "svhn": (4, False), "fashion_mnist": (2, True),
+    "mnist": (2, False), "fake": (4, True), "digits": (0, False), "planted": (0, False),
     "npz": (0, False),
-}
+}  # fmt: skip
 DATASETS = tuple(AUGMENT)
 # The release's constants; any other set is measured.
 MEAN_STD = {"cifar10": ((0.4913, 0.4821, 0.4465), (0.2023, 0.1994, 0.2010))}
-PIECE_BYTES = 2**26  # of float64, that statistics take at once
-DEVICE_SHARE = 0.5  # of a GPU's free memory, that a data set may take
+PIECE_BYTES = 2**26  # that statistics take at once, as float64
 
 
 @dataclass
@@ -39,8 +32,8 @@ class Corruption:
 
     kind "gaussian_noise" adds noise of standard deviation `level` and cuts at 0 and 1; "blur" is
     Gaussian, of standard deviation `level` in pixels. `band` "low" keeps the spatial frequencies up
-    to `radius` cycles an image, "high" those above. An image is corrupted once; timesteps of
-    `times`, counted from 1, see it, the others the image itself. Without `times` all see it.
+    to `radius` cycles an image, "high" those above. An image is corrupted once, and seen so at the
+    timesteps of `times`, counted from 1; without `times`, at all.
     """
 
     timestep: int
@@ -62,7 +55,8 @@ class Corruption:
         if not self.times:
             return changed
         if x.dim() == 4:  # (B, C, H, W) -> (B, T, C, H, W)
-            x, changed = (images.unsqueeze(1).expand(-1, self.timestep, -1, -1, -1) for images in (x, changed))
+            x = x.unsqueeze(1).expand(-1, self.timestep, -1, -1, -1)
+            changed = changed.unsqueeze(1).expand_as(x)
         steps = torch.arange(1, self.timestep + 1, device=x.device)
         chosen = sum(steps == t for t in self.times).bool()
         return torch.where(chosen.view(-1, 1, 1, 1), changed, x)
@@ -81,8 +75,23 @@ def filtered(x, band, radius):
     """The spatial frequencies of [..., H, W] up to `radius` cycles an image, or those above."""
     down, right = (torch.fft.fftfreq(size, 1 / size, device=x.device) for size in x.shape[-2:])
     low = down.square().unsqueeze(1) + right.square() <= radius**2
-    keep = low if band == "low" else ~low
-    return torch.fft.ifft2(torch.fft.fft2(x) * keep).real
+    return torch.fft.ifft2(torch.fft.fft2(x) * (low if band == "low" else ~low)).real
+
+
+def crop_and_flip(x, pad, flip):
+    """Shift each sample of [B, ..., H, W] by up to `pad` pixels, zeros coming in, and mirror half of
+    them if `flip`. The frames of a sample move together."""
+    height, width = x.shape[-2:]
+    down, right = (torch.randint(0, 2 * pad + 1, (len(x), 1), device=x.device) for _ in range(2))
+    rows = torch.arange(height, device=x.device) + down
+    cols = torch.arange(width, device=x.device) + right
+    if flip:
+        mirrored = torch.rand(len(x), 1, device=x.device) < 0.5
+        cols = torch.where(mirrored, cols.flip(1), cols)
+    padded = F.pad(x.flatten(1, -3), (pad,) * 4)  # (B, channels, H + 2 pad, W + 2 pad)
+    sample = torch.arange(len(x), device=x.device).view(-1, 1, 1)
+    moved = padded.transpose(0, 1)[:, sample, rows.unsqueeze(2), cols.unsqueeze(1)]
+    return moved.transpose(0, 1).reshape(x.shape)  # from (channels, B, H, W)
 
 
 @dataclass
@@ -117,12 +126,12 @@ class ImageSet:
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device):
-        """The set on that device. Images that would fill a GPU stay in main memory."""
+        """The set on that device. Images that fill half of a GPU's memory stay in main memory."""
         moved = {name: getattr(self, name).to(device) for name in ("labels", "mean", "std")}
-        fits = True
-        if device.type == "cuda":
-            fits = self.images.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
-        return replace(self, images=self.images.to(device) if fits else self.images, **moved)
+        images = self.images
+        if device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            images = images.to(device)
+        return replace(self, images=images, **moved)
 
     def batches(self, size, seed, epoch=None, augment=False):
         """Batches of pixels x and labels y [B], on the device: `for x, y in dataset.batches(64, 0)`.
@@ -131,18 +140,16 @@ class ImageSet:
         epoch in random order, augmented if `augment`; of each batch this process gets its share.
         What is random depends on seed, epoch and batch alone.
         """
-        index = torch.arange(len(self), device=self.device)
-        purpose, when = "evaluate", ()
+        index, when = torch.arange(len(self), device=self.device), ["evaluate"]
         if epoch is not None:
             seed_all(seed, "order", epoch)
-            index = torch.randperm(len(self), device=self.device)
-            purpose, when = "step", (epoch,)
+            index, when = torch.randperm(len(self), device=self.device), ["step", epoch]
         for number, batch in enumerate(index.split(size)):
             if epoch is not None:
                 if len(batch) < 2 * processes():
                     return  # BatchNorm has no statistics of one sample
                 batch = batch[: len(batch) // processes() * processes()][rank() :: processes()]
-            seed_all(seed, purpose, *when, number * processes() + rank())
+            seed_all(seed, *when, number * processes() + rank())
             yield self.pixels(batch, augment), self.labels[batch]
 
     def pixels(self, index, augment=False):
@@ -150,16 +157,12 @@ class ImageSet:
         x = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
         if augment and (self.pad or self.flip):
             x = crop_and_flip(x, self.pad, self.flip)
-        if x.dtype == torch.uint8 or self.largest != 1:
-            x = x / self.largest
+        x = x / self.largest if self.largest != 1 else x.float()
         return self.corruption(x) if self.corruption else x
 
     def encode(self, x):
-        """Pixels as a network takes them: standardised, or Poisson spikes.
-
-        A spike is 1 with the pixel's value as probability. It is not standardised, and its gradient
-        by the pixel counts as 1.
-        """
+        """Pixels as a network takes them: standardised, or Poisson spikes, which are 1 with the
+        pixel's value as probability, are not standardised, and have 1 as gradient by the pixel."""
         if not self.poisson_steps:
             return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
         frames = x if x.dim() == 5 else x.unsqueeze(1)
@@ -174,22 +177,6 @@ class ImageSet:
         return x[0] if x.dim() == 5 else x
 
 
-def crop_and_flip(x, pad, flip):
-    """Shift each sample of [B, ..., H, W] by up to `pad` pixels, zeros coming in, and mirror half of
-    them if `flip`. The frames of a sample move together."""
-    height, width = x.shape[-2:]
-    down, right = (torch.randint(0, 2 * pad + 1, (len(x), 1), device=x.device) for _ in range(2))
-    rows = torch.arange(height, device=x.device) + down
-    cols = torch.arange(width, device=x.device) + right
-    if flip:
-        mirrored = torch.rand(len(x), 1, device=x.device) < 0.5
-        cols = torch.where(mirrored, cols.flip(1), cols)
-    padded = F.pad(x.flatten(1, -3), (pad,) * 4)  # (B, channels, H + 2 pad, W + 2 pad)
-    sample = torch.arange(len(x), device=x.device).view(-1, 1, 1)
-    moved = padded.transpose(0, 1)[:, sample, rows.unsqueeze(2), cols.unsqueeze(1)]
-    return moved.transpose(0, 1).reshape(x.shape)  # from (channels, B, H, W)
-
-
 def load(args, device):
     """The training and the test set that `args` names, on `device`, and the replaced labels.
 
@@ -198,72 +185,63 @@ def load(args, device):
     missing or damaged, or does not fit the flags.
     """
     x_train, y_train, x_test, y_test = read(args)
-    num_classes = count_classes(args, y_train, y_test)
     check_shape(args, x_train)
-    largest = value_of_one(args, x_train)
+    frames = x_train.dim() == 5
+    largest = 255.0 if x_train.dtype == torch.uint8 else 1.0
+    if frames and args.dataset != "planted":  # counts of events
+        largest = float(x_train.max()) or 1.0
+        x_test = x_test.clamp(max=largest)
     mean, std = statistics(args, x_train, largest)
-    pad, flip = AUGMENT[args.dataset]
-    train = ImageSet(x_train, y_train, num_classes, largest, mean, std, pad, flip)
-    x_test = x_test.clamp(max=largest) if x_test.dim() == 5 else x_test
+    classes = count_classes(args, y_train, y_test)
+    train = ImageSet(x_train, y_train, classes, largest, mean, std, *AUGMENT[args.dataset])
     test = replace(train, images=x_test, labels=y_test)
     if args.encode == "p":
-        if x_train.dim() == 5:
+        if frames:
             raise BadInput("--encode p makes spikes of images; frames are in time already")
         need_pixels("--encode p", train, test)
         train.poisson_steps = test.poisson_steps = args.timestep
-    index = torch.arange(len(train))
+    index, replaced = torch.arange(len(train)), None
     if args.datanum:
         if args.datanum > len(train):
-            raise BadInput(f"--datanum {args.datanum} is above the {len(train)} training samples of {args.dataset}")
+            raise BadInput(f"--datanum {args.datanum} is above the {len(train)} training samples")
         seed_all(args.seed, "subset")
         index = torch.randperm(len(train))[: args.datanum]
         train = train.subset(index)
-    replaced = None
     if args.label_corrupt_prob:
         train, replaced = replace_labels(train, index, args.label_corrupt_prob, args.seed)
     if args.dry_run:
-        train, test = train.subset(slice(2 * args.batch_size)), test.subset(slice(2 * args.batch_size))
+        train, test = (dataset.subset(slice(2 * args.batch_size)) for dataset in (train, test))
     return train.to(device), test.to(device), replaced
-
-
-def count_classes(args, y_train, y_test):
-    """K. Raises BadInput if the labels are not 0..K-1: a gap would be a class without samples."""
-    labels = torch.cat([y_train, y_test]).unique().tolist()
-    if labels != list(range(len(labels))):
-        words = ", ".join(map(str, labels if len(labels) < 12 else [*labels[:5], "...", *labels[-5:]]))
-        raise BadInput(f"the labels of {args.dataset} are {words}: number the classes from 0, without gaps")
-    return len(labels)
 
 
 def check_shape(args, images):
     """Raise BadInput for samples that are too few, too small, or of another T."""
-    if len(images) < 2:
-        raise BadInput(f"{args.dataset} has {len(images)} training sample: at least 2 are needed")
-    if min(images.shape[-2:]) < SMALLEST_IMAGE:
-        size = " x ".join(map(str, images.shape[-2:]))
-        raise BadInput(f"inputs of {size} pixels are too small: at least {SMALLEST_IMAGE} a side")
+    if len(images) < 2 or min(images.shape[-2:]) < SMALLEST_IMAGE:
+        raise BadInput(f"{args.dataset} has training samples {list(images.shape)}: at least 2 are "
+                       f"needed, of {SMALLEST_IMAGE} pixels a side")  # fmt: skip
     if images.dim() == 5 and images.shape[1] != args.timestep:
-        shape = f"[N, T, C, H, W] = {list(images.shape)}"
-        raise BadInput(f"{args.dataset} has frames {shape}: pass --timestep {images.shape[1]}, if that is T")
+        raise BadInput(f"{args.dataset} has frames [N, T, C, H, W] = {list(images.shape)}: pass "
+                       f"--timestep {images.shape[1]}, if that is T")  # fmt: skip
 
 
-def value_of_one(args, images):
-    """The value that stands for 1: 255 of uint8 images, 1 of float images, and of frames, which are
-    counts of events, the largest of the training set."""
-    if images.dim() == 5 and args.dataset != "planted":
-        return float(images.max()) or 1.0
-    return 255.0 if images.dtype == torch.uint8 else 1.0
+def count_classes(args, *labels):
+    """K. Raises BadInput if the labels are not 0..K-1: a gap would be a class without samples."""
+    values = torch.cat(labels).unique().tolist()
+    if values != list(range(len(values))):
+        words = f"{values[:10]}"[1:-1] + (", ..." if len(values) > 10 else "")
+        raise BadInput(f"the labels of {args.dataset} are {words}: number the classes from 0, "
+                       "without gaps")  # fmt: skip
+    return len(values)
 
 
 def statistics(args, images, largest):
     """Mean and standard deviation [C] of pixels, as --standardise says."""
     rule = args.standardise or ("std" if images.dim() == 5 else "mean_std")
-    channels = images.shape[-3]
-    if rule == "none":
-        return torch.zeros(channels), torch.ones(channels)
     mean, std = MEAN_STD.get(args.dataset) or channel_statistics(images, largest)
     mean, std = torch.as_tensor(mean), torch.as_tensor(std)
-    return (mean if rule == "mean_std" else torch.zeros(channels)), std
+    if rule != "mean_std":
+        mean = torch.zeros_like(mean)
+    return mean, torch.ones_like(std) if rule == "none" else std
 
 
 def channel_statistics(images, largest=1.0):
@@ -275,9 +253,8 @@ def channel_statistics(images, largest=1.0):
         total = total + flat.sum(1)
         square = square + flat.square().sum(1)
     count = images.numel() / images.shape[-3]
-    mean = total / count
-    std = (square / count - mean**2).clamp(min=0).sqrt()
-    return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
+    std = (square / count - (total / count) ** 2).clamp(min=0).sqrt()
+    return (total / count).float(), torch.where(std > 1e-6, std, 1.0).float()
 
 
 def replace_labels(train, index, share, seed):
@@ -298,15 +275,15 @@ def make_corruption(args, *sets):
     need_pixels("corruption of inputs", *sets)
     most = math.hypot(*(size // 2 for size in sets[0].images.shape[-2:]))  # cycles an image
     if args.freqlevel and args.freq_radius >= most:
-        raise BadInput(f"--freq_radius {args.freq_radius:g} separates nothing: give less than {most:.2f}")
-    times = tuple(args.noisetime)
-    noise, band = (args.noisetype, args.noise_level), (args.freqlevel, args.freq_radius)
-    return Corruption(args.timestep, times, *noise, *band)
+        raise BadInput(
+            f"--freq_radius {args.freq_radius:g} separates nothing: pass less than {most:.2f}"
+        )
+    times, level, radius = tuple(args.noisetime), args.noise_level, args.freq_radius
+    return Corruption(args.timestep, times, args.noisetype, level, args.freqlevel, radius)
 
 
 def need_pixels(what, *sets):
     """Raise BadInput for inputs that are not in [0, 1] after the division by `largest`."""
     for dataset in sets:
-        x = dataset.images
-        if x.min() < 0 or x.max() > dataset.largest:
+        if dataset.images.min() < 0 or dataset.images.max() > dataset.largest:
             raise BadInput(f"{what} needs values in [0, 1]")

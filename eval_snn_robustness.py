@@ -126,13 +126,23 @@ def threats(args):
     yield "clean", 0.0, None, None
     for kind, levels in (("gaussian_noise", args.noise_levels), ("blur", args.blur_levels)):
         for level in levels:
-            yield kind, level, data.Corruption(args.timestep, tuple(args.noisetime), kind, level), None
+            yield (
+                kind,
+                level,
+                data.Corruption(args.timestep, tuple(args.noisetime), kind, level),
+                None,
+            )
     for method in sorted(set(args.attack_method)):  # fgsm before pgd
         for eps in args.eps:
             yield method, eps, None, attacks.make(args, method, eps)
     if args.eps and args.attack_method:
         step = attacks.STEPS_PAST / UNBOUNDED_STEPS
-        yield "unbounded", 255.0, None, attacks.Attack(1, UNBOUNDED_STEPS, step, prefix=args.attack_prefix)
+        yield (
+            "unbounded",
+            255.0,
+            None,
+            attacks.Attack(1, UNBOUNDED_STEPS, step, prefix=args.attack_prefix),
+        )
 
 
 def load_network(args, path, dataset):
@@ -181,7 +191,9 @@ def evaluate_network(args, run, path, other, dataset):
         line = done.get((threat, strength))
         if line is None:
             line = about | {"threat": threat, "strength": strength}
-            line |= measure(args, model, source, replace(dataset, corruption=corruption), threat, attack)
+            line |= measure(
+                args, model, source, replace(dataset, corruption=corruption), threat, attack
+            )
             if attack:
                 line["transfer_from"] = other
             lines.append(line)

@@ -21,8 +21,19 @@ from utils import LATEST, BadInput, keep_freed_memory, write_atomically
 # ---------------------------------------------------------------- scales
 
 TRAIN = "train_snn_fisherinfo"
-LAST = ("--fisher_epochs", "every:1000000", "--save_epochs", "every:1000000")  # the last epoch alone
-ENDS = ("--fisher_epochs", "1", "every:1000000", "--save_epochs", "every:1000000")  # the first and the last
+LAST = (
+    "--fisher_epochs",
+    "every:1000000",
+    "--save_epochs",
+    "every:1000000",
+)  # the last epoch alone
+ENDS = (
+    "--fisher_epochs",
+    "1",
+    "every:1000000",
+    "--save_epochs",
+    "every:1000000",
+)  # the first and the last
 
 
 def losses(*targets):
@@ -33,7 +44,10 @@ def losses(*targets):
         "prefix": ["--loss", "prefix"],
         "flood 0.1": ["--loss_threshold", "0.1"],
         "prefix, flood 0.5": ["--loss", "prefix", "--loss_threshold", "0.5"],
-        **{f"centroid {target}": ["--loss", "centroid", "--target_ic", target] for target in targets},
+        **{
+            f"centroid {target}": ["--loss", "centroid", "--target_ic", target]
+            for target in targets
+        },
     }
 
 
@@ -42,10 +56,14 @@ class Scale:
     """What the claims are tried on."""
 
     training: list = field(default_factory=list)  # what a training has on its command line
-    measured: list = field(default_factory=list)  # and its epochs that are measured, if other than the recipe's
+    measured: list = field(
+        default_factory=list
+    )  # and its epochs that are measured, if other than the recipe's
     again: tuple = ()  # flags that a saved network is measured again with, for the same samples
     settings: dict = field(default_factory=dict)  # {name: flags}: what is changed of it
-    subsets: dict = field(default_factory=dict)  # {name: flags}: how some images of each of OTHER_DATA are trained on
+    subsets: dict = field(
+        default_factory=dict
+    )  # {name: flags}: how some images of each of OTHER_DATA are trained on
     losses: dict = field(default_factory=lambda: losses("2", "4.5", "6"))
     attacks: tuple = ()  # flags of every evaluation of robustness
     eps: float = 4  # in 1/255: with which PGD takes a network about half of its accuracy, or more
@@ -81,7 +99,12 @@ SETTINGS = {
 # A VGG on some images, by the seed, of other data sets: for few epochs, which leaves a loss, and until it fits them.
 OTHER_DATA = {"Fashion-MNIST": "fashion_mnist", "CIFAR-10": "cifar10"}
 VGG = ["--arch", "vgg5", "--width", "0.25", "--timestep", "5", "--learning_rate", "0.1"]
-DECAY = ["--weight_decay", "5e-4", "--dampening", "0"]  # which the recipes of the digits and of Fashion-MNIST have
+DECAY = [
+    "--weight_decay",
+    "5e-4",
+    "--dampening",
+    "0",
+]  # which the recipes of the digits and of Fashion-MNIST have
 SOME = [*VGG, "--no_augment", "--test_samples", "1000"]
 SOME_1000 = [*SOME, "--datanum", "1000", "--batch_size", "32", "--fisher_samples", "256"]
 SOME_5000 = [*SOME, "--datanum", "5000", "--amp", "bf16"]
@@ -137,7 +160,11 @@ class Job:
 
     def of(self, *seeds):
         """With a seed in the place of SEED; with several, flags that have it are there once for each."""
-        flags = [flag.replace("SEED", str(s)) for flag in self.flags for s in seeds[: None if "SEED" in flag else 1]]
+        flags = [
+            flag.replace("SEED", str(s))
+            for flag in self.flags
+            for s in seeds[: None if "SEED" in flag else 1]
+        ]
         return replace(self, name=self.name.replace("SEED", str(seeds[0])), flags=tuple(flags))
 
     def folder(self, args):
@@ -177,10 +204,16 @@ def perform(job, args, threads):
     keep_freed_memory()
     asked = job.asked(args)
     if asked.exists() and asked.read_text() != job.content():
-        raise BadInput(f"{job.folder(args)} is of another command line: remove it and {asked}, or name an --out_dir")
+        raise BadInput(
+            f"{job.folder(args)} is of another command line: remove it and {asked}, or name an --out_dir"
+        )
     write_atomically(asked, lambda file: file.write(job.content().encode()))
     log = Path(args.out_dir) / f"{job.name}.txt"
-    with open(log, "a") as shown, contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+    with (
+        open(log, "a") as shown,
+        contextlib.redirect_stdout(shown),
+        contextlib.redirect_stderr(shown),
+    ):
         try:
             importlib.import_module(job.script).main(job.argv(args))
         except (SystemExit, BadInput) as error:
@@ -207,7 +240,9 @@ def answer_signals():
 def perform_all(jobs, args):
     """Do the jobs whose folders are not complete, --jobs at a time."""
     # Those that need --data_dir first: one that is not there is missed before the others are run.
-    todo = sorted((job for job in jobs if not job.done(args)), key=lambda job: "DATA" not in job.flags)
+    todo = sorted(
+        (job for job in jobs if not job.done(args)), key=lambda job: "DATA" not in job.flags
+    )
     threads = max(1, torch.get_num_threads() // args.jobs)
     if args.jobs == 1:
         for job in tqdm(todo, "runs", leave=False, disable=None):
@@ -217,10 +252,14 @@ def perform_all(jobs, args):
     with ProcessPoolExecutor(args.jobs, spawn, answer_signals) as pool:
         futures = [pool.submit(perform, job, args, threads) for job in todo]
         try:
-            for future in tqdm(as_completed(futures), "runs", total=len(todo), leave=False, disable=None):
+            for future in tqdm(
+                as_completed(futures), "runs", total=len(todo), leave=False, disable=None
+            ):
                 future.result()
         except BrokenProcessPool as error:
-            raise BadInput("a run's process was killed, for want of memory perhaps: --jobs 1 needs least") from error
+            raise BadInput(
+                "a run's process was killed, for want of memory perhaps: --jobs 1 needs least"
+            ) from error
         except BaseException:
             for worker in multiprocessing.active_children():
                 worker.terminate()
@@ -239,7 +278,10 @@ def with_each_seed(args, jobs):
 def with_all_seeds(args, jobs):
     """Do each of the jobs {key: Job} once, with the networks of all seeds: {key: folder}."""
     args.performed += jobs.values()
-    runs = {key: replace(job, name=f"{job.name}_of_{args.seeds}").of(*range(args.seeds)) for key, job in jobs.items()}
+    runs = {
+        key: replace(job, name=f"{job.name}_of_{args.seeds}").of(*range(args.seeds))
+        for key, job in jobs.items()
+    }
     perform_all(runs.values(), args)
     return {key: run.folder(args) for key, run in runs.items()}
 
@@ -270,7 +312,12 @@ def saved(args, name):
 
 def evaluation(args, name, networks, *flags):
     """eval_snn_robustness.py on the `saved` networks of that name."""
-    return Job(name, "eval_snn_robustness", (*saved(args, networks), *flags, *scale(args).attacks), "robustness")
+    return Job(
+        name,
+        "eval_snn_robustness",
+        (*saved(args, networks), *flags, *scale(args).attacks),
+        "robustness",
+    )
 
 
 def short(name):
@@ -309,7 +356,9 @@ def measured_again(args, *which):
                 NO_MEMBRANES: ("--detach_membrane", *scale(args).again),
                 RELEASED: ("--fisher_estimator", "release", *scale(args).release)}  # fmt: skip
     jobs = {
-        name: Job(f"controls_{short(name)}_SEED", TRAIN, (*saved(args, "trained"), *flags), "fisher")
+        name: Job(
+            f"controls_{short(name)}_SEED", TRAIN, (*saved(args, "trained"), *flags), "fisher"
+        )
         for name, flags in variants.items()
         if name in which or not which
     }
@@ -325,6 +374,15 @@ def settings_runs(args, other_data):
     if other_data and (scale(args).downloads or args.data_dir is not None):
         for data, how in product(OTHER_DATA, scale(args).subsets):
             name = f"{data}, {how}"
-            flags = ("--dataset", OTHER_DATA[data], "--data_dir", "DATA", *ends, *scale(args).subsets[how])
-            runs[name] = Job(f"settings_{short(name)}_SEED", TRAIN, (*flags, "--seed", "SEED"), "fisher")
+            flags = (
+                "--dataset",
+                OTHER_DATA[data],
+                "--data_dir",
+                "DATA",
+                *ends,
+                *scale(args).subsets[how],
+            )
+            runs[name] = Job(
+                f"settings_{short(name)}_SEED", TRAIN, (*flags, "--seed", "SEED"), "fisher"
+            )
     return with_each_seed(args, runs)

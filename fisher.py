@@ -76,7 +76,12 @@ def prefix_losses(outputs, y, prefix="cumulative"):
     if y.dim() == 2 and len(y) != len(outputs):
         raise ValueError(f"the labels are for {len(y)} timesteps, the model has {len(outputs)}")
     labels = y.expand(outputs.shape[:2])
-    return torch.stack([F.cross_entropy(o, y_t, reduction="none") for o, y_t in zip(PREFIXES[prefix](outputs), labels)])
+    return torch.stack(
+        [
+            F.cross_entropy(o, y_t, reduction="none")
+            for o, y_t in zip(PREFIXES[prefix](outputs), labels)
+        ]
+    )
 
 
 def prefix_residuals(outputs, y, prefix="cumulative"):
@@ -96,9 +101,13 @@ def draw_labels(outputs, generator, prefix="cumulative"):
     With them `temporal_fisher` measures the true Fisher information, with the data's labels the empirical one. The
     draws are taken sample by sample from `generator` (on the CPU), so chunks of samples draw what the whole would.
     """
-    chance = torch.rand(outputs.shape[1], outputs.shape[0], 1, generator=generator, dtype=torch.float64)  # (N, T, 1)
+    chance = torch.rand(
+        outputs.shape[1], outputs.shape[0], 1, generator=generator, dtype=torch.float64
+    )  # (N, T, 1)
     share = PREFIXES[prefix](outputs.cpu().double()).softmax(2).cumsum(2)  # (T, N, classes)
-    return (share < chance.transpose(0, 1)).sum(2).clamp(max=outputs.shape[2] - 1).to(outputs.device)
+    return (
+        (share < chance.transpose(0, 1)).sum(2).clamp(max=outputs.shape[2] - 1).to(outputs.device)
+    )
 
 
 def centroid(curve):
@@ -155,7 +164,9 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None):
     _check_arguments(x, y, prefix)
     estimator = TemporalFisher(model, prefix)
     chunk = chunk or estimator.chunk(x)
-    parts = list(map(estimator, x.split(chunk), y.split(chunk, -1)))  # has no frame: the warning points at the caller
+    parts = list(
+        map(estimator, x.split(chunk), y.split(chunk, -1))
+    )  # has no frame: the warning points at the caller
     return {name: torch.cat([part[name] for part in parts], 1) for name in estimator.params}
 
 
@@ -173,7 +184,10 @@ class TemporalFisher:
             raise ValueError("no parameter of the model requires a gradient")
         self.probes = {}  # by their number of samples
         # Of TorchScript the tape does not see all calls.
-        self.opaque, self.batches = any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()), 0
+        self.opaque, self.batches = (
+            any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()),
+            0,
+        )
         self.misplaced = set()  # parameters whose rows were not of the samples that the layouts say
         self.slow = set()  # those that the warning has named
 
@@ -183,9 +197,17 @@ class TemporalFisher:
         for name, module in self.model.named_modules():
             if isinstance(module, _DropoutNd) and module.training and module.p:
                 raise ValueError(f"Dropout layer {name} is in train mode: call model.eval() first")
-            if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
-                cure = "call model.eval()" if module.track_running_stats else "make it with track_running_stats=True"
-                raise ValueError(f"BatchNorm layer {name} has batch statistics, which mix samples: {cure}")
+            if isinstance(module, _BatchNorm) and (
+                module.training or not module.track_running_stats
+            ):
+                cure = (
+                    "call model.eval()"
+                    if module.track_running_stats
+                    else "make it with track_running_stats=True"
+                )
+                raise ValueError(
+                    f"BatchNorm layer {name} has batch statistics, which mix samples: {cure}"
+                )
         samples = 3 if batch == 2 else 2
         if samples not in self.probes:
             with _measuring(), _full_precision():
@@ -204,14 +226,18 @@ class TemporalFisher:
         self.batches += 1
         check = self.opaque or self.batches & (self.batches - 1) == 0  # the 1st, 2nd, 4th, 8th, ...
         with _measuring():
-            part = _measure(self.model, x, y, self.prefix, self.params, probe, self.misplaced, check)
+            part = _measure(
+                self.model, x, y, self.prefix, self.params, probe, self.misplaced, check
+            )
         rest = self.params.keys() - part.keys()
         if rest - self.slow:
             names = ", ".join(sorted(rest - self.slow))
             warnings.warn(f"measured one sample at a time, which is slow: {names}", stacklevel=3)
             self.slow |= rest
         norms = part | one_by_one(self.model, x, y, prefix=self.prefix, names=rest)
-        return {name: norms[name] for name in self.params}  # in the order of the network: sums depend on it
+        return {
+            name: norms[name] for name in self.params
+        }  # in the order of the network: sums depend on it
 
 
 def one_by_one(model, x, y, *, prefix="cumulative", names=None):
@@ -226,13 +252,19 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
     with the batch. It is what the paper's released script prints (RELEASE_BATCH), for comparison with its curves.
     """
     _check_arguments(x, y, prefix)
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names)}
+    params = {
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad and (names is None or name in names)
+    }
     norms = {name: [] for name in params}
     with _measuring():
         for x_part, y_part in zip(x.split(size), y.split(size, -1)) if params else ():
             losses = prefix_losses(_checked(model(x_part), x_part), y_part, prefix).mean(1)
             for t, loss in enumerate(losses, 1):
-                grads = torch.autograd.grad(loss, params.values(), retain_graph=t < len(losses), allow_unused=True)
+                grads = torch.autograd.grad(
+                    loss, params.values(), retain_graph=t < len(losses), allow_unused=True
+                )
                 for name, grad in zip(params, grads):
                     norms[name].append(loss.new_zeros(()) if grad is None else _square(grad))
     return {name: torch.stack(values).view(-1, len(losses)).T for name, values in norms.items()}
@@ -255,7 +287,9 @@ def _check_arguments(x, y, prefix):
     if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
         raise ValueError(f"x and y must be tensors, not {type(x).__name__} and {type(y).__name__}")
     if torch.is_inference_mode_enabled() or x.is_inference() or y.is_inference():
-        raise ValueError("torch.inference_mode() leaves no gradient: use torch.no_grad() instead, for x and y too")
+        raise ValueError(
+            "torch.inference_mode() leaves no gradient: use torch.no_grad() instead, for x and y too"
+        )
     if x.dim() == 0 or len(x) == 0:
         raise ValueError("there are no samples to measure")
     if y.dim() not in (1, 2) or y.shape[-1] != len(x):
@@ -266,9 +300,13 @@ def _checked(outputs, x):
     """The outputs of a model for x. Raises ValueError if they are of another form."""
     if not isinstance(outputs, torch.Tensor) or outputs.dim() != 3 or outputs.shape[1] != len(x):
         form = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-        raise ValueError(f"model(x) must give outputs [T, N, classes]; it gave {form} for {len(x)} samples")
+        raise ValueError(
+            f"model(x) must give outputs [T, N, classes]; it gave {form} for {len(x)} samples"
+        )
     if not outputs.requires_grad:
-        raise ValueError("model(x) gives outputs without a graph to its parameters: is it under torch.no_grad()?")
+        raise ValueError(
+            "model(x) gives outputs without a graph to its parameters: is it under torch.no_grad()?"
+        )
     return outputs
 
 
@@ -287,7 +325,9 @@ def _check_independence(model, x, params, samples):
         found = outputs(index, row)
         cotangent = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).to(found)
         gradients = torch.autograd.grad(found, params, cotangent, allow_unused=True)
-        return found.detach(), [torch.zeros_like(p) if g is None else g.to_dense() for g, p in zip(gradients, params)]
+        return found.detach(), [
+            torch.zeros_like(p) if g is None else g.to_dense() for g, p in zip(gradients, params)
+        ]
 
     def size(values):
         return float(values.abs().nan_to_num(0, 0).amax()) if values.numel() else 0.0
@@ -301,7 +341,8 @@ def _check_independence(model, x, params, samples):
         pairs = [(outputs, others, size(outputs))]
         pairs += [(a, b, size(a) + 1e-3 * largest) for a, b in zip(gradients, other_gradients)]
         return not all(
-            torch.allclose(a, b, rtol=0, atol=_precision(outputs.dtype) * near, equal_nan=True) for a, b, near in pairs
+            torch.allclose(a, b, rtol=0, atol=_precision(outputs.dtype) * near, equal_nan=True)
+            for a, b, near in pairs
         )
 
     together = [n % len(x) for n in range(samples)]
@@ -312,7 +353,9 @@ def _check_independence(model, x, params, samples):
             for module in training:  # eval() may do more than that
                 module.training = False
             try:
-                evaluated = outputs(together, 0).detach()  # forward alone: cuDNN's recurrent layers refuse the rest
+                evaluated = outputs(
+                    together, 0
+                ).detach()  # forward alone: cuDNN's recurrent layers refuse the rest
             finally:
                 for module in training:
                     module.training = True
@@ -332,7 +375,9 @@ def _check_independence(model, x, params, samples):
 def _square(gradient):
     """Squared norm of one gradient, read once."""
     gradient = _at_least_single(gradient.to_dense())  # sparse: of an embedding, say
-    return torch.linalg.vector_norm(gradient.reshape(*gradient.shape[:1], -1), dim=-1).square().sum()
+    return (
+        torch.linalg.vector_norm(gradient.reshape(*gradient.shape[:1], -1), dim=-1).square().sum()
+    )
 
 
 def _at_least_single(tensor):
@@ -412,7 +457,9 @@ def _live_rows(d, block):
     rows = len(d)
     while rows:
         last = d[rows - block : rows]
-        if last.amax() != 0 or last.amin() != 0:  # true for NaN too; in any memory format, unlike aminmax
+        if (
+            last.amax() != 0 or last.amin() != 0
+        ):  # true for NaN too; in any memory format, unlike aminmax
             break
         rows -= block
     return rows
@@ -430,7 +477,9 @@ class _Tape(TorchFunctionMode):
 
     def __init__(self, params, blocks=None):
         super().__init__()
-        self.blocks = blocks  # rows of one step of each call's outer dimension; None while they are not known
+        self.blocks = (
+            blocks  # rows of one step of each call's outer dimension; None while they are not known
+        )
         self.names, self.calls, self.other = {id(p): name for name, p in params.items()}, [], set()
         self.selects = False  # whether the model may order rows by their content
 
@@ -448,7 +497,9 @@ class _Tape(TorchFunctionMode):
                 self.calls.append(call)
             return z
         z = func(*args, **kwargs)
-        used = z is None or any(isinstance(part, torch.Tensor) and part.requires_grad for part in tree_leaves(z))
+        used = z is None or any(
+            isinstance(part, torch.Tensor) and part.requires_grad for part in tree_leaves(z)
+        )
         if used or not torch.is_grad_enabled():
             self.other.update(filter(None, map(self.name, tree_leaves((args, kwargs)))))
         return z
@@ -468,10 +519,24 @@ class _Tape(TorchFunctionMode):
 
         def backward(d, a):
             geometry = (stride, padding, dilation, False, (0,) * dims, groups)
-            return torch.ops.aten.convolution_backward(d, a, weight, None, *geometry, (True, False, False))[0]
+            return torch.ops.aten.convolution_backward(
+                d, a, weight, None, *geometry, (True, False, False)
+            )[0]
 
-        z = self.run(input, weight, bias, lambda a, weight, bias: conv(a, weight, bias, *options), backward, True)
-        kind = {"weight_shape": weight.shape, "options": options, "space": z.shape[2:], "version": input._version}
+        z = self.run(
+            input,
+            weight,
+            bias,
+            lambda a, weight, bias: conv(a, weight, bias, *options),
+            backward,
+            True,
+        )
+        kind = {
+            "weight_shape": weight.shape,
+            "options": options,
+            "space": z.shape[2:],
+            "version": input._version,
+        }
         return z, self.note(z, weight, bias, len(input), z.shape[1], a=input.detach(), **kind)
 
     def linear(self, input, weight, bias=None):
@@ -479,7 +544,10 @@ class _Tape(TorchFunctionMode):
         plain = weight.dim() == 2 and (bias is None or bias.shape == weight.shape[:1])
         if input.dim() < 2 or not plain or not self.matters(input, weight, bias):
             return None
-        z, rows = F.linear(input, weight, bias), input.detach().flatten(0, -2).unsqueeze(2)  # (R, C, 1)
+        z, rows = (
+            F.linear(input, weight, bias),
+            input.detach().flatten(0, -2).unsqueeze(2),
+        )  # (R, C, 1)
         kind = {"weight_shape": weight.shape, "version": rows._version}
         return z, self.note(z, weight, bias, len(rows), z.shape[-1], a=rows, **kind)
 
@@ -488,24 +556,39 @@ class _Tape(TorchFunctionMode):
         """F.batch_norm: input [R, C, ...]."""
         if training or running_mean is None:
             if len(input) > 1:
-                raise ValueError("batch_norm with batch statistics mixes samples: call model.eval() first")
+                raise ValueError(
+                    "batch_norm with batch statistics mixes samples: call model.eval() first"
+                )
             return None  # of a weight that is standardised, say
 
         def backward(d):
-            scale = (running_var + eps).rsqrt() if weight is None else weight.detach() * (running_var + eps).rsqrt()
+            scale = (
+                (running_var + eps).rsqrt()
+                if weight is None
+                else weight.detach() * (running_var + eps).rsqrt()
+            )
             return d * scale.view(-1, *(1,) * (d.dim() - 2))
 
         how = (running_mean, running_var)
-        return self.norm(F.batch_norm, input, how, weight, bias, eps, len(input), input.shape[1], backward)
+        return self.norm(
+            F.batch_norm, input, how, weight, bias, eps, len(input), input.shape[1], backward
+        )
 
     def group_norm(self, input, num_groups, weight=None, bias=None, eps=1e-5):
         """F.group_norm: input [R, C, ...]."""
-        return self.norm(F.group_norm, input, (num_groups,), weight, bias, eps, len(input), input.shape[1])
+        return self.norm(
+            F.group_norm, input, (num_groups,), weight, bias, eps, len(input), input.shape[1]
+        )
 
     def layer_norm(self, input, normalized_shape, weight=None, bias=None, eps=1e-5):
         """F.layer_norm: input [..., *normalized_shape]."""
-        rows, channels = math.prod(input.shape[: -len(normalized_shape)]), math.prod(normalized_shape)
-        return self.norm(F.layer_norm, input, (normalized_shape,), weight, bias, eps, rows, channels)
+        rows, channels = (
+            math.prod(input.shape[: -len(normalized_shape)]),
+            math.prod(normalized_shape),
+        )
+        return self.norm(
+            F.layer_norm, input, (normalized_shape,), weight, bias, eps, rows, channels
+        )
 
     def norm(self, function, a, how, weight, bias, eps, rows, channels, backward=None):
         """function(a, *how, weight, bias, eps=eps)."""
@@ -516,7 +599,9 @@ class _Tape(TorchFunctionMode):
             return function(a, *how, weight, bias, eps=eps)
 
         z = self.run(a, weight, bias, forward, backward) if backward else forward(a, weight, bias)
-        xhat = forward(a.detach()).reshape(rows, channels, a.numel() // (rows * channels) if rows else 1)
+        xhat = forward(a.detach()).reshape(
+            rows, channels, a.numel() // (rows * channels) if rows else 1
+        )
         return z, self.note(z, weight, bias, rows, channels, xhat=xhat)
 
     def run(self, a, weight, bias, forward, backward, keep=False):
@@ -553,7 +638,9 @@ def _selects(func, args):
     name = getattr(func, "__name__", "")
     if name in ("__getitem__", "__setitem__"):
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
-        return not all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in index)
+        return not all(
+            part is None or part is Ellipsis or isinstance(part, int | slice) for part in index
+        )
     return name in SELECTING or name.rstrip("_") in SELECTING
 
 
@@ -590,7 +677,10 @@ class _Probe:
 @contextmanager
 def _full_precision():
     """No TF32 meanwhile: a GPU's rounding would look like a use of a parameter that the batched way does not cover."""
-    settings = [(kind, kind.fp32_precision) for kind in (torch.backends.cudnn.conv, torch.backends.cuda.matmul)]
+    settings = [
+        (kind, kind.fp32_precision)
+        for kind in (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    ]
     try:
         for kind, _ in settings:
             kind.fp32_precision = "ieee"
@@ -607,16 +697,24 @@ def _probe(model, x, params, samples):
     those of the ordinary gradients, for the other samples zero.
     """
     fits = connected = None
-    for first in range(min(4, len(x))):  # further tries only while a layer with dead neurons leaves a doubt
+    for first in range(
+        min(4, len(x))
+    ):  # further tries only while a layer with dead neurons leaves a doubt
         index = [first] + [(first + 1) % len(x)] * (samples - 1)
         kept = {}  # {place: bytes} of what the graph keeps
         try:
-            with torch.autograd.graph.saved_tensors_hooks(partial(_weigh, kept), lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(
+                partial(_weigh, kept), lambda tensor: tensor
+            ):
                 tape, outputs = _run(model, x[index], params)
-        except RuntimeError:  # torch.func.grad refuses to be watched, a sparse tensor has no storage to weigh
+        except (
+            RuntimeError
+        ):  # torch.func.grad refuses to be watched, a sparse tensor has no storage to weigh
             tape, outputs = _run(model, x[index], params)
         calls = tape.calls
-        cotangent = torch.randn(outputs[:, 0].shape, generator=torch.Generator().manual_seed(first)).to(outputs)
+        cotangent = torch.randn(
+            outputs[:, 0].shape, generator=torch.Generator().manual_seed(first)
+        ).to(outputs)
         targets = [call.edge for call in calls] + list(params.values())
         found = torch.autograd.grad(outputs[:, 0], targets, cotangent, allow_unused=True)
         signals, gradients = found[: len(calls)], dict(zip(params, found[len(calls) :]))
@@ -628,7 +726,11 @@ def _probe(model, x, params, samples):
             connected[number] = True
             alive = d.reshape(call.rows, -1).abs().amax(1) != 0
             owner = torch.arange(call.rows, device=d.device)
-            fit[:] = [(outer, inner) for outer, inner in fit if not alive[owner // inner % samples != 0].any()]
+            fit[:] = [
+                (outer, inner)
+                for outer, inner in fit
+                if not alive[owner // inner % samples != 0].any()
+            ]
         if all(len(fit) <= 1 or not seen for fit, seen in zip(fits, connected)):
             break
     layouts = [fit[0] if len(fit) == 1 and seen else None for fit, seen in zip(fits, connected)]
@@ -640,11 +742,20 @@ def _probe(model, x, params, samples):
     for call in calls:
         kinds.setdefault(call.weight, set()).add((call.xhat is None, call.groups))
     mixed = {name for name, found in kinds.items() if name and len(found) > 1}
-    slow = {name for name in tape.other | unknown | unseen | hooked | mixed if gradients[name] is not None}
+    slow = {
+        name
+        for name in tape.other | unknown | unseen | hooked | mixed
+        if gradients[name] is not None
+    }
     weights, biases = _by_parameter(calls, layouts, params.keys() - slow - unseen, samples)
-    norms = _norms(weights, biases, [_alive(*each, samples) for each in zip(signals, calls, layouts)], {})
+    norms = _norms(
+        weights, biases, [_alive(*each, samples) for each in zip(signals, calls, layouts)], {}
+    )
     precision = max(_precision(t.dtype) for t in (outputs, *signals) if t is not None)
-    lengths = {name: outputs.new_zeros(()) if g is None else _square(g).sqrt() for name, g in gradients.items()}
+    lengths = {
+        name: outputs.new_zeros(()) if g is None else _square(g).sqrt()
+        for name, g in gradients.items()
+    }
     total = sum(length.square() for length in lengths.values()).sqrt()
     for name, length in lengths.items():
         got = norms.get(name, outputs.new_zeros(samples)).sqrt()
@@ -669,7 +780,9 @@ def _probe(model, x, params, samples):
 
 def _weigh(kept, tensor):
     """Note the bytes of a tensor that the graph keeps, those of a parameter aside; gives the tensor."""
-    whole = tensor if tensor._base is None else tensor._base  # a linear layer keeps its weight transposed
+    whole = (
+        tensor if tensor._base is None else tensor._base
+    )  # a linear layer keeps its weight transposed
     if not (whole.is_leaf and whole.requires_grad):
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
@@ -717,7 +830,13 @@ class _Use:
 
     def split(self, v):
         """Some first rows of a tensor of the call, [a N B, C P] -> [a, N, B, C, P]."""
-        return v.reshape(-1, self.samples, self.inner, self.call.channels, v.shape[1:].numel() // self.call.channels)
+        return v.reshape(
+            -1,
+            self.samples,
+            self.inner,
+            self.call.channels,
+            v.shape[1:].numel() // self.call.channels,
+        )
 
     def total(self, v):
         """Sum over the rows and positions of each sample: [a N B, C P] -> [N, C]. Positions first: that is the fast
@@ -726,7 +845,11 @@ class _Use:
 
     def by_channel(self, v, dims=1):
         """Rows of inputs or signals [a N B, C, ..., P], P the last `dims` -> [N groups, C / groups ..., a B P]."""
-        v = _at_least_single(v).unflatten(1, (self.call.groups, -1)).unflatten(0, (-1, self.samples, self.inner))
+        v = (
+            _at_least_single(v)
+            .unflatten(1, (self.call.groups, -1))
+            .unflatten(0, (-1, self.samples, self.inner))
+        )
         at = v.dim() - dims
         v = v.permute(1, 3, *range(4, at), 0, 2, *range(at, v.dim()))
         return v.reshape(self.samples * self.call.groups, math.prod(v.shape[2 : at - 2]), -1)
@@ -761,17 +884,25 @@ def _measure(model, x, y, prefix, params, probe, misplaced, check):
     blocks = [0 if layout is None else samples * layout[1] for layout in probe.layouts]
     tape, outputs = _run(model, x, params, blocks)
     calls = list(zip(tape.calls, probe.layouts, blocks))
-    if len(tape.calls) != len(blocks) or any(layout and c.rows != layout[0] * block for c, layout, block in calls):
+    if len(tape.calls) != len(blocks) or any(
+        layout and c.rows != layout[0] * block for c, layout, block in calls
+    ):
         return {}  # other calls than in the probe
-    changed = [call for call in tape.calls if call.a is not None and call.a._version != call.version]
+    changed = [
+        call for call in tape.calls if call.a is not None and call.a._version != call.version
+    ]
     overwritten = set().union(*(call.names for call in changed))
     covered = params.keys() - probe.slow - misplaced - (tape.other - probe.other) - overwritten
     losses = prefix_losses(outputs, y, prefix)  # (T, N)
     noted = set().union(*(call.names for call in tape.calls))
     doubtful = [name for name in covered if name in tape.other or name not in noted]
     if doubtful:  # the outputs did not depend on them in the probe
-        found = torch.autograd.grad(losses.sum(), [params[n] for n in doubtful], retain_graph=True, allow_unused=True)
-        covered = covered - {name for name, gradient in zip(doubtful, found) if gradient is not None}
+        found = torch.autograd.grad(
+            losses.sum(), [params[n] for n in doubtful], retain_graph=True, allow_unused=True
+        )
+        covered = covered - {
+            name for name, gradient in zip(doubtful, found) if gradient is not None
+        }
     weights, biases = _by_parameter(tape.calls, probe.layouts, covered, samples)
     grams = {name: _gram(uses) for name, uses in weights.items() if _gram_pays(uses, len(losses))}
     norms = {name: _at_least_single(params[name].new_zeros(losses.shape)) for name in covered}
@@ -787,7 +918,9 @@ def _measure(model, x, y, prefix, params, probe, misplaced, check):
         for t in reversed(range(len(losses))):
             signals, last = last, None
             if signals is None:
-                signals = torch.autograd.grad(losses[t].sum(), edges, retain_graph=t > 0, allow_unused=True)
+                signals = torch.autograd.grad(
+                    losses[t].sum(), edges, retain_graph=t > 0, allow_unused=True
+                )
             for number, (d, call, layout) in enumerate(zip(signals, tape.calls, probe.layouts)):
                 seen[number] |= d is not None
                 if layout is None and d is not None and d.count_nonzero():
@@ -799,7 +932,9 @@ def _measure(model, x, y, prefix, params, probe, misplaced, check):
         return {}  # the model recomputes its convolutions in the backward pass, where they are not noted
     for call, before, now in zip(tape.calls, probe.connected, seen):
         if before and not now:
-            covered = covered - call.names  # something was done to its output that the edge does not know of
+            covered = (
+                covered - call.names
+            )  # something was done to its output that the edge does not know of
     return {name: norms[name] for name in covered}
 
 
@@ -809,12 +944,20 @@ def _last_signals(losses, prefix, calls, edges, layouts):
     samples = losses.shape[1]
     if samples == 1:
         return None, set()
-    total = losses[-1] if prefix == "cumulative" else losses.sum(0)  # which every call has a part in
+    total = (
+        losses[-1] if prefix == "cumulative" else losses.sum(0)
+    )  # which every call has a part in
     plain = torch.autograd.grad(total.sum(), edges, retain_graph=True, allow_unused=True)
     # By powers of 2, which any precision multiplies with exactly, a GPU's TF32 too; float16 has few of them.
-    powers = 8 if torch.float16 in {losses.dtype, *(d.dtype for d in plain if d is not None)} else DISTINCT
+    powers = (
+        8
+        if torch.float16 in {losses.dtype, *(d.dtype for d in plain if d is not None)}
+        else DISTINCT
+    )
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).tolist()
-    scale = torch.tensor([2.0 ** (n % powers - min(samples, powers) // 2) for n in order]).to(losses)
+    scale = torch.tensor([2.0 ** (n % powers - min(samples, powers) // 2) for n in order]).to(
+        losses
+    )
     scaled = torch.autograd.grad((total * scale).sum(), edges, retain_graph=True, allow_unused=True)
     misplaced = set()
     for d, of_scaled, call, layout in zip(plain, scaled, calls, layouts):
@@ -823,7 +966,9 @@ def _last_signals(losses, prefix, calls, edges, layouts):
             wanted = d.reshape(outer, samples, inner, -1) * scale.to(d.dtype).view(1, samples, 1, 1)
             off = (of_scaled.reshape(wanted.shape) - wanted).abs().amax(3)
             largest = wanted.abs().amax(3)
-            if not ((off <= _precision(d.dtype) * largest + torch.finfo(d.dtype).tiny) | largest.isnan()).all():
+            if not (
+                (off <= _precision(d.dtype) * largest + torch.finfo(d.dtype).tiny) | largest.isnan()
+            ).all():
                 misplaced |= call.names
     return (plain if prefix == "cumulative" else None), misplaced
 
@@ -838,7 +983,9 @@ def _norms(weights, biases, signals, grams):
         if name in biases:
             norms[name] = sum(use.total(d) for use, d in pairs).square().sum(1)
         elif uses[0].call.xhat is not None:
-            norms[name] = sum(use.total(d * use.call.xhat[: len(d)]) for use, d in pairs).square().sum(1)
+            norms[name] = (
+                sum(use.total(d * use.call.xhat[: len(d)]) for use, d in pairs).square().sum(1)
+            )
         elif name in grams:
             norms[name] = _norm_by_gram(uses, signals, grams[name])
         else:
@@ -859,7 +1006,12 @@ def _norm_by_gradient(pairs):
     """|| sum_p d_p a_p^T ||^2 of each sample, [N], by way of the gradient itself."""
     signals = [(use, use.by_channel(d)) for use, d in pairs]
     gradient = sum(d @ use.windows[:, :, : d.shape[2]].mT for use, d in signals)
-    return torch.linalg.vector_norm(gradient.flatten(1), dim=1).square().view(pairs[0][0].samples, -1).sum(1)
+    return (
+        torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+        .square()
+        .view(pairs[0][0].samples, -1)
+        .sum(1)
+    )
 
 
 def _norm_by_gram(uses, signals, gram):
@@ -870,7 +1022,9 @@ def _norm_by_gram(uses, signals, gram):
         d = signals[use.number]
         if d is None:
             d = gram[0].new_zeros(use.call.rows, use.call.channels, use.call.positions)
-        elif use is not uses[last] and len(d) < use.call.rows:  # what follows must stay in its place
+        elif (
+            use is not uses[last] and len(d) < use.call.rows
+        ):  # what follows must stay in its place
             d = torch.cat([d, d.new_zeros(use.call.rows - len(d), *d.shape[1:])])
         parts.append(use.by_channel(d))
     d = torch.cat(parts, 2) if len(parts) > 1 else parts[0]  # (N groups, C / groups, positions)
@@ -893,7 +1047,9 @@ def _gram(uses):
     """
     call, space = uses[0].call, uses[0].call.space or (1,)
     pixels = _by_pixels(call)
-    a = torch.cat([use.by_channel(use.call.a, len(space)) if pixels else use.seen() for use in uses], 2)
+    a = torch.cat(
+        [use.by_channel(use.call.a, len(space)) if pixels else use.seen() for use in uses], 2
+    )
     seen = call.a.shape[2:] if pixels else space
     size, positions = math.prod(seen), math.prod(space)
     maps, step, blocks = a.shape[2] // size, -(-FEWEST_COLUMNS // positions), []

@@ -71,7 +71,9 @@ def tet(outputs, y, *, lam, skip=(), level=None, smoothing=0.0):
 def prefix(outputs, y, *, times, weight, skip=(), level=None, smoothing=0.0):
     """(1 - w) CE_T + w mean of CE_t over t in `times`; flooding is of these CE_t alone."""
     early = cross_entropies(prefix_means(outputs, times, skip), y, smoothing)
-    return (1 - weight) * ce(outputs, y, skip=skip, smoothing=smoothing) + weight * flooded(early, level, len(y)).mean()
+    return (1 - weight) * ce(outputs, y, skip=skip, smoothing=smoothing) + weight * flooded(
+        early, level, len(y)
+    ).mean()
 
 
 def residuals(outputs, y, skip=()):

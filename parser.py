@@ -59,7 +59,7 @@ def expand_epochs(entries, last):
 
 
 def suggestion(word, known):
-    """"; did you mean …?" if a known word is like it, else ""."""
+    """ "; did you mean …?" if a known word is like it, else ""."""
     close = difflib.get_close_matches(word, known, 1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -100,7 +100,9 @@ class Parser(argparse.ArgumentParser):
 
     def given(self, argv):
         """{flag: value} of the flags that `argv` gives."""
-        argv = [re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), a) for a in argv]
+        argv = [
+            re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), a) for a in argv
+        ]
         unset = object()
         blank = argparse.Namespace(**dict.fromkeys(self.defaults, unset))
         values, unknown = self.parse_known_args(argv, blank)

@@ -53,7 +53,11 @@ def shades(count):
 
 def label(line):
     """What a measurement is called in a legend: its epoch, or the checkpoint it was made of."""
-    return f"{Path(line['checkpoint']).parent.name}/{line['epoch']}" if "checkpoint" in line else str(line["epoch"])
+    return (
+        f"{Path(line['checkpoint']).parent.name}/{line['epoch']}"
+        if "checkpoint" in line
+        else str(line["epoch"])
+    )
 
 
 def fisher(folder):
@@ -75,8 +79,18 @@ def fisher(folder):
     every = -(-len(lines) // 12)  # entries of the legend
     for number, (line, colour) in enumerate(zip(lines, shades(len(lines)))):
         name = label(line) if number % every == 0 or line is lines[-1] else None
-        curves.errorbar(steps, line["fisher"], line["fisher_stderr"], color=colour, label=name, capsize=2, lw=1.5)
-    curves.set(xlabel="timesteps t", ylabel="Fisher information $I_t$ (± standard error)", yscale="log")
+        curves.errorbar(
+            steps,
+            line["fisher"],
+            line["fisher_stderr"],
+            color=colour,
+            label=name,
+            capsize=2,
+            lw=1.5,
+        )
+    curves.set(
+        xlabel="timesteps t", ylabel="Fisher information $I_t$ (± standard error)", yscale="log"
+    )
     curves.set_title("Information in the first t steps")
     curves.legend(title="epoch", fontsize=7, ncols=2)
 
@@ -88,16 +102,33 @@ def fisher(folder):
         low, high = zip(*(line["ic_ci"] for line in kind_lines))
         band = centroids.fill_between(x, low, high, alpha=0.25, lw=0)
         colour, name = band.get_facecolor()[0][:3], "" if len(kinds) == 1 else f" ({kind})"
-        centroids.plot(x, [line["ic"] for line in kind_lines], "o-", ms=4, color=colour, label="$I_t$" + name)
+        centroids.plot(
+            x, [line["ic"] for line in kind_lines], "o-", ms=4, color=colour, label="$I_t$" + name
+        )
         if kind_lines is lines:
-            for key, text, style in (("ic_per_loss", "loss", "s:"), ("ic_per_residual", "squared residual", "^:")):
+            for key, text, style in (
+                ("ic_per_loss", "loss", "s:"),
+                ("ic_per_residual", "squared residual", "^:"),
+            ):
                 quotient = [line[key] for line in lines]
-                centroids.plot(x, quotient, style, ms=3, color="C7", label=f"$I_t$ / {text} after t steps" + name)
+                centroids.plot(
+                    x,
+                    quotient,
+                    style,
+                    ms=3,
+                    color="C7",
+                    label=f"$I_t$ / {text} after t steps" + name,
+                )
     flat = (timestep + 1) / 2
     centroids.axhline(flat, color=GREY, ls="--", lw=1)
-    centroids.annotate("flat", (1, flat), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY)
+    centroids.annotate(
+        "flat", (1, flat), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY
+    )
     centroids.legend(fontsize=8, loc="upper right")
-    centroids.set(xlabel="epoch" if ordered else "measurement", ylabel="information centroid IC (95 % interval)")
+    centroids.set(
+        xlabel="epoch" if ordered else "measurement",
+        ylabel="information centroid IC (95 % interval)",
+    )
     centroids.set_ylim(1, max(timestep, 2))
     centroids.set_title("Where its centre lies")
 
@@ -121,17 +152,27 @@ def training(folder):
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     loss, accuracy, rates = figure.subplots(1, 3)
 
-    loss.plot(epochs, [line["train_loss"] for line in lines], label="training")  # None before training
+    loss.plot(
+        epochs, [line["train_loss"] for line in lines], label="training"
+    )  # None before training
     loss.plot(epochs, [line["test_loss"] for line in lines], label="test")
     loss.set(xlabel="epoch", ylabel="loss (nats)", yscale="log")
     loss.legend()
     for t, colour in zip(range(timestep), shades(timestep)):
-        accuracy.plot(epochs, [line["prefix_accuracy"][t] for line in lines], color=colour, label=f"t = {t + 1}", lw=1)
+        accuracy.plot(
+            epochs,
+            [line["prefix_accuracy"][t] for line in lines],
+            color=colour,
+            label=f"t = {t + 1}",
+            lw=1,
+        )
     accuracy.set(xlabel="epoch", ylabel="test accuracy after t steps", ylim=(0, 1))
     accuracy.legend(fontsize=7, ncols=1 + timestep // 9)
     names = list(lines[-1]["spike_rate"])
     for name, colour in zip(names, shades(len(names))):
-        rates.plot(epochs, [line["spike_rate"][name] for line in lines], color=colour, label=name, lw=1)
+        rates.plot(
+            epochs, [line["spike_rate"][name] for line in lines], color=colour, label=name, lw=1
+        )
     rates.set(xlabel="epoch", ylabel="spikes per neuron and timestep", ylim=(0, None))
     rates.legend(fontsize=7, ncols=1 + len(names) // 9)
     return write(figure, Path(folder) / "figures" / "training.png")
@@ -148,7 +189,14 @@ def robustness(folder):
     figure = Figure(figsize=(16, 4.2), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     kinds = [("pgd", 0, "-"), ("fgsm", 0, "--"), ("gaussian_noise", 1, "-"), ("blur", 2, "-")]
-    strengths = sorted({line["strength"] for lines in networks.values() for line in lines if line["threat"] == "pgd"})
+    strengths = sorted(
+        {
+            line["strength"]
+            for lines in networks.values()
+            for line in lines
+            if line["threat"] == "pgd"
+        }
+    )
     middle = strengths[len(strengths) // 2] if strengths else 0
     for lines, colour in zip(networks.values(), shades(len(networks))):
         clean = next(line for line in lines if line["threat"] == "clean")
@@ -166,7 +214,12 @@ def robustness(folder):
         for line in lines:
             if line["threat"] == "pgd" and line["strength"] == middle:
                 panels[3].plot(steps, line["accuracy"], ":", color=colour)
-    panels[0].set(xlabel="eps (1/255)", ylabel="accuracy (95 % interval)", ylim=(0, 1), title="PGD (dashed: FGSM)")
+    panels[0].set(
+        xlabel="eps (1/255)",
+        ylabel="accuracy (95 % interval)",
+        ylim=(0, 1),
+        title="PGD (dashed: FGSM)",
+    )
     panels[1].set(xlabel="standard deviation", title="Gaussian noise")
     panels[2].set(xlabel="standard deviation (pixels)", title="Gaussian blur")
     panels[3].set(xlabel="timesteps t", title=f"After t steps (dotted: PGD, eps {middle:g})")
@@ -209,10 +262,15 @@ def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), x
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     kinds, names = (list(dict.fromkeys(column)) for column in zip(*numbers))
     many = len(names) > MOST_COLOURS
-    colours = dict(zip(names, shades(len(names)) if many else map(colormaps["tab20"], range(MOST_COLOURS))))
+    colours = dict(
+        zip(names, shades(len(names)) if many else map(colormaps["tab20"], range(MOST_COLOURS)))
+    )
     for axis, (quantity, text) in zip(axes, panels.items()):
         for number, ((kind, name), found) in enumerate(numbers.items(), 1):
-            style, called = dict(color=colours[name], marker="os^D"[kinds.index(kind)]), f"{name} ({kind})"
+            style, called = (
+                dict(color=colours[name], marker="os^D"[kinds.index(kind)]),
+                f"{name} ({kind})",
+            )
             axis.scatter(found[against[0]], found[quantity], s=9, alpha=0.5, lw=0, **style)
             mean = [sum(found[key]) / len(found[key]) for key in (against[0], quantity)]
             if many:
@@ -233,7 +291,9 @@ def panels(contents, path, xlabel, ylabel):
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (title, curves) in zip(axes, contents.items()):
         for (name, (x, y, spread)), colour in zip(curves.items(), shades(len(curves))):
-            axis.errorbar(x, y, spread, marker="o", ms=3, capsize=2, lw=1.3, color=colour, label=name)
+            axis.errorbar(
+                x, y, spread, marker="o", ms=3, capsize=2, lw=1.3, color=colour, label=name
+            )
         axis.set_title(title, fontsize=9)
         if len(curves) > 1:
             axis.legend(fontsize=6)
@@ -253,17 +313,30 @@ def pruning(folders, path):
         lines = read_lines(Path(folder) / PRUNING_FILE)
         for line in lines:
             if line["stage"] == "final":
-                point = 100 * (1 - line["sparsity"]), search_seconds(lines, line), 100 * (1 - line["test_accuracy"])
+                point = (
+                    100 * (1 - line["sparsity"]),
+                    search_seconds(lines, line),
+                    100 * (1 - line["test_accuracy"]),
+                )
                 points.setdefault(line["search"], {}).setdefault(line["round"], []).append(point)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for (search, rounds), colour in zip(points.items(), (colormaps["tab10"](i) for i in range(10))):
-        columns = [torch.tensor(values, dtype=torch.float64) for _, values in sorted(rounds.items())]
+        columns = [
+            torch.tensor(values, dtype=torch.float64) for _, values in sorted(rounds.items())
+        ]
         mean = torch.stack([column.mean(0) for column in columns]).T.tolist()
         spread = [column[:, 2].std().item() if len(column) > 1 else 0 for column in columns]
         for axis, x in zip(axes, mean):
-            axis.errorbar(x, mean[2], spread, marker="o", ms=4, capsize=2, color=colour, label=search)
-    axes[0].set(xscale="log", yscale="log", xlabel="weights left (%)", ylabel="test error with all timesteps (%)")
+            axis.errorbar(
+                x, mean[2], spread, marker="o", ms=4, capsize=2, color=colour, label=search
+            )
+    axes[0].set(
+        xscale="log",
+        yscale="log",
+        xlabel="weights left (%)",
+        ylabel="test error with all timesteps (%)",
+    )
     for axis in (axes[0].xaxis, axes[0].yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
@@ -277,7 +350,9 @@ def pruning(folders, path):
 def search_seconds(lines, final):
     """What the search for a network of pruning.jsonl took: the training of the rounds before it, and its rule."""
     own = [line for line in lines if (line["search"], line["stage"]) == (final["search"], "search")]
-    return sum(line["seconds"] + line["rule_seconds"] for line in own if line["round"] < final["round"])
+    return sum(
+        line["seconds"] + line["rule_seconds"] for line in own if line["round"] < final["round"]
+    )
 
 
 def main():
@@ -285,7 +360,10 @@ def main():
         raise BadInput("usage: python plots.py RUN_FOLDER")
     if not Path(sys.argv[1]).is_dir():
         raise BadInput(f"there is no folder {sys.argv[1]}")
-    folder, figures = Path(sys.argv[1]), {LOG_FILE: training, FISHER_FILE: fisher, ROBUSTNESS_FILE: robustness}
+    folder, figures = (
+        Path(sys.argv[1]),
+        {LOG_FILE: training, FISHER_FILE: fisher, ROBUSTNESS_FILE: robustness},
+    )
     figures[PRUNING_FILE] = lambda folder: pruning([folder], folder / "figures" / "pruning.png")
     found = [draw for name, draw in figures.items() if (folder / name).exists()]
     if not found:

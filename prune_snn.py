@@ -179,7 +179,9 @@ def main(argv=None):
     with run_folder(args, train_set.device) as run:
         record_inputs(args, run, test_set, replaced)
         run.keep_lines(PRUNING_FILE)
-        print(f"{'search':>8} {'stage':>7} round steps  sparsity  accuracy     IC   seconds  operations")
+        print(
+            f"{'search':>8} {'stage':>7} round steps  sparsity  accuracy     IC   seconds  operations"
+        )
         for rule in args.search_timestep:
             Search(args, run, rule, train_set, test_set, subset).search()
         figure = plots.pruning([run.folder], run.folder / "figures" / "pruning.png")

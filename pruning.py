@@ -14,8 +14,12 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 def all_kept(model):
     """Masks that keep every weight of the convolutions and linear layers but the first."""
-    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, LAYERS)]
-    return {f"{name}.weight": torch.ones_like(m.weight, dtype=torch.bool) for name, m in modules[1:]}
+    modules = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, LAYERS)
+    ]
+    return {
+        f"{name}.weight": torch.ones_like(m.weight, dtype=torch.bool) for name, m in modules[1:]
+    }
 
 
 def prune(model, masks, rate):

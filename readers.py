@@ -9,16 +9,19 @@ import torch
 
 from utils import BadInput
 
-TORCHVISION = {
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "svhn": "SVHN",
-    "fashion_mnist": "FashionMNIST",
-    "mnist": "MNIST",
-}
+# name -> torchvision's class
+TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN", "mnist": "MNIST",
+               "fashion_mnist": "FashionMNIST"}  # fmt: skip
 FAKE_SIZE, FAKE_CLASSES = (256, 128), 10
 PLANTED_SIZE, PLANTED_SHAPE = (2000, 500), (1, 8, 8)
 LAYOUTS = {4: "[N, C, H, W]", 5: "[N, T, C, H, W]"}
+
+
+def read(args):
+    """x_train, y_train, x_test, y_test of the data set that `args` name: images [N, C, H, W] or
+    frames [N, T, C, H, W], uint8 or float32; labels [N] int64. Raises BadInput."""
+    made = {"digits": read_digits, "npz": read_npz, "fake": read_fake, "planted": read_planted}
+    return made.get(args.dataset, read_torchvision)(args)
 
 
 def read_digits(args):
@@ -74,7 +77,9 @@ def read_npz(args):
         raise BadInput(f"{path} lacks an array: {error.args[0]}") from error
     except Exception as error:  # zipfile, zlib and numpy each have their own
         if "allow_pickle" in str(error):
-            raise BadInput(f"{path} holds an array of Python objects: save arrays of one number type") from error
+            raise BadInput(
+                f"{path} holds Python objects: save arrays of one number type"
+            ) from error
         raise BadInput(f"{path} is damaged, or no .npz file ({type(error).__name__})") from error
     return check_arrays(path, *arrays)
 
@@ -88,44 +93,39 @@ def check_arrays(source, x_train, y_train, x_test, y_test):
             raise BadInput(f"y_{split} of {source} must be one whole number for each of x_{split}")
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
         raise BadInput(f"x_train and x_test of {source} must have samples of one shape and type")
-    kind = np.uint8 if x_train.dtype == np.uint8 else np.float32
-    inputs = [torch.from_numpy(x.astype(kind, copy=False)) for x in (x_train, x_test)]
-    labels = [torch.from_numpy(y.astype(np.int64)) for y in (y_train, y_test)]
-    return inputs[0], labels[0], inputs[1], labels[1]
+    kinds = [np.uint8 if x_train.dtype == np.uint8 else np.float32, np.int64] * 2
+    arrays = zip((x_train, y_train, x_test, y_test), kinds)
+    return tuple(torch.from_numpy(array.astype(kind, copy=False)) for array, kind in arrays)
 
 
 def check_inputs(name, x):
     """Raise BadInput for inputs of another layout or type."""
     shape = list(x.shape)
-    if x.ndim not in LAYOUTS:
-        cure = ": images of one channel need an axis for it" if x.ndim == 3 else ""
-        layouts = " or ".join(LAYOUTS.values())
-        raise BadInput(f"{name} has shape {shape}, it must be {layouts}{cure}")
-    if 0 in shape:
-        raise BadInput(f"{name} is empty, its shape is {shape}")
+    if x.ndim not in LAYOUTS or 0 in shape:
+        raise BadInput(f"{name} has shape {shape}: it must be {' or '.join(LAYOUTS.values())}, with "
+                       "an axis for a single channel, too")  # fmt: skip
     if shape[-1] <= 3 < min(shape[-3], shape[-2]):
-        raise BadInput(f"{name} has shape {shape} and looks channels-last: transpose it to {LAYOUTS[x.ndim]}")
+        raise BadInput(f"{name} has shape {shape} and looks channels-last: transpose it to "
+                       f"{LAYOUTS[x.ndim]}")  # fmt: skip
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
-        raise BadInput(f"{name} is {x.dtype}, it must be uint8 or float")
+        raise BadInput(f"{name} is {x.dtype}: it must be uint8 or float")
     if x.dtype != np.uint8 and not all(np.isfinite(sample).all() for sample in x):
         raise BadInput(f"{name} holds values that are not finite")
 
 
 def read_torchvision(args):
     """A data set of torchvision, from --data_dir or downloaded to it."""
-    name = TORCHVISION[args.dataset]
+    name, arrays = TORCHVISION[args.dataset], []
     source = getattr(import_torchvision(), name)
-    arrays = []
     for split in ("train", "test"):
         which = {"split": split} if args.dataset == "svhn" else {"train": split == "train"}
         try:
             dataset = read_or_download(source, args, which)
         except Exception as error:  # URLError, OSError, ValueError, ... of a foreign reader
-            place = Path(args.data_dir).resolve()
             raise BadInput(
-                f"{args.dataset} in {place} is missing or damaged and was not downloaded ({error}): "
-                f"put torchvision's files for {name} there by hand, or use --dataset digits, "
-                "which needs none"
+                f"{args.dataset} in {Path(args.data_dir).resolve()} is missing or damaged and was "
+                f"not downloaded ({error}): put torchvision's files for {name} there by hand, or "
+                "use --dataset digits, which needs none"
             ) from error
         images = torch.as_tensor(dataset.data)
         if images.dim() == 3:
@@ -166,18 +166,3 @@ def import_torchvision():
         import_torchvision.library = library  # the declarations live as long as this object
         from torchvision import datasets
     return datasets
-
-
-READERS = {
-    "digits": read_digits,
-    "npz": read_npz,
-    "fake": read_fake,
-    "planted": read_planted,
-    **dict.fromkeys(TORCHVISION, read_torchvision),
-}
-
-
-def read(args):
-    """x_train, y_train, x_test, y_test of the data set that `args` name: images [N, C, H, W] or
-    frames [N, T, C, H, W], uint8 or float32; labels [N] int64. Raises BadInput."""
-    return READERS[args.dataset](args)

@@ -24,7 +24,9 @@ from claims import concentration, layers, loss, pruning, robustness, settings
 from controls import controls, gain
 from utils import device_name, pick_device, run_script, write_atomically
 
-ALL = {f.__name__: f for f in (concentration, settings, layers, loss, robustness, pruning, controls)}
+ALL = {
+    f.__name__: f for f in (concentration, settings, layers, loss, robustness, pruning, controls)
+}
 CLAIMS = ALL | {"gain": gain}  # which the paper does not make; it would take `all` past its time
 
 
@@ -39,13 +41,24 @@ def report(args, claim):
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {device_name(pick_device('auto'))}"
     data = " --data_dir DATA" if any("DATA" in job.flags for job in args.performed) else ""
     command = f"python reproduce.py {claim} --scale {args.scale} --seeds {args.seeds}{data}"
-    text = [f"# {said}", " ".join(rule.split()), *parts, *(f"![]({figure.name})" for figure in figures)]
+    text = [
+        f"# {said}",
+        " ".join(rule.split()),
+        *parts,
+        *(f"![]({figure.name})" for figure in figures),
+    ]
     text += [*found, f"Mean ± standard deviation of {args.seeds} seeds. `{command}`; {versions}. "
              "What it ran, SEED = 0, 1, ...:"]  # fmt: skip
-    text += ["\n".join(f"    {words}" for words in dict.fromkeys(job.words() for job in args.performed))]
+    text += [
+        "\n".join(f"    {words}" for words in dict.fromkeys(job.words() for job in args.performed))
+    ]
     path = Path(args.results) / f"{claim}.md"
     write_atomically(path, lambda file: file.write(("\n\n".join(text) + "\n").encode()))
-    print("\n".join([f"{claim}: {said}", *parts, *map(str, [path, *figures]), f"{minutes:.1f} minutes"]))
+    print(
+        "\n".join(
+            [f"{claim}: {said}", *parts, *map(str, [path, *figures]), f"{minutes:.1f} minutes"]
+        )
+    )
 
 
 def main(argv=None):
@@ -55,7 +68,12 @@ def main(argv=None):
     parser.add_argument("claim", choices=[*CLAIMS, "all", "list"], help="all: every one but gain")
     parser.add_argument("--scale", choices=["small", "images", "medium", "paper"], default="small",
                         help="digits, 1000 images, CIFAR-10, or the release's recipe (default small)")  # fmt: skip
-    parser.add_argument("--seeds", type=config.number(int, 1), default=3, help="seeds 0, 1, ... of a run (default 3)")
+    parser.add_argument(
+        "--seeds",
+        type=config.number(int, 1),
+        default=3,
+        help="seeds 0, 1, ... of a run (default 3)",
+    )
     parser.add_argument("--jobs", type=config.number(int, 1), default=jobs,
                         help="runs at a time (default: on a CPU a core each, on a GPU 1)")  # fmt: skip
     parser.add_argument("--out_dir", default="runs/reproduce", help="where the run folders are")

@@ -310,7 +310,10 @@ def warn(validation, before, epoch):
     for name, rate in validation["spike_rate"].items() if rank() == 0 else ():
         normal = SILENT < before["spike_rate"][name] < SATURATED
         if not SILENT < rate < SATURATED and (normal or epoch == 1):
-            tqdm.write(f"warning: {name} spikes {rate:.2g} times a timestep after epoch {epoch}", sys.stderr)
+            tqdm.write(
+                f"warning: {name} spikes {rate:.2g} times a timestep after epoch {epoch}",
+                sys.stderr,
+            )
 
 
 def distribute(model, device):
@@ -327,7 +330,9 @@ def compile_neurons(model):
     on_cpu = next(model.parameters()).device.type == "cpu"
     variable, usual = ("CXX", ["g++"]) if on_cpu else ("CC", ["gcc", "clang"])
     if not any(map(shutil.which, [os.environ.get(variable, usual[0]), *usual[1:]])):
-        raise BadInput(f"--compile needs {' or '.join(usual)}: leave it out, or name one in {variable}")
+        raise BadInput(
+            f"--compile needs {' or '.join(usual)}: leave it out, or name one in {variable}"
+        )
     torch._dynamo.config.recompile_limit = 64  # all layers count together
     for module in model.modules():
         if isinstance(module, archs.LIF):

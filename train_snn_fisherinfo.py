@@ -69,7 +69,9 @@ def fisher_subset(args, dataset, split, whole=1):
     batches = len(index) // whole
     if batches < max(2, utils.processes()):
         kind = "samples" if whole == 1 else f"whole batches of {whole}"
-        raise BadInput(f"{split} has {batches} {kind} to measure: an error bar needs 2, and each process 1")
+        raise BadInput(
+            f"{split} has {batches} {kind} to measure: an error bar needs 2, and each process 1"
+        )
     x, y = next(dataset.subset(index).batches(len(index), args.seed))
     share = utils.own_share(batches)
     share = slice(share.start * whole, share.stop * whole)
@@ -113,7 +115,9 @@ def measure_share(kind, model, subset):
     {layer: sum over samples [T]}."""
     generator = torch.Generator().manual_seed(kind.seed)
     steps = model(subset.x[:1]).shape[0]
-    torch.rand(subset.before * steps, generator=generator, dtype=torch.float64)  # of other processes
+    torch.rand(
+        subset.before * steps, generator=generator, dtype=torch.float64
+    )  # of other processes
     norms_of, size = squared_norms(kind, model, subset.x)
     parts, layers = [], {}
     chunks = list(zip(subset.x.split(size), subset.y.split(size)))
@@ -144,7 +148,9 @@ def measure(kind, model, subset):
     per_sample, losses, residuals, right = (torch.cat(column, 1) for column in zip(*columns))
     curve, loss, residual, correct = (v.mean(1) for v in (per_sample, losses, residuals, right))
     if not 0 < curve.sum() < math.inf:
-        raise BadInput(f"the Fisher information of {subset.total} samples is {curve.tolist()}: it has no centroid")
+        raise BadInput(
+            f"the Fisher information of {subset.total} samples is {curve.tolist()}: it has no centroid"
+        )
     layers, scale_free = {}, {}
     for name, module in model.named_modules():  # in the order of the network
         if name in sums[0]:

@@ -49,7 +49,9 @@ def run_script(main, name, several_processes=False):
         word = f"{name}: stopped by {error}; --resume goes on after the last finished epoch"
         end(word if rank() == 0 else "", 128 + signal.Signals[str(error)])
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(
+            error
+        ):
             cure = "take a smaller --batch_size or --fisher_batch, or --checkpoint_activations"
             end(f"{name}: error: out of memory: {cure} ({str(error).splitlines()[0]})", 2)
         if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error)):
@@ -146,10 +148,11 @@ class Run:
         if rank() == 0:
             try:
                 self.start(args, device, resume)
-            except BlockingIOError as error:
-                raise BadInput(f"another process is at work in {self.folder}") from error
             except OSError as error:
-                raise BadInput(f"the folder {self.folder} cannot be written: {error}") from error
+                self.close()
+                busy = isinstance(error, BlockingIOError)
+                reason = "another process is at work there" if busy else error
+                raise BadInput(f"the folder {self.folder} cannot be written: {reason}") from error
         of_all(None)  # the others wait until the folder is there
 
     def start(self, args, device, resume):
@@ -161,7 +164,7 @@ class Run:
         if not begun and any(self.folder.glob("*.jsonl")):
             raise BadInput(f"{self.folder} holds a run without its {ARGS_FILE}: restore that file")
         (self.folder / "figures").mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.folder / ".lock", "w")
+        self.lock = os.open(self.folder, os.O_RDONLY)
         fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until close()
         for torn in self.folder.glob(".part-*"):  # of a killed process
             torn.unlink()
@@ -173,8 +176,9 @@ class Run:
 
     def close(self):
         """Let another process have the folder."""
-        if self.lock:
-            self.lock.close()
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
     def path(self, name):
         return self.folder / name
@@ -313,7 +317,9 @@ def pick_device(name):
         return device.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
-        raise BadInput(f"--device {name} is not there ({reason}); --device cpu always is") from error
+        raise BadInput(
+            f"--device {name} is not there ({reason}); --device cpu always is"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -44,7 +44,13 @@ def beyond(found, bound):
 
 def within(found, bound):
     """Whether an effect is no larger than `bound` either way: as `beyond`."""
-    return False if max(found.low, -found.high) > bound else True if max(found.high, -found.low) <= bound else None
+    return (
+        False
+        if max(found.low, -found.high) > bound
+        else True
+        if max(found.high, -found.low) <= bound
+        else None
+    )
 
 
 def rank_correlation(a, b):
@@ -81,7 +87,11 @@ def spread(values, digits=2):
 def measurements(folder, split="train", labels="data"):
     """The lines of fisher.jsonl of one kind, without that before training: networks do not spike there yet."""
     lines = read_lines(folder / FISHER_FILE)
-    return [line for line in lines if (line["split"], line["labels"]) == (split, labels) and line["epoch"] != 0]
+    return [
+        line
+        for line in lines
+        if (line["split"], line["labels"]) == (split, labels) and line["epoch"] != 0
+    ]
 
 
 def centre(curve):

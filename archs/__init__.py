@@ -33,7 +33,9 @@ def build(arch, *, timestep, num_classes, in_channels=3, image_size=32, width=1.
         raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if min(timestep, num_classes, in_channels) < 1 or width <= 0 or layernum < 2:
-        raise ValueError("timestep, num_classes, in_channels and width are above 0, layernum above 1")
+        raise ValueError(
+            "timestep, num_classes, in_channels and width are above 0, layernum above 1"
+        )
     if min(size) < SMALLEST_IMAGE:
         raise ValueError(f"image_size must be at least {SMALLEST_IMAGE}, not {size}")
     shape = {"timestep": timestep, "num_classes": num_classes, "in_channels": in_channels}

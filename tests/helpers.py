@@ -38,10 +38,21 @@ def run(out_dir, *argv, script="train_snn", flags=None):
 
 def start(out_dir, *argv, script="train_snn", flags=None, processes=None):
     """The script in a process of its own, or in several."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
-    command = [sys.executable, *torchrun, ROOT / f"{script}.py", *arguments(out_dir, *argv, script=script, flags=flags)]
+    torchrun = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        if processes
+        else []
+    )
+    command = [
+        sys.executable,
+        *torchrun,
+        ROOT / f"{script}.py",
+        *arguments(out_dir, *argv, script=script, flags=flags),
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def lines(folder, name):
@@ -87,4 +98,8 @@ def assert_close(found, expected, tolerance=1e-6):
     found, expected = flat(found), flat(expected)
     assert len(found) == len(expected)
     for one, other in zip(found, expected):
-        assert one == (pytest.approx(other, rel=tolerance, abs=tolerance * 1e-3) if isinstance(other, float) else other)
+        assert one == (
+            pytest.approx(other, rel=tolerance, abs=tolerance * 1e-3)
+            if isinstance(other, float)
+            else other
+        )

@@ -22,7 +22,9 @@ def assert_same(fast, slow, tolerance=1e-9):
     assert fast.keys() == slow.keys()
     for name in slow:
         assert fast[name].shape == slow[name].shape
-        torch.testing.assert_close(fast[name], slow[name], rtol=tolerance, atol=tolerance * 1e-3, msg=name)
+        torch.testing.assert_close(
+            fast[name], slow[name], rtol=tolerance, atol=tolerance * 1e-3, msg=name
+        )
     assert sum(value.sum() for value in slow.values()) > 0
 
 
@@ -85,7 +87,9 @@ class SamplesFirst(nn.Module):
     def forward(self, x):  # (N, T, 2, 8)
         n, t = x.shape[:2]
         z = self.norm(self.embed(x.flatten(0, 1))).transpose(1, 2)  # (N T, 4, 6)
-        z = self.layer_norm(z + (self.q(z) @ self.k(z).mT).softmax(2) @ self.v(z.flatten(0, 1)).view_as(z))
+        z = self.layer_norm(
+            z + (self.q(z) @ self.k(z).mT).softmax(2) @ self.v(z.flatten(0, 1)).view_as(z)
+        )
         return self.readout(z.mean(1)).view(n, t, 3).transpose(0, 1)
 
 

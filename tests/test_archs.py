@@ -19,7 +19,11 @@ from archs.neuron import LIF, PEAK_ONE_ALPHA, SURROGATES
 from utils import after_each
 
 GOLDEN = Path(__file__).parent / "golden"
-LIF_CASES = sorted(name[: -len("/spikes")] for name in np.load(GOLDEN / "lif.npz").files if name.endswith("/spikes"))
+LIF_CASES = sorted(
+    name[: -len("/spikes")]
+    for name in np.load(GOLDEN / "lif.npz").files
+    if name.endswith("/spikes")
+)
 SMALL = dict(timestep=3, num_classes=4, in_channels=2, image_size=8, width=0.1)
 
 
@@ -54,9 +58,16 @@ def resnet19():
 
 def test_resnet19_has_the_released_names_and_shapes():
     state = archs.build("resnet19", timestep=1, num_classes=10).state_dict()
-    shapes = [word for name, value in state.items() for word in (name, "x".join(map(str, value.shape)) or "scalar")]
+    shapes = [
+        word
+        for name, value in state.items()
+        for word in (name, "x".join(map(str, value.shape)) or "scalar")
+    ]
     assert shapes == (GOLDEN / "resnet19_state_dict.txt").read_text().split()
-    assert sum(p.numel() for p in archs.build("resnet19", timestep=1, num_classes=10).parameters()) == 26_108_042
+    assert (
+        sum(p.numel() for p in archs.build("resnet19", timestep=1, num_classes=10).parameters())
+        == 26_108_042
+    )
 
 
 def test_resnet19_logits_gradients_and_running_statistics_are_the_released_ones(resnet19):
@@ -102,7 +113,11 @@ def test_state_is_local_to_the_call_and_frames_of_one_image_are_that_image(arch)
 
 @pytest.mark.parametrize("name", ["vgg5", "vgg9", "vgg11", "vgg16", "resnet18", "resnet20"])
 def test_the_number_in_a_name_counts_the_layers_with_weights(name):
-    matrices = [n for n, p in archs.build(name, **SMALL).named_parameters() if p.dim() > 1 and "shortcut" not in n]
+    matrices = [
+        n
+        for n, p in archs.build(name, **SMALL).named_parameters()
+        if p.dim() > 1 and "shortcut" not in n
+    ]
     assert len(matrices) == int(name.lstrip("vgresnt"))
 
 
@@ -115,17 +130,30 @@ def test_width_scales_channels_and_layernum_the_depth():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("norm", ["step", "folded"])
 def test_batchnorm_is_the_loop_over_timesteps_or_the_fold(norm, layout):
-    x = torch.randn(12, 2, 5, 5, dtype=torch.float64).to(memory_format=layout).unflatten(0, (3, 4)).requires_grad_()
+    x = (
+        torch.randn(12, 2, 5, 5, dtype=torch.float64)
+        .to(memory_format=layout)
+        .unflatten(0, (3, 4))
+        .requires_grad_()
+    )
     cotangent = torch.randn_like(x)
     layer, twin = BatchNorm(2, norm).double(), nn.BatchNorm2d(2).double()
     for module in (layer, twin):
-        module.weight.data, module.bias.data = torch.tensor([[0.5, 2.0], [-1.0, 3.0]], dtype=torch.float64)
+        module.weight.data, module.bias.data = torch.tensor(
+            [[0.5, 2.0], [-1.0, 3.0]], dtype=torch.float64
+        )
     out = layer(x)
-    expected = torch.stack([twin(x_t) for x_t in x]) if norm == "step" else twin(x.flatten(0, 1)).view_as(x)
+    expected = (
+        torch.stack([twin(x_t) for x_t in x])
+        if norm == "step"
+        else twin(x.flatten(0, 1)).view_as(x)
+    )
     torch.testing.assert_close(out, expected)
     assert out.stride() == x.stride()
     found = torch.autograd.grad(out, [x, *layer.parameters()], cotangent)
-    torch.testing.assert_close(found, torch.autograd.grad(expected, [x, *twin.parameters()], cotangent))
+    torch.testing.assert_close(
+        found, torch.autograd.grad(expected, [x, *twin.parameters()], cotangent)
+    )
     torch.testing.assert_close(layer.state_dict(), twin.state_dict())
     assert layer.num_batches_tracked == (3 if norm == "step" else 1)
     torch.testing.assert_close(layer.eval()(x), twin.eval()(x.flatten(0, 1)).view_as(x))
@@ -157,7 +185,9 @@ def test_surrogates_are_their_formulas(name):
     torch.testing.assert_close(SURROGATES[name](u.clone(), alpha), formula)
 
 
-@pytest.mark.parametrize("options", list(product(*[(False, True)] * 3, ["hard", "soft"], SURROGATES)))
+@pytest.mark.parametrize(
+    "options", list(product(*[(False, True)] * 3, ["hard", "soft"], SURROGATES))
+)
 @pytest.mark.parametrize("static", [False, True])
 def test_all_steps_at_once_are_the_loop(options, static):
     names = ("decay_input", "detach_reset", "detach_membrane", "reset", "surrogate")
@@ -168,7 +198,9 @@ def test_all_steps_at_once_are_the_loop(options, static):
     assert torch.equal(lif(x.detach().expand(5, -1, -1, -1)), fast)
     for live in (5, 3, 0):  # steps with a gradient
         cotangent = torch.cat([torch.randn(live, 2, 3, 4), torch.zeros(5 - live, 2, 3, 4)]).double()
-        expected, grad = (torch.autograd.grad(s, x, cotangent, retain_graph=True)[0] for s in (loop, fast))
+        expected, grad = (
+            torch.autograd.grad(s, x, cotangent, retain_graph=True)[0] for s in (loop, fast)
+        )
         torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -177,14 +209,22 @@ def test_all_steps_at_once_are_the_loop(options, static):
 def test_activations_that_are_computed_again_change_nothing(arch, norm, monkeypatch):
     monkeypatch.setattr(archs.layers, "MANY_CHANNELS", 1)
     found = []
-    for again, layout in product((None, False, True), (torch.contiguous_format, torch.channels_last)):
+    for again, layout in product(
+        (None, False, True), (torch.contiguous_format, torch.channels_last)
+    ):
         torch.manual_seed(0)
         shape = dict(timestep=3, num_classes=4, image_size=8, width=0.1, norm=norm, threshold=0.3)
-        model = archs.build(arch, **shape, checkpoint_activations=again).double().to(memory_format=layout)
+        model = (
+            archs.build(arch, **shape, checkpoint_activations=again)
+            .double()
+            .to(memory_format=layout)
+        )
         x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
         outputs = model(x)
         outputs.square().sum().backward()
-        assert all(p.grad.stride() == p.stride() for p in model.parameters())  # as a fused optimizer needs
+        assert all(
+            p.grad.stride() == p.stride() for p in model.parameters()
+        )  # as a fused optimizer needs
         found.append([outputs, *(p.grad for p in model.parameters()), *model.buffers()])
     for one, *others in zip(*found):
         for other in others:
@@ -197,7 +237,9 @@ def test_the_gradient_of_one_sample_is_the_same_in_any_memory_format(arch, norm)
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
-        model = archs.build(arch, timestep=3, num_classes=4, image_size=8, width=0.1, norm=norm, threshold=0.3)
+        model = archs.build(
+            arch, timestep=3, num_classes=4, image_size=8, width=0.1, norm=norm, threshold=0.3
+        )
         model = model.double().to(memory_format=layout).eval()
         outputs = model(torch.rand(1, 3, 8, 8, dtype=torch.float64))
         found.append(torch.autograd.grad(outputs.square().sum(), list(model.parameters())))
@@ -246,7 +288,9 @@ def test_frames_keep_their_sample_and_their_timestep():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("neuron", [{}, {"detach_reset": False}, {"reset": "soft", "detach_reset": False}])
+@pytest.mark.parametrize(
+    "neuron", [{}, {"detach_reset": False}, {"reset": "soft", "detach_reset": False}]
+)
 @pytest.mark.parametrize("static", [False, True])
 def test_neurons_taken_in_parts_are_the_same_to_the_bit(dtype, neuron, static, monkeypatch):
     lif, found = archs.LIF(**neuron), []
@@ -261,7 +305,14 @@ def test_neurons_taken_in_parts_are_the_same_to_the_bit(dtype, neuron, static, m
         monkeypatch.setattr(archs.neuron, "PIECE", piece)
         assert len(list(archs.neuron.pieces(x, None))) == parts
         spikes = lif(x)
-        found.append((spikes, *torch.autograd.grad(spikes, x, torch.arange(float(x.numel())).view(x.shape).to(dtype))))
+        found.append(
+            (
+                spikes,
+                *torch.autograd.grad(
+                    spikes, x, torch.arange(float(x.numel())).view(x.shape).to(dtype)
+                ),
+            )
+        )
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
 
 
@@ -272,7 +323,10 @@ def test_compiled_neurons_are_the_neurons_in_any_memory_format(static):
     compiled.compile()
     steps, channels = (1, 3) if static else (4, 4)  # neurons: 180, and 240 = 15 * ALIGNED
     x = torch.randn(steps, 6, channels, 2, 5, dtype=torch.float64).mul(2)
-    for x_ in (x, x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])):
+    for x_ in (
+        x,
+        x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2]),
+    ):
         results = []
         for neurons in (compiled, lif):
             leaf = x_.clone().requires_grad_()
@@ -292,7 +346,10 @@ def test_other_weights_for_one_call_have_their_own_gradient(again, monkeypatch):
     kept, x = copy.deepcopy(model), torch.rand(4, 2, 8, 8, dtype=torch.float64)
     kept.checkpoint_activations, found = None, []
     for network in (model, kept):
-        weights = {name: (p.detach() * 1.3 + 0.01).requires_grad_() for name, p in network.named_parameters()}
+        weights = {
+            name: (p.detach() * 1.3 + 0.01).requires_grad_()
+            for name, p in network.named_parameters()
+        }
         outputs = torch.func.functional_call(network, weights, (x,))
         found.append(torch.autograd.grad(outputs.square().sum(), list(weights.values())))
     for one, other in zip(*found):
@@ -302,12 +359,21 @@ def test_other_weights_for_one_call_have_their_own_gradient(again, monkeypatch):
 @pytest.mark.parametrize("arch, again", [("resnet20", True), ("vgg5", False)])
 def test_a_training_step_is_traced_as_one_graph(arch, again):
     torch.manual_seed(0)
-    model = archs.build(arch, **SMALL, checkpoint_activations=again).double().to(memory_format=torch.channels_last)
+    model = (
+        archs.build(arch, **SMALL, checkpoint_activations=again)
+        .double()
+        .to(memory_format=torch.channels_last)
+    )
     x = torch.rand(4, 2, 8, 8, dtype=torch.float64)
     found = []
-    for network in (model, torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")):
+    for network in (
+        model,
+        torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager"),
+    ):
         outputs = network(x)
-        found.append([outputs, *torch.autograd.grad(outputs.square().sum(), list(network.parameters()))])
+        found.append(
+            [outputs, *torch.autograd.grad(outputs.square().sum(), list(network.parameters()))]
+        )
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
@@ -321,8 +387,12 @@ def test_a_copy_of_compiled_neurons_is_its_own(monkeypatch):
     assert torch.equal(copied(x), LIF(threshold=0.5)(x)) and not torch.equal(copied(x), lif(x))
 
 
-@pytest.mark.parametrize("options", [dict(), dict(reset="soft"), dict(detach_reset=False), dict(decay_input=False)])
-def test_half_precision_has_the_spikes_of_single_precision_and_its_gradient_but_for_rounding(options):
+@pytest.mark.parametrize(
+    "options", [dict(), dict(reset="soft"), dict(detach_reset=False), dict(decay_input=False)]
+)
+def test_half_precision_has_the_spikes_of_single_precision_and_its_gradient_but_for_rounding(
+    options,
+):
     lif, x = LIF(**options), torch.randn(6, 5, 40).mul(2).bfloat16()
     half, single = x.clone().requires_grad_(), x.float().requires_grad_()
     spikes, expected = lif(half), lif.loop(single)
@@ -345,7 +415,9 @@ def test_the_gradient_of_a_spike_is_the_surrogate():
     x = torch.tensor([[0.3], [2.5]], dtype=torch.float64, requires_grad=True)
     lif = LIF(tau=2.0, threshold=0.7, surrogate="triangle", surrogate_alpha=0.5)
     (grad,) = torch.autograd.grad(lif(x)[0].sum(), x)
-    assert grad[0].item() == pytest.approx(SURROGATES["triangle"](torch.tensor(0.15 - 0.7), 0.5).item() / 2)
+    assert grad[0].item() == pytest.approx(
+        SURROGATES["triangle"](torch.tensor(0.15 - 0.7), 0.5).item() / 2
+    )
     assert grad[1].item() == 0
 
 
@@ -382,12 +454,18 @@ def test_a_network_has_the_weights_of_its_plan(arch):
                                         ("resnet20", [32] * 7 + [16] * 6 + [8] * 6)])  # fmt: skip
 def test_the_first_block_of_a_stage_halves_the_image(arch, rows):
     found, model = [], archs.build(arch, timestep=1, num_classes=10, width=0.05)
-    with after_each(model, archs.LIF, lambda name, module, x, spikes: found.append(spikes.shape[3])):
+    with after_each(
+        model, archs.LIF, lambda name, module, x, spikes: found.append(spikes.shape[3])
+    ):
         model(torch.zeros(2, 3, 32, 32))
     assert found == rows
 
 
 def test_a_pooling_is_left_out_where_it_would_find_less_than_2x2_positions():
-    for arch, size, features in (("vgg9", 8, 256), ("vgg16", 8, 512), ("vgg9", (16, 31), 256 * 2 * 3)):
+    for arch, size, features in (
+        ("vgg9", 8, 256),
+        ("vgg16", 8, 512),
+        ("vgg9", (16, 31), 256 * 2 * 3),
+    ):
         model = archs.build(arch, timestep=1, num_classes=10, image_size=size)
         assert model.fc1.in_features == features

@@ -164,16 +164,32 @@ def test_training_on_adversarial_inputs_counts_each_batch_once_and_makes_them_ha
 
 
 def test_an_attack_is_what_its_flags_say():
-    args = Namespace(attack_prefix=2, attack_step_size=None, attack_steps=5, attack_restarts=3, no_random_start=False)
-    assert attacks.make(args, "fgsm", 51) == attacks.Attack(0.2, 1, 0.2, random_start=False, prefix=2)
+    args = Namespace(
+        attack_prefix=2,
+        attack_step_size=None,
+        attack_steps=5,
+        attack_restarts=3,
+        no_random_start=False,
+    )
+    assert attacks.make(args, "fgsm", 51) == attacks.Attack(
+        0.2, 1, 0.2, random_start=False, prefix=2
+    )
     assert attacks.make(args, "pgd", 51) == attacks.Attack(0.2, 5, 0.1, restarts=3, prefix=2)
     args.attack_step_size, args.no_random_start = 25.5, True
-    assert attacks.make(args, "pgd", 51) == attacks.Attack(0.2, 5, 0.1, random_start=False, restarts=3, prefix=2)
+    assert attacks.make(args, "pgd", 51) == attacks.Attack(
+        0.2, 5, 0.1, random_start=False, restarts=3, prefix=2
+    )
 
 
 def test_a_random_start_is_anywhere_in_the_ball():
     x, y = torch.full((2000, 1), 0.5, dtype=torch.float64), torch.zeros(2000, dtype=torch.int64)
-    found = attacks.random_search(attacks.fgsm(0.1), 1)(lambda z: torch.cat([0 * z, (z - x).abs()], 1)[None], x, y)
-    assert (found - x).min() < -0.099 and (found - x).max() > 0.099 and (found - x).mean().abs() < 0.01
-    tries = attacks.random_search(attacks.fgsm(0.1), 20)(lambda z: torch.cat([0 * z, (z - x).abs()], 1)[None], x, y)
+    found = attacks.random_search(attacks.fgsm(0.1), 1)(
+        lambda z: torch.cat([0 * z, (z - x).abs()], 1)[None], x, y
+    )
+    assert (
+        (found - x).min() < -0.099 and (found - x).max() > 0.099 and (found - x).mean().abs() < 0.01
+    )
+    tries = attacks.random_search(attacks.fgsm(0.1), 20)(
+        lambda z: torch.cat([0 * z, (z - x).abs()], 1)[None], x, y
+    )
     assert (tries - x).abs().mean() == pytest.approx(0.1 * 20 / 21, rel=0.01)

@@ -75,7 +75,12 @@ def fingerprint(folder):
     if (folder / "checkpoint_latest.pt").exists():
         state = torch.load(folder / "checkpoint_latest.pt", weights_only=True)["state_dict"]
         weights = {name: value.tolist() for name, value in state.items()}
-    return weights, sorted(p.name for p in folder.rglob("*")), lines(folder, "log.jsonl"), lines(folder, "fisher.jsonl")
+    return (
+        weights,
+        sorted(p.name for p in folder.rglob("*")),
+        lines(folder, "log.jsonl"),
+        lines(folder, "fisher.jsonl"),
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,7 +97,9 @@ def baseline(tmp_path_factory):
 
     def of(*extra):
         if extra not in cache:
-            cache[extra] = fingerprint(run(root / str(len(cache)), *extra, script="train_snn_fisherinfo"))
+            cache[extra] = fingerprint(
+                run(root / str(len(cache)), *extra, script="train_snn_fisherinfo")
+            )
         return cache[extra]
 
     of()
@@ -117,15 +124,25 @@ def test_every_flag_changes_something(name, baseline, tmp_path):
 
 
 def test_a_recipe_overrides_the_release_and_a_flag_overrides_both():
-    release, digits = config.parse("train_snn", []), config.parse("train_snn", ["--dataset", "digits"])
-    assert (release.arch, release.timestep, release.learning_rate, release.epochs) == ("resnet19", 10, 0.3, 300)
+    release, digits = (
+        config.parse("train_snn", []),
+        config.parse("train_snn", ["--dataset", "digits"]),
+    )
+    assert (release.arch, release.timestep, release.learning_rate, release.epochs) == (
+        "resnet19",
+        10,
+        0.3,
+        300,
+    )
     assert (digits.arch, digits.timestep) == ("vgg5", 8) and digits.momentum == release.momentum
     assert config.parse("train_snn", ["--dataset", "digits", "--timestep", "3"]).timestep == 3
     assert vars(digits).keys() == vars(release).keys()  # nothing of what other scripts read
 
 
 def test_a_prefix_that_is_named_twice_counts_once():
-    assert config.parse("train_snn", ["--loss", "prefix", "--prefix_time", "3", "1", "3"]).prefix_time == [1, 3]
+    assert config.parse(
+        "train_snn", ["--loss", "prefix", "--prefix_time", "3", "1", "3"]
+    ).prefix_time == [1, 3]
 
 
 def test_hyphens_and_underscores_are_one():
@@ -160,7 +177,10 @@ def test_lists_of_epochs(entries, last, epochs):
         (["--layernum", "3"], "--arch fc"),
         (["--eps", "4"], "--adv_train"),
         (["--attack_steps", "4"], "--adv_train"),
-        (["--adv_train", "--attack_method", "fgsm", "--attack_restarts", "4"], "--attack_method pgd"),
+        (
+            ["--adv_train", "--attack_method", "fgsm", "--attack_restarts", "4"],
+            "--attack_method pgd",
+        ),
         (["--adv_train", "--attack_prefix", "11"], "--timestep 10"),
         (["--adv_train", "--eps", "300"], "at most 255"),
         (["--optimizer", "adam", "--momentum", "0.5"], "--optimizer sgd"),
@@ -189,7 +209,10 @@ def test_lists_of_epochs(entries, last, epochs):
         (["--lossskiptime", "0"], "at least 1"),
         (["--lossskiptime", "11"], "past --timestep 10"),
         (["--timestep", "2", "--lossskiptime", "1", "2"], "no output of the first 2"),
-        (["--loss", "prefix", "--prefix_time", "2", "5", "--lossskiptime", "1", "2"], "no output of the first 2"),
+        (
+            ["--loss", "prefix", "--prefix_time", "2", "5", "--lossskiptime", "1", "2"],
+            "no output of the first 2",
+        ),
         (["--loss", "prefix", "--prefix_time", "11"], "past --timestep 10"),
         (["--loss", "centroid"], "--target_ic from 1 to 10"),
         (["--loss", "centroid", "--target_ic", "11"], "--target_ic from 1 to 10"),
@@ -209,7 +232,9 @@ def test_help_names_every_flag(capsys):
         config.parse("train_snn", ["--help"], "What it does.")
     assert end.value.code == 0
     text = capsys.readouterr().out
-    assert "What it does." in text and all("--" + name in text for name in vars(config.parse("train_snn", [])))
+    assert "What it does." in text and all(
+        "--" + name in text for name in vars(config.parse("train_snn", []))
+    )
 
 
 @pytest.mark.parametrize("flag", ["undecayed_input", "undetached_reset"])
@@ -218,14 +243,42 @@ def test_a_neuron_is_the_released_one_unless_a_flag_says_otherwise(flag):
     for argv in ([], ["--" + flag]):
         args = config.parse("train_snn", [*TINY, *argv])
         lif = train_snn.build_model(args, dataset).lif_fc1
-        assert (lif.decay_input, lif.detach_reset) == (not args.undecayed_input, not args.undetached_reset)
+        assert (lif.decay_input, lif.detach_reset) == (
+            not args.undecayed_input,
+            not args.undetached_reset,
+        )
 
 
 def test_what_is_not_given_is_the_recipe_of_the_release():
-    args, prefix = config.parse("train_snn_fisherinfo", []), config.parse("train_snn", ["--loss", "prefix"])
-    assert (args.batch_size, args.momentum, args.weight_decay, args.scheduler) == (128, 0.9, 5e-4, "cosine")
-    assert (args.tau, args.threshold, args.reset, args.norm, args.surrogate) == (2, 1, "hard", "step", "atan")
-    assert (args.fisher_samples, args.fisher_split, args.fisher_labels) == (512, ["train"], ["data"])
-    assert (args.tet_lambda, prefix.prefix_time, prefix.prefix_weight) == (0.05, [1, 2, 3, 4, 5], 0.5)
-    levels = {kind: config.parse("train_snn", ["--noisetype", kind]).noise_level for kind in ("gaussian_noise", "blur")}
+    args, prefix = (
+        config.parse("train_snn_fisherinfo", []),
+        config.parse("train_snn", ["--loss", "prefix"]),
+    )
+    assert (args.batch_size, args.momentum, args.weight_decay, args.scheduler) == (
+        128,
+        0.9,
+        5e-4,
+        "cosine",
+    )
+    assert (args.tau, args.threshold, args.reset, args.norm, args.surrogate) == (
+        2,
+        1,
+        "hard",
+        "step",
+        "atan",
+    )
+    assert (args.fisher_samples, args.fisher_split, args.fisher_labels) == (
+        512,
+        ["train"],
+        ["data"],
+    )
+    assert (args.tet_lambda, prefix.prefix_time, prefix.prefix_weight) == (
+        0.05,
+        [1, 2, 3, 4, 5],
+        0.5,
+    )
+    levels = {
+        kind: config.parse("train_snn", ["--noisetype", kind]).noise_level
+        for kind in ("gaussian_noise", "blur")
+    }
     assert levels == {"gaussian_noise": 0.1, "blur": 1.0}

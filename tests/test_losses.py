@@ -53,7 +53,11 @@ def written_out(settings, o, y):
     r = []
     for t in range(1, T + 1):
         steps = [s for s in range(t) if s + 1 not in a.lossskiptime]
-        p = [(sum(o[s, n] for s in steps) / len(steps)).softmax(0) for n in range(N)] if steps else []
+        p = (
+            [(sum(o[s, n] for s in steps) / len(steps)).softmax(0) for n in range(N)]
+            if steps
+            else []
+        )
         r.append(sum(((p_n - torch.eye(K)[k]) ** 2).sum() for p_n, k in zip(p, y)) / N)
     found = sum(t * r_t for t, r_t in enumerate(r, 1)) / sum(r)
     return whole + (found - a.target_ic) ** 2
@@ -74,11 +78,15 @@ def written_out(settings, o, y):
     ids=str,
 )
 def test_a_loss_is_its_formula(settings, level, skip, batch):
-    settings |= {"lossskiptime": skip} | ({} if settings["loss"] == "centroid" else {"loss_threshold": level})
+    settings |= {"lossskiptime": skip} | (
+        {} if settings["loss"] == "centroid" else {"loss_threshold": level}
+    )
     outputs, y = batch
     loss = losses.make(Namespace(**DEFAULTS | settings))(outputs, y)
     torch.testing.assert_close(loss, written_out(settings, outputs, y), rtol=1e-12, atol=0)
-    (found,), (expected,) = (torch.autograd.grad(v, outputs) for v in (loss, written_out(settings, outputs, y)))
+    (found,), (expected,) = (
+        torch.autograd.grad(v, outputs) for v in (loss, written_out(settings, outputs, y))
+    )
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     assert all((found[t - 1] == 0).all() for t in skip)
     assert (found[[t - 1 for t in range(1, T + 1) if t not in skip]] != 0).any()
@@ -94,11 +102,18 @@ def test_a_loss_is_its_formula(settings, level, skip, batch):
     ],
     ids=str,
 )
-def test_a_loss_over_the_shares_of_two_processes_is_that_of_the_whole_batch(settings, batch, monkeypatch):
+def test_a_loss_over_the_shares_of_two_processes_is_that_of_the_whole_batch(
+    settings, batch, monkeypatch
+):
     """Flooding and the centroid are not linear in a mean: those of the shares would be another loss."""
     (outputs, y), shares = batch, (slice(2), slice(2, N))
-    expected, loss = written_out(settings, outputs, y), losses.make(Namespace(**DEFAULTS | settings))
-    (alone,) = torch.autograd.grad(sum(loss(outputs[:, s], y[s]) * len(y[s]) / N for s in shares), outputs)
+    expected, loss = (
+        written_out(settings, outputs, y),
+        losses.make(Namespace(**DEFAULTS | settings)),
+    )
+    (alone,) = torch.autograd.grad(
+        sum(loss(outputs[:, s], y[s]) * len(y[s]) / N for s in shares), outputs
+    )
     sums = []
     monkeypatch.setattr(losses, "processes", lambda: 2)
     monkeypatch.setattr(losses.dist, "all_reduce", lambda own: sums.append(own.clone()))
@@ -124,16 +139,30 @@ def test_the_residual_is_the_gradient_by_the_read_outs_bias(batch):
     bias = torch.zeros(N, K, dtype=torch.float64, requires_grad=True)  # one for each sample
     r = losses.residuals(outputs, y)
     for t in range(T):
-        loss = torch.nn.functional.cross_entropy(outputs[: t + 1].mean(0) + bias, y, reduction="sum")
+        loss = torch.nn.functional.cross_entropy(
+            outputs[: t + 1].mean(0) + bias, y, reduction="sum"
+        )
         (gradient,) = torch.autograd.grad(loss, bias)
         torch.testing.assert_close(r[t], gradient.square().sum(1).mean(), rtol=1e-12, atol=0)
 
 
 def test_the_loss_that_is_named_is_the_one_that_is_trained(tmp_path):
     a = run(tmp_path / "a", "--epochs", "1")
-    b = run(tmp_path / "b", "--epochs", "1", "--loss", "prefix", "--prefix_time", "2", "--prefix_weight", "1")
+    b = run(
+        tmp_path / "b",
+        "--epochs",
+        "1",
+        "--loss",
+        "prefix",
+        "--prefix_time",
+        "2",
+        "--prefix_weight",
+        "1",
+    )
     c = run(tmp_path / "c", "--epochs", "1", "--loss", "tet")
-    first, second, third = ([line["train_loss"] for line in read_lines(f / "log.jsonl")] for f in (a, b, c))
+    first, second, third = (
+        [line["train_loss"] for line in read_lines(f / "log.jsonl")] for f in (a, b, c)
+    )
     assert first[1] == pytest.approx(second[1]) and first != third
 
 

@@ -39,7 +39,8 @@ def test_a_measurement_has_the_fields_of_the_contract(unbroken):
         a, b = i_1 / line[by][0], i_2 / line[by][1]
         assert line[of] == pytest.approx((a + 2 * b) / (a + b))
     assert (
-        line["ic"] == pytest.approx((i_1 + 2 * i_2) / (i_1 + i_2)) and line["ic_ci"][0] < line["ic"] < line["ic_ci"][1]
+        line["ic"] == pytest.approx((i_1 + 2 * i_2) / (i_1 + i_2))
+        and line["ic_ci"][0] < line["ic"] < line["ic_ci"][1]
     )
 
 
@@ -47,7 +48,9 @@ def test_a_measurement_has_the_fields_of_the_contract(unbroken):
 def test_the_gain_counts_every_sample_alike_and_no_label(labels, float64):
     """Of a linear read-out it is the squared length of the mean input, with a 1 for the bias."""
     model, x = Steps().eval(), torch.randn(6, 4, 5)
-    args = Namespace(seed=0, timestep=4, fisher_estimator="exact", fisher_prefix="cumulative", fisher_batch=4)
+    args = Namespace(
+        seed=0, timestep=4, fisher_estimator="exact", fisher_prefix="cumulative", fisher_batch=4
+    )
     with StopSignals() as stop:
         line = measure(args, model, Subset(x, torch.arange(6) % 3, 0, 6), labels, stop)[0]
     means = torch.stack([x[:, :t].mean(1) for t in range(1, 5)])  # (T, N, 5)
@@ -60,11 +63,17 @@ def test_the_gain_counts_every_sample_alike_and_no_label(labels, float64):
 @pytest.mark.parametrize("labels", ["data", "model", "exact"])
 def test_a_measurement_of_a_linear_read_out_has_its_closed_form(labels, prefix, float64):
     model, x, y = Steps().eval(), torch.randn(6, 4, 5), torch.arange(6) % 3
-    args = Namespace(seed=3, timestep=4, fisher_estimator="exact", fisher_prefix=prefix, fisher_batch=4)
+    args = Namespace(
+        seed=3, timestep=4, fisher_estimator="exact", fisher_prefix=prefix, fisher_batch=4
+    )
     with StopSignals() as stop:
         line = measure(args, model, Subset(x, y, 0, 6), labels, stop)[0]
     seen, p = PREFIXES[prefix](x.transpose(0, 1)), PREFIXES[prefix](model(x)).softmax(2)
-    drawn = y.expand(4, 6) if labels == "data" else draw_labels(model(x), torch.Generator().manual_seed(3), prefix)
+    drawn = (
+        y.expand(4, 6)
+        if labels == "data"
+        else draw_labels(model(x), torch.Generator().manual_seed(3), prefix)
+    )
     weights = p if labels == "exact" else F.one_hot(drawn, 3)
     residual = (weights * (p.unsqueeze(2) - torch.eye(3)).square().sum(3)).sum(2)
     norms = residual * (seen.square().sum(2) + 1)
@@ -77,7 +86,9 @@ def test_a_measurement_of_a_linear_read_out_has_its_closed_form(labels, prefix, 
 
 def test_the_released_estimator_is_of_the_prefix_that_was_asked_for(float64):
     model, x, y = Steps().eval(), torch.randn(6, 4, 5), torch.arange(6) % 3
-    args = Namespace(seed=0, timestep=4, fisher_estimator="release", fisher_prefix="instant", fisher_batch=3)
+    args = Namespace(
+        seed=0, timestep=4, fisher_estimator="release", fisher_prefix="instant", fisher_batch=3
+    )
     with StopSignals() as stop:
         line = measure(args, model, Subset(x, y, 0, 6), "data", stop)[0]
     expected = sum(batch_means(model, x, y, 3, prefix="instant").values()).mean(1)
@@ -93,8 +104,13 @@ def test_what_is_measured_is_drawn_by_the_seed_from_its_own_set_and_not_augmente
     sets = [data.ImageSet(images[n : n + 64], torch.arange(n, n + 64), *plain) for n in (0, 64)]
     found, other = subsets("0"), subsets("1")
     for (split, subset), first in zip(found.items(), (0, 64)):
-        assert torch.equal(subset.x, images[subset.y]) and set(subset.y.tolist()) <= set(range(first, first + 64))
-        assert sorted(subset.y.tolist()) not in (list(range(first, first + 40)), sorted(other[split].y.tolist()))
+        assert torch.equal(subset.x, images[subset.y]) and set(subset.y.tolist()) <= set(
+            range(first, first + 64)
+        )
+        assert sorted(subset.y.tolist()) not in (
+            list(range(first, first + 40)),
+            sorted(other[split].y.tolist()),
+        )
 
 
 def test_a_change_is_from_the_measurement_before_of_the_same_kind(tmp_path):
@@ -114,10 +130,26 @@ def test_measuring_does_not_change_the_training(unbroken, tmp_path):
 
 
 def test_several_kinds_are_measured_in_one_run(tmp_path):
-    argv = ["--fisher_split", "train", "test", "--fisher_labels", "data", "model", "exact", "--fisher_samples", "40"]
+    argv = [
+        "--fisher_split",
+        "train",
+        "test",
+        "--fisher_labels",
+        "data",
+        "model",
+        "exact",
+        "--fisher_samples",
+        "40",
+    ]
     measured = lines(run(tmp_path, *argv, script="train_snn_fisherinfo"), "fisher.jsonl")
-    assert len({(line["epoch"], line["split"], line["labels"]) for line in measured}) == len(measured) == 12
-    late = {line["labels"]: line for line in measured if (line["epoch"], line["split"]) == (2, "train")}
+    assert (
+        len({(line["epoch"], line["split"], line["labels"]) for line in measured})
+        == len(measured)
+        == 12
+    )
+    late = {
+        line["labels"]: line for line in measured if (line["epoch"], line["split"]) == (2, "train")
+    }
     drawn, exact = late["model"], late["exact"]
     for t in range(2):  # one draw a sample scatters around the expectation
         assert abs(drawn["fisher"][t] - exact["fisher"][t]) < 5 * drawn["fisher_stderr"][t]
@@ -131,7 +163,10 @@ def test_several_kinds_are_measured_in_one_run(tmp_path):
 def test_the_release_estimator_is_that_of_the_mean_gradient(unbroken, tmp_path):
     argv = ["--fisher_samples", "7", "--checkpoints", str(unbroken / "checkpoint_latest.pt")]
     kinds = {}
-    for name, extra in (("release", ["--fisher_estimator", "release", "--fisher_batch", "3"]), ("exact", [])):
+    for name, extra in (
+        ("release", ["--fisher_estimator", "release", "--fisher_batch", "3"]),
+        ("exact", []),
+    ):
         folder = run(tmp_path / name, *argv, *extra, script="train_snn_fisherinfo", flags=[])
         kinds[name] = lines(folder, "fisher.jsonl")[0]
     assert kinds["release"]["estimator"] == "release" and kinds["release"]["samples"] == 6
@@ -141,7 +176,17 @@ def test_the_release_estimator_is_that_of_the_mean_gradient(unbroken, tmp_path):
 
 @pytest.mark.parametrize("surrogate", ["rectangle", "triangle"])
 def test_a_surrogate_without_tails_is_measured_from_the_start(surrogate, tmp_path):
-    argv = ["--arch", "vgg5", "--surrogate", surrogate, "--epochs", "1", "--fisher_epochs", "0", "1"]
+    argv = [
+        "--arch",
+        "vgg5",
+        "--surrogate",
+        surrogate,
+        "--epochs",
+        "1",
+        "--fisher_epochs",
+        "0",
+        "1",
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = run(tmp_path, *argv, script="train_snn_fisherinfo")
@@ -166,11 +211,22 @@ def test_saved_models_of_different_settings_are_not_measured_as_one(unbroken, tm
     paths = [str(folder / "checkpoint_best.pt") for folder in (unbroken, other)]
     with pytest.raises(SystemExit) as end:
         run(tmp_path, "--checkpoints", *paths, script="train_snn_fisherinfo", flags=[])
-    assert end.value.code == 2 and "--tau 3.0" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert (
+        end.value.code == 2
+        and "--tau 3.0" in capsys.readouterr().err
+        and not (tmp_path / "run").exists()
+    )
 
 
 def test_a_measurement_that_is_resumed_without_a_name_keeps_its_flags(unbroken, tmp_path, capsys):
-    argv = ["--checkpoints", str(unbroken / "checkpoint_0001.pt"), "--out_dir", str(tmp_path), "--fisher_samples", "6"]
+    argv = [
+        "--checkpoints",
+        str(unbroken / "checkpoint_0001.pt"),
+        "--out_dir",
+        str(tmp_path),
+        "--fisher_samples",
+        "6",
+    ]
     train_snn_fisherinfo.main(argv)
     capsys.readouterr()
     config.parse("train_snn_fisherinfo", [*argv, "--resume"])
@@ -180,7 +236,9 @@ def test_a_measurement_that_is_resumed_without_a_name_keeps_its_flags(unbroken, 
 
 
 def test_the_data_of_a_saved_model_may_have_been_moved(tmp_path):
-    arrays = {f"x_{split}": np.random.rand(20, 2, 8, 8).astype("float32") for split in ("train", "test")}
+    arrays = {
+        f"x_{split}": np.random.rand(20, 2, 8, 8).astype("float32") for split in ("train", "test")
+    }
     arrays |= {f"y_{split}": np.arange(20) % 4 for split in ("train", "test")}
     np.savez(tmp_path / "a.npz", **arrays)
     argv = ["--dataset", "npz", "--data_file", str(tmp_path / "a.npz"), "--datanum", "16"]
@@ -195,19 +253,36 @@ def test_the_data_of_a_saved_model_may_have_been_moved(tmp_path):
 
 
 def test_gradients_that_are_all_zero_have_no_centroid(float64):
-    args = Namespace(seed=0, timestep=4, fisher_estimator="exact", fisher_prefix="cumulative", fisher_batch=None)
+    args = Namespace(
+        seed=0, timestep=4, fisher_estimator="exact", fisher_prefix="cumulative", fisher_batch=None
+    )
     model = nn.Sequential(nn.Linear(5, 1), nn.Unflatten(0, (1, -1)))  # of one class, it is certain
     with StopSignals() as stop, pytest.raises(BadInput, match="no centroid"):
-        measure(args, model, Subset(torch.randn(6, 5), torch.zeros(6, dtype=torch.int64), 0, 6), "data", stop)
+        measure(
+            args,
+            model,
+            Subset(torch.randn(6, 5), torch.zeros(6, dtype=torch.int64), 0, 6),
+            "data",
+            stop,
+        )
 
 
 def test_checkpoints_of_the_release_are_measured_and_started_from(tmp_path):
     model = archs.build("fc", timestep=2, num_classes=10, in_channels=2, image_size=8, width=0.1)
     path = tmp_path / "T2_Dfake_Afc_ce_ckpt_0020.pth.tar"
-    torch.save({"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}, path)
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}},
+        path,
+    )
     shape = [*TINY[:10], *TINY[10:12]]
     folder = run(
-        tmp_path, "--fisher_samples", "4", "--checkpoints", str(path), script="train_snn_fisherinfo", flags=shape
+        tmp_path,
+        "--fisher_samples",
+        "4",
+        "--checkpoints",
+        str(path),
+        script="train_snn_fisherinfo",
+        flags=shape,
     )
     assert lines(folder, "fisher.jsonl")[0]["epoch"] == 20
     folder = run(tmp_path / "init", "--init", str(path), "--learning_rate", "1e-30")

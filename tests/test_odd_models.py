@@ -126,7 +126,9 @@ def paired(m, x):
 def traced():
     layer = nn.Linear(6, 6)
     return dict(
-        a=nn.Linear(5, 6), b=layer, traced=torch.jit.trace(nn.Sequential(layer, nn.Tanh()), torch.ones(4, 2, 6))
+        a=nn.Linear(5, 6),
+        b=layer,
+        traced=torch.jit.trace(nn.Sequential(layer, nn.Tanh()), torch.ones(4, 2, 6)),
     )
 
 
@@ -218,14 +220,20 @@ def looks(m, x):
 @pytest.mark.parametrize(
     "model, checked",
     [
-        (lambda: archs.build("vgg5", timestep=4, num_classes=3, in_channels=2, image_size=8, width=0.1).eval(), 4),
+        (
+            lambda: archs.build(
+                "vgg5", timestep=4, num_classes=3, in_channels=2, image_size=8, width=0.1
+            ).eval(),
+            4,
+        ),
         (lambda: settle(SamplesFirst()), 4),
         (lambda: Function(lambda m, x: m.a(x), a=nn.Linear(5, 6)), 4),
         (lambda: Function(ordered(lambda x: x[1, :, 1].argsort()), a=nn.Linear(5, 6)), 8),
         (lambda: Function(looks, a=nn.Linear(5, 6)), 8),
         (
             lambda: Function(
-                lambda m, x: torch.where(x[:1, :, :1] > 1, x.flip(1), x) @ m.a.weight.T, a=nn.Linear(5, 6)
+                lambda m, x: torch.where(x[:1, :, :1] > 1, x.flip(1), x) @ m.a.weight.T,
+                a=nn.Linear(5, 6),
             ),
             8,
         ),
@@ -233,11 +241,15 @@ def looks(m, x):
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_whose_the_rows_are_is_checked_in_every_batch_where_content_can_decide(model, checked, monkeypatch):
+def test_whose_the_rows_are_is_checked_in_every_batch_where_content_can_decide(
+    model, checked, monkeypatch
+):
     model, calls, check = model(), [], fisher._last_signals
     monkeypatch.setattr(fisher, "_last_signals", lambda *args: calls.append(1) or check(*args))
     images = isinstance(model, archs.layers.SpikingSequential)
-    x = torch.randn(3, *((2, 8, 8) if images else (4, 2, 8) if isinstance(model, SamplesFirst) else (4, 5)))
+    x = torch.randn(
+        3, *((2, 8, 8) if images else (4, 2, 8) if isinstance(model, SamplesFirst) else (4, 5))
+    )
     estimator = TemporalFisher(model)
     for _ in range(8):
         estimator(x, torch.arange(3))
@@ -246,7 +258,10 @@ def test_whose_the_rows_are_is_checked_in_every_batch_where_content_can_decide(m
 
 @pytest.mark.parametrize("first", [0, 5])
 def test_any_two_samples_that_are_exchanged_are_recognised(first):
-    model, x = Function(ordered(exchange), a=nn.Linear(5, 6)).eval(), torch.randn(16, 4, 5).clamp(-2, 2)
+    model, x = (
+        Function(ordered(exchange), a=nn.Linear(5, 6)).eval(),
+        torch.randn(16, 4, 5).clamp(-2, 2),
+    )
     y = torch.arange(16) % 3
     for second in range(first + 1, 16):
         marked = x.clone()
@@ -269,12 +284,21 @@ class Cast(nn.Module):
 
 @pytest.mark.parametrize(
     "dtype, outputs, share",
-    [(torch.float32,) * 2 + (1,), (torch.bfloat16,) * 2 + (1,), (torch.float32, torch.float16, 0.8)],
+    [
+        (torch.float32,) * 2 + (1,),
+        (torch.bfloat16,) * 2 + (1,),
+        (torch.float32, torch.float16, 0.8),
+    ],
 )
-def test_samples_that_are_exchanged_are_recognised_in_other_precisions(dtype, outputs, share, monkeypatch):
+def test_samples_that_are_exchanged_are_recognised_in_other_precisions(
+    dtype, outputs, share, monkeypatch
+):
     """Any two of 128; in float16, where there are few factors to tell them apart by, most."""
     monkeypatch.setattr(fisher, "one_by_one", lambda *args, **options: {})
-    model, y = Function(ordered(exchange), a=nn.Linear(5, 6)).eval().to(dtype), torch.arange(128) % 3
+    model, y = (
+        Function(ordered(exchange), a=nn.Linear(5, 6)).eval().to(dtype),
+        torch.arange(128) % 3,
+    )
     model.r = nn.Sequential(model.r, Cast(outputs))
     x = torch.randn(128, 4, 5).clamp(-2, 2).to(dtype)
     estimator, found = TemporalFisher(model), []
@@ -291,7 +315,10 @@ def test_samples_that_are_exchanged_are_recognised_in_other_precisions(dtype, ou
 def test_weights_do_not_count_for_each_sample():
     layers = [nn.Linear(5, 64), *(nn.Linear(64, 64) for _ in range(18)), nn.Linear(64, 6)]
     model = Function(lambda m, x: m.b(x), b=nn.Sequential(*layers)).eval()
-    signals, gradient = 6 * 4 * (19 * 64 + 6 + 3), 2 * 64 * 64  # numbers that one sample needs room for
+    signals, gradient = (
+        6 * 4 * (19 * 64 + 6 + 3),
+        2 * 64 * 64,
+    )  # numbers that one sample needs room for
     assert TemporalFisher(model).probe(torch.randn(2, 4, 5), 8).bytes < 8.1 * (signals + gradient)
 
 
@@ -303,7 +330,9 @@ def test_memory_of_what_is_between_layers_counts():
         return ((tokens @ tokens.mT).softmax(-1) @ m.a(tokens)).transpose(0, 1)
 
     model = Function(attention, a=nn.Linear(5, 6)).eval()
-    few, many = (TemporalFisher(model).probe(torch.randn(2, tokens, 5), 3).bytes for tokens in (100, 400))
+    few, many = (
+        TemporalFisher(model).probe(torch.randn(2, tokens, 5), 3).bytes for tokens in (100, 400)
+    )
     assert 12 < many / few < 20 and many > 400**2 * 8
 
 
@@ -318,7 +347,10 @@ def test_a_complex_gradient_has_a_real_norm():
 
 
 def test_chance_missing_labels_and_a_missing_graph_are_refused():
-    model, x = Function(lambda m, x: m.drop(m.a(x)), a=nn.Linear(5, 6), drop=nn.Dropout()), torch.randn(4, 2, 5)
+    model, x = (
+        Function(lambda m, x: m.drop(m.a(x)), a=nn.Linear(5, 6), drop=nn.Dropout()),
+        torch.randn(4, 2, 5),
+    )
     with pytest.raises(ValueError, match=r"Dropout layer drop .*model\.eval\(\)"):
         temporal_fisher(model, x, torch.arange(4) % 3)
     for measure in (temporal_fisher, one_by_one):
@@ -361,7 +393,12 @@ class SilentMembrane(nn.Module):
 
     def __init__(self, detach, head):
         super().__init__()
-        self.layer, self.readout, self.detach, self.v = nn.Linear(4, 6), nn.Linear(6, 3), detach, 0.0
+        self.layer, self.readout, self.detach, self.v = (
+            nn.Linear(4, 6),
+            nn.Linear(6, 3),
+            detach,
+            0.0,
+        )
         self.head = head
 
     def forward(self, x):
@@ -371,7 +408,9 @@ class SilentMembrane(nn.Module):
         return self.head(self.readout(spikes)).unsqueeze(0)
 
 
-@pytest.mark.parametrize("head", [nn.Identity(), nn.LogSoftmax(1), nn.Softmax(1)])  # of the last the sum is constant
+@pytest.mark.parametrize(
+    "head", [nn.Identity(), nn.LogSoftmax(1), nn.Softmax(1)]
+)  # of the last the sum is constant
 @pytest.mark.parametrize("detach", [True, False])
 def test_membranes_that_are_kept_are_noticed_while_nothing_spikes(detach, head):
     with pytest.raises(ValueError, match=r"second model\(x\)"):
@@ -428,19 +467,30 @@ def test_a_model_in_train_mode_is_measured_and_left_as_it_is_where_that_changes_
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert_same(temporal_fisher(model, x, y), one_by_one(model, x, y))
-    assert [module.training for module in (model, model.a, model.c, model.r)] == [True, True, False, True]
+    assert [module.training for module in (model, model.a, model.c, model.r)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
     assert model.a.weight.abs().sum() > 0
 
 
 @pytest.mark.filterwarnings("ignore:measured one sample")
 def test_outputs_that_are_not_numbers_are_not_taken_for_a_dependence():
     model = Function(lambda m, x: m.a(x) / 0, a=nn.Linear(5, 6)).eval()
-    assert temporal_fisher(model, torch.randn(4, 2, 5), torch.arange(4) % 3)["a.weight"].isnan().all()
+    assert (
+        temporal_fisher(model, torch.randn(4, 2, 5), torch.arange(4) % 3)["a.weight"].isnan().all()
+    )
 
 
 def test_rows_that_were_another_sample_s_once_are_not_trusted_again():
     """Not in the batches between those that are checked."""
-    model, x, y = Function(paired, a=nn.Linear(5, 6)).eval(), torch.randn(4, 2, 5), torch.arange(4) % 3
+    model, x, y = (
+        Function(paired, a=nn.Linear(5, 6)).eval(),
+        torch.randn(4, 2, 5),
+        torch.arange(4) % 3,
+    )
     estimator, expected = TemporalFisher(model), one_by_one(model, x, y)
     with pytest.warns(UserWarning, match=r"slow: a\.bias, a\.weight$") as caught:
         for _ in range(4):
@@ -450,7 +500,9 @@ def test_rows_that_were_another_sample_s_once_are_not_trusted_again():
 
 def test_the_form_of_one_sample_s_outputs_is_looked_at_too():
     """With as many timesteps as classes a squeeze would go unseen."""
-    model = Function(lambda m, x: (m.a(x) * m.g).squeeze(), a=nn.Linear(5, 6), g=nn.Parameter(torch.ones(6))).eval()
+    model = Function(
+        lambda m, x: (m.a(x) * m.g).squeeze(), a=nn.Linear(5, 6), g=nn.Parameter(torch.ones(6))
+    ).eval()
     with pytest.raises(ValueError, match=r"gave \[3, 3\] for 1 samples"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         temporal_fisher(model, torch.randn(4, 3, 5), torch.arange(4) % 3)
@@ -461,7 +513,9 @@ def test_the_form_of_one_sample_s_outputs_is_looked_at_too():
 def test_autocast_is_measured_as_it_is(dtype, around):
     class Net(Loop):
         def forward(self, x):
-            with torch.autocast("cpu", dtype, enabled=not around or torch.is_autocast_enabled("cpu")):
+            with torch.autocast(
+                "cpu", dtype, enabled=not around or torch.is_autocast_enabled("cpu")
+            ):
                 return super().forward(x).float()
 
     model, x, y = Net().float().eval(), torch.randn(3, 2, 6, 6).float(), torch.arange(3)
@@ -504,7 +558,9 @@ def test_arguments_of_another_form_are_refused_with_the_cure():
             measure(model, x, y.expand(2, 3))
         with pytest.raises(ValueError, match="must be tensors, not Tensor and list"):
             measure(model, x, [0, 1, 2])
-        with pytest.raises(ValueError, match="unknown prefix 'all': choose from cumulative, instant"):
+        with pytest.raises(
+            ValueError, match="unknown prefix 'all': choose from cumulative, instant"
+        ):
             measure(model, x, y, prefix="all")
         with torch.inference_mode():
             inside = x.clone()
@@ -523,7 +579,9 @@ def test_dropout_of_a_foreign_kind_in_train_mode_is_refused():
             self.layer = nn.Linear(4, 3)
 
         def forward(self, x):
-            return F.dropout(self.layer(x), 0.01, training=self.training).unsqueeze(0)  # which rarely drops one
+            return F.dropout(self.layer(x), 0.01, training=self.training).unsqueeze(
+                0
+            )  # which rarely drops one
 
     torch.manual_seed(0)
     x, y = torch.randn(5, 4), torch.arange(5) % 3

@@ -35,7 +35,9 @@ def test_samples_are_split_over_processes_and_the_result_is_the_same(estimator, 
     model = run(tmp_path / "model", "--encode", "p") / "checkpoint_latest.pt"
     argv = ["--checkpoints", str(model), "--fisher_samples", "23", "--fisher_labels", "data", "model", "--fisher_batch",
             "4", "--fisher_split", "train", "test", "--fisher_estimator", estimator]  # fmt: skip
-    alone = lines(run(tmp_path / "1", *argv, script="train_snn_fisherinfo", flags=[]), "fisher.jsonl")
+    alone = lines(
+        run(tmp_path / "1", *argv, script="train_snn_fisherinfo", flags=[]), "fisher.jsonl"
+    )
     assert len(alone) == 4 and alone[0]["samples"] == (23 if estimator == "exact" else 20)
     process = start(tmp_path / "3", *argv, script="train_snn_fisherinfo", flags=[], processes=3)
     out, error = process.communicate()
@@ -80,13 +82,18 @@ def test_a_process_that_dies_ends_the_others_and_resume_goes_on(tmp_path):
     process = start(tmp_path, *argv, processes=2)
     while process.poll() is None and not (tmp_path / "run" / "checkpoint_latest.pt").exists():
         time.sleep(0.05)
-    children = " ".join(path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children")).split()
+    children = " ".join(
+        path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children")
+    ).split()
     os.kill(int(children[1]), signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0 and "lost the others" in error
     epochs = read_lines(tmp_path / "run" / "log.jsonl")[-1]["epoch"]
     again = start(tmp_path, "--resume", flags=[], processes=2)
-    while again.poll() is None and read_lines(tmp_path / "run" / "log.jsonl")[-1]["epoch"] <= epochs + 1:
+    while (
+        again.poll() is None
+        and read_lines(tmp_path / "run" / "log.jsonl")[-1]["epoch"] <= epochs + 1
+    ):
         time.sleep(0.1)
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=60)

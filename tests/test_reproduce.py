@@ -26,7 +26,9 @@ DRY = experiments.SCALES["dry"]
 
 
 def test_panels_and_scatters_are_drawn(tmp_path):
-    drawn = plots.panels({"one": {"a": ([1, 2], [0.2, 0.8], [0.1, 0.1])}}, tmp_path / "p.png", "x", "y")
+    drawn = plots.panels(
+        {"one": {"a": ([1, 2], [0.2, 0.8], [0.1, 0.1])}}, tmp_path / "p.png", "x", "y"
+    )
     assert drawn.stat().st_size > 1000
     numbers = {("step", name): {"ic": [1.0, 2.0], "clean": [0.9, 0.8]} for name in ("ce", "tet")}
     assert plots.tradeoff(numbers, tmp_path / "t.png", {"clean": "accuracy"}).stat().st_size > 1000
@@ -53,16 +55,30 @@ def test_a_command_names_no_place_and_its_run_gets_them():
 
 
 def test_a_signal_ends_its_workers_too(tmp_path):
-    command = [sys.executable, ROOT / "reproduce.py", "concentration", "--jobs", "2", "--out_dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        ROOT / "reproduce.py",
+        "concentration",
+        "--jobs",
+        "2",
+        "--out_dir",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(
-        [*command, "--results", str(tmp_path)], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--results", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     epochs = []  # of each run; before the first there is nothing to save
     while process.poll() is None and (len(epochs) < 2 or min(epochs) < 1):
         time.sleep(0.1)
         epochs = [len(read_lines(path)) - 1 for path in tmp_path.glob("small/trained_*/log.jsonl")]
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=60)[1] == "reproduce.py: stopped\n" and process.returncode == 130
+    assert (
+        process.communicate(timeout=60)[1] == "reproduce.py: stopped\n"
+        and process.returncode == 130
+    )
     with pytest.raises(ProcessLookupError):
         for _ in range(100):
             os.killpg(process.pid, 0)
@@ -98,7 +114,15 @@ def test_a_worker_that_is_told_to_stop_does_not_wait_for_one_that_was_without_wo
 
 
 def test_runs_that_are_complete_are_not_run_again(undrawn, tmp_path, capsys, monkeypatch):
-    argv = ["loss", "--seeds", "1", "--out_dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    argv = [
+        "loss",
+        "--seeds",
+        "1",
+        "--out_dir",
+        str(tmp_path / "runs"),
+        "--results",
+        str(tmp_path / "results"),
+    ]
     monkeypatch.setattr(experiments, "SCALES", {"small": DRY})
     monkeypatch.setattr(claims, "NORMS", ("step",))
     reproduce.main(argv)
@@ -106,9 +130,14 @@ def test_runs_that_are_complete_are_not_run_again(undrawn, tmp_path, capsys, mon
     page = (tmp_path / "results" / "small" / "loss.md").read_text()
     reproduce.main(argv)
     assert times == {path: path.stat().st_mtime for path in (tmp_path / "runs").rglob("*")}
-    assert page == (tmp_path / "results" / "small" / "loss.md").read_text() and "| step | tet |" in page
+    assert (
+        page == (tmp_path / "results" / "small" / "loss.md").read_text()
+        and "| step | tet |" in page
+    )
     for flags in ([], ["--loss", "prefix"]):  # a folder of another run is not taken for it
-        monkeypatch.setattr(experiments, "SCALES", {"small": replace(DRY, losses={"ce": [], "tet": flags})})
+        monkeypatch.setattr(
+            experiments, "SCALES", {"small": replace(DRY, losses={"ce": [], "tet": flags})}
+        )
         with pytest.raises(BadInput, match=r"loss_step_tet_0 is of another command line"):
             reproduce.main(argv)
 
@@ -146,24 +175,38 @@ def test_a_setting_is_what_its_name_says_and_goes_before_its_scale(scale):
         job = experiments.command(args, "s", experiments.TRAIN, *flags).of(4)
         found[name] = config.parse(job.script, job.flags)
     assert found["tau 4"].tau == 4 and found["tau 1.33"].tau == pytest.approx(4 / 3, abs=1e-3)
-    assert all(found[f"T = {t}"].timestep == t for t in (2, 4, 16)) and found["random labels"].label_corrupt_prob == 1
-    assert found["resnet19, adam"].learning_rate == found["adam"].learning_rate == 0.002 and found["adam"].seed == 4
+    assert (
+        all(found[f"T = {t}"].timestep == t for t in (2, 4, 16))
+        and found["random labels"].label_corrupt_prob == 1
+    )
+    assert (
+        found["resnet19, adam"].learning_rate == found["adam"].learning_rate == 0.002
+        and found["adam"].seed == 4
+    )
 
 
 def test_a_control_is_measured_in_the_way_of_its_name(monkeypatch):
     monkeypatch.setattr(experiments, "with_each_seed", lambda args, jobs: jobs)
     ways = experiments.measured_again(SimpleNamespace(scale="images", data_dir="d", out_dir="o"))
-    flags = {way: config.make_parser(job.script).parse_args(job.of(0).flags) for way, job in ways.items()}
+    flags = {
+        way: config.make_parser(job.script).parse_args(job.of(0).flags) for way, job in ways.items()
+    }
     cut, instant, released, every = (flags[w] for w in (experiments.NO_MEMBRANES, "instantaneous outputs",
                                                         experiments.RELEASED, experiments.EVERY_CLASS))  # fmt: skip
-    assert cut.detach_membrane and instant.fisher_prefix == "instant" and released.fisher_estimator == "release"
+    assert (
+        cut.detach_membrane
+        and instant.fisher_prefix == "instant"
+        and released.fisher_estimator == "release"
+    )
     assert every.fisher_split == ["train", "test"] and every.fisher_labels == ["data", "exact"]
     assert [way.fisher_samples for way in (cut, instant, every, released)] == [256, 256, 256, 1000]
 
 
 def test_a_data_set_that_is_missing_is_missed_before_the_other_runs(undrawn, tmp_path, monkeypatch):
     settings = {"fc": []}
-    monkeypatch.setattr(experiments, "SCALES", {"small": replace(DRY, settings=settings, subsets={"some": []})})
+    monkeypatch.setattr(
+        experiments, "SCALES", {"small": replace(DRY, settings=settings, subsets={"some": []})}
+    )
     (tmp_path / "empty").touch()
     argv = ["settings", "--seeds", "1", "--jobs", "1", "--out_dir", str(tmp_path / "runs")]
     with pytest.raises(BadInput, match=r"settings_Fashion-MNIST_some_0.txt says why"):

@@ -35,11 +35,17 @@ class Interrupt:
 
 
 @pytest.mark.parametrize("poisson", [False, True])
-def test_stopped_at_any_moment_and_resumed_it_is_the_unbroken_run(poisson, unbroken, tmp_path, monkeypatch):
+def test_stopped_at_any_moment_and_resumed_it_is_the_unbroken_run(
+    poisson, unbroken, tmp_path, monkeypatch
+):
     for figure in ("training", "fisher"):  # drawing them takes most of the time
         monkeypatch.setattr(plots, figure, lambda folder: None)
     argv = [*ALL, *(["--encode", "p"] if poisson else [])]
-    expected = unbroken if not poisson else run(tmp_path / "unbroken", *argv, script="train_snn_fisherinfo")
+    expected = (
+        unbroken
+        if not poisson
+        else run(tmp_path / "unbroken", *argv, script="train_snn_fisherinfo")
+    )
     for after in range(1, 100):
         with monkeypatch.context() as patch:
             moment = Interrupt(patch, after)
@@ -91,12 +97,17 @@ def test_killed_at_any_write_and_resumed_it_is_the_unbroken_run(unbroken, tmp_pa
             try:
                 run(tmp_path / str(number), *ALL, script="train_snn_fisherinfo")
             except Killed:
-                killed.update(path.name for path in (tmp_path / str(number) / "run").glob(".part-*"))
+                killed.update(
+                    path.name for path in (tmp_path / str(number) / "run").glob(".part-*")
+                )
             else:
                 break
         folder = run(tmp_path / str(number), "--resume", *ALL, script="train_snn_fisherinfo")
         assert_identical(everything(folder), everything(unbroken))
-    assert number > 10 and {".part-checkpoint_latest.pt", ".part-checkpoint_best.pt", ".part-args.json"} <= killed
+    assert (
+        number > 10
+        and {".part-checkpoint_latest.pt", ".part-checkpoint_best.pt", ".part-args.json"} <= killed
+    )
 
 
 def test_killed_by_the_system_while_it_trains_and_resumed_it_is_the_unbroken_run(tmp_path):
@@ -105,7 +116,9 @@ def test_killed_by_the_system_while_it_trains_and_resumed_it_is_the_unbroken_run
     seen = [0]
     for more in (5, 40):
         process = start(tmp_path, "--resume", *argv, script="train_snn_fisherinfo")
-        while process.poll() is None and len(lines(tmp_path / "run", "log.jsonl")) < seen[-1] + more:
+        while (
+            process.poll() is None and len(lines(tmp_path / "run", "log.jsonl")) < seen[-1] + more
+        ):
             time.sleep(0.003)
         process.kill()
         process.communicate()
@@ -124,7 +137,9 @@ def test_a_signal_saves_and_ends_with_one_line(number, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number and "--resume" in error and error.count("\n") == 1
     at = torch.load(tmp_path / "run" / "checkpoint_latest.pt", weights_only=True)["progress"]
-    assert [line["epoch"] for line in lines(tmp_path / "run", "log.jsonl")] == list(range(at["epoch"] + 1))
+    assert [line["epoch"] for line in lines(tmp_path / "run", "log.jsonl")] == list(
+        range(at["epoch"] + 1)
+    )
 
 
 def test_the_optimizers_state_goes_on_in_the_layout_of_its_parameters():
@@ -132,7 +147,9 @@ def test_the_optimizers_state_goes_on_in_the_layout_of_its_parameters():
     steps = []
     for saved in (torch.channels_last, torch.contiguous_format):
         torch.manual_seed(0)
-        weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last))
+        weight = torch.nn.Parameter(
+            torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last)
+        )
         optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9, fused=True)
         for _ in range(2):
             weight.grad = torch.randn_like(weight)
@@ -161,7 +178,10 @@ def test_resume_takes_the_flags_of_the_run_and_refuses_others(tmp_path, capsys):
     folder = run(tmp_path)
     before = everything(folder)
     assert_identical(everything(run(tmp_path, "--resume", flags=[])), before)
-    for argv, message in ((["--tau", "3"], "--tau 3.0 differs from 2.0"), (["--epochs", "3"], "--epochs 3 differs")):
+    for argv, message in (
+        (["--tau", "3"], "--tau 3.0 differs from 2.0"),
+        (["--epochs", "3"], "--epochs 3 differs"),
+    ):
         with pytest.raises(SystemExit) as end:
             run(tmp_path, "--resume", *argv, flags=[])
         assert end.value.code == 2 and message in capsys.readouterr().err
@@ -227,7 +247,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert torch.load(folder.path("x.pt"), weights_only=True) == {"a": 1}
 
 
-@pytest.mark.parametrize("name, content", [("args.json", "[]"), ("args.json", "{"), ("log.jsonl", "{]}\n")])
+@pytest.mark.parametrize(
+    "name, content", [("args.json", "[]"), ("args.json", "{"), ("log.jsonl", "{]}\n")]
+)
 def test_a_damaged_record_is_one_line(name, content, tmp_path, capsys):
     (run(tmp_path) / name).write_text(content)
     with pytest.raises(SystemExit) as end:
@@ -242,7 +264,10 @@ def test_a_run_without_its_flags_is_refused_and_left_as_it_is(resume, tmp_path):
     before = (tmp_path / "run" / "log.jsonl").read_text()
     with pytest.raises(BadInput, match=r"without its args\.json"):
         run(tmp_path, *resume)
-    assert not (tmp_path / "run" / "args.json").exists() and (tmp_path / "run" / "log.jsonl").read_text() == before
+    assert (
+        not (tmp_path / "run" / "args.json").exists()
+        and (tmp_path / "run" / "log.jsonl").read_text() == before
+    )
 
 
 @pytest.mark.parametrize(
