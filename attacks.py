@@ -1,5 +1,5 @@
-"""Adversarial inputs: the fast gradient sign method and projected gradient descent, in the L-infinity
-ball of pixels.
+"""Adversarial inputs: the fast gradient sign method and projected gradient descent, in the
+L-infinity ball of pixels.
 
 An attack changes pixels by at most eps, so that the prediction of a prefix goes wrong. It knows the
 whole network and every timestep, encoding and normalisation included: `model` maps pixels to
@@ -101,7 +101,8 @@ def make(args, method, eps):
 
 @torch.no_grad()
 def random_points(attack, tries, model, x, y):
-    """The strongest of x and of `tries` random points of the ball of `attack`, without a gradient."""
+    """The strongest of x and of `tries` random points of the ball of `attack`, without a
+    gradient."""
     strongest = x
     highest = margin(attack.predict(model, x), y)
     for _ in range(tries):
@@ -114,8 +115,8 @@ def random_points(attack, tries, model, x, y):
 
 @contextmanager
 def surrogates_of(model, surrogate):
-    """Within, every LIF layer of `model` has that surrogate gradient: "own", its own, or name:alpha,
-    "atan:0.5" say."""
+    """Within, every LIF layer of `model` has that surrogate gradient: "own", its own, or
+    name:alpha, "atan:0.5" say."""
     layers = [module for module in model.modules() if isinstance(module, LIF)]
     before = [(lif.surrogate, lif.surrogate_alpha) for lif in layers]
     for lif in layers if surrogate != "own" else ():

@@ -58,8 +58,8 @@ def peak_memory(function, device):
 
 
 def compare(ways, repeats, unit, base, device, count=1):
-    """Run the functions `ways` {name: function} in turn and print a row for each: the time of one of
-    `count`, times that of the way `base`, and the peak memory."""
+    """Run the functions `ways` {name: function} in turn and print a row for each: the time of one
+    of `count`, times that of the way `base`, and the peak memory."""
     peaks = {name: peak_memory(function, device) for name, function in ways.items()}
     seconds = {name: [] for name in ways}
     for _ in tqdm(range(repeats), "repeats", disable=None, leave=False):
@@ -119,8 +119,8 @@ def with_neurons(model, make):
 
 
 def foreign_neurons():
-    """{library: function that makes neurons [T, N, ...] -> [T, N, ...]} of those that are installed:
-    tau 2, threshold 1, a hard reset that is detached, ATan."""
+    """{library: function that makes neurons [T, N, ...] -> [T, N, ...]} of the installed ones: tau
+    2, threshold 1, a hard reset that is detached, ATan."""
     libraries = {}
     with contextlib.suppress(ImportError):
         from spikingjelly.activation_based import functional, neuron

@@ -2,8 +2,8 @@
 
 `parse("train_snn")` returns the settings of a run. A value comes from the command line, or from the
 run that --resume goes on with or the checkpoint that --checkpoints names, or from the recipe of the
-data set, or is the default: the recipe of the AAAI 2023 release as its code runs. Bad input ends the
-process with one line on stderr and status 2.
+data set, or is the default: the recipe of the AAAI 2023 release as its code runs. Bad input ends
+the process with one line on stderr and status 2.
 """
 
 import sys
@@ -59,8 +59,8 @@ START_FLAGS = {"resume", "dry_run", "device", "out_dir", "exp_name", "script"}
 INPUT_FLAGS = {"dataset", "data_file", "standardise", "fake_shape", "planted_time", "encode",
                "timestep"}
 MODEL_FLAGS = INPUT_FLAGS | {
-    "datanum", "label_corrupt_prob", "seed", "arch", "width", "layernum", "norm", "tau", "threshold",
-    "reset", "surrogate", "surrogate_alpha", "undecayed_input", "undetached_reset"}
+    "datanum", "label_corrupt_prob", "seed", "arch", "width", "layernum", "norm", "tau",
+    "threshold", "reset", "surrogate", "surrogate_alpha", "undecayed_input", "undetached_reset"}
 
 # ---------------------------------------------------------------- the flags: name, default, help
 TIMES = {"nargs": "+", "type": COUNT, "metavar": "t"}
@@ -74,12 +74,12 @@ def shared_flags(parser):
     flag("--data_dir", "data", "where torchvision's data sets are, or are downloaded to")
     flag("--data_file", None, "--dataset npz: file of x_train, y_train, x_test, y_test")
     flag("--fake_shape", [3, 32, 32], "--dataset fake: C H W, or T C H W", nargs="+", type=COUNT)
-    flag("--planted_time", [1], "--dataset planted: timesteps, from 1, that show the class", **TIMES)
+    flag("--planted_time", [1], "--dataset planted: timesteps, from 1, with the class", **TIMES)
     flag("--datanum", None, "training samples; without it, all", type=number(int, 2))
     flag("--label_corrupt_prob", 0.0, "share of the training labels that is random", type=SHARE)
     flag("--encode", "d", "d: the image at every timestep; p: Poisson spikes", choices=["d", "p"])
-    flag("--standardise", None, "subtract each channel's mean and divide by its standard deviation, "
-         "or divide alone, or neither; without it, mean_std for images and std for frames",
+    flag("--standardise", None, "subtract each channel's mean, divide by its standard deviation; "
+         "or divide alone; or neither (without it, mean_std for images and std for frames)",
          choices=["mean_std", "std", "none"])
     flag("--batch_size", 128, "samples a step", type=number(int, 2))
 
@@ -94,7 +94,7 @@ def shared_flags(parser):
     flag("--reset", "hard", "a spike sets the membrane to 0, or lowers it by the threshold",
          choices=RESETS)
     flag("--surrogate", "atan", "stands in for the derivative of a spike", choices=SURROGATES)
-    flag("--surrogate_alpha", None, "its slope; without it, that of peak 1 (atan: 2)", type=POSITIVE)
+    flag("--surrogate_alpha", None, "its slope; without it, of peak 1 (atan: 2)", type=POSITIVE)
     flag("--undecayed_input", False, "the input is not divided by tau: h = v (1 - 1/tau) + x")
     flag("--undetached_reset", False, "the gradient flows through the reset, too")
     flag("--detach_membrane", False, "no gradient flows through the membrane from one timestep to "
@@ -140,8 +140,8 @@ def training_flags(parser):
     flag("--noisetime", [], "corrupt these timesteps, from 1; without it, all", **TIMES)
 
     flag = parser.group("loss")
-    flag("--loss", "ce", "ce: cross-entropy of the mean output; tet: of each output; prefix: of early "
-         "prefixes, too; centroid: steers the squared residuals to --target_ic", choices=LOSSES)
+    flag("--loss", "ce", "ce: cross-entropy of the mean output; tet: of each output; prefix: of "
+         "early prefixes, too; centroid: steers squared residuals to --target_ic", choices=LOSSES)
     flag("--label_smoothing", 0.0, "", type=SHARE)
     flag("--lossskiptime", [], "leave the outputs of these timesteps, from 1, out", **TIMES)
     flag("--loss_threshold", None, "flooding: |loss - B| + B", type=number(float, 0), metavar="B")
@@ -175,25 +175,25 @@ def robustness_flags(parser):
          "the attackers, of which the worst counts: own (the network's), or name:alpha", nargs="+",
          type=surrogate)
     flag("--robust_samples", 512, "test samples, the same for all", type=number(int, 2))
-    flag("--noise_levels", [0.05, 0.1, 0.2, 0.4], "standard deviations of noise, of pixels in [0, 1]",
+    flag("--noise_levels", [0.05, 0.1, 0.2, 0.4], "standard deviations of noise, in [0, 1]",
          nargs="*", type=POSITIVE)
     flag("--blur_levels", [0.5, 1.0, 2.0], "those of blur, in pixels", nargs="*", type=POSITIVE)
-    flag("--noisetime", [], "noise and blur at these timesteps, from 1; without it, at all", **TIMES)
+    flag("--noisetime", [], "noise and blur at these timesteps; without it, at all", **TIMES)
 
 
 def fisher_flags(parser):
     flag = parser.group("Fisher information")
-    flag("--fisher_epochs", ["20", "120", "300"], "measure after these epochs (0: before training), "
+    flag("--fisher_epochs", ["20", "120", "300"], "measure after these epochs (0: before training) "
          "or every:k and the last", **EPOCHS)
     flag("--fisher_split", ["train"], "where the samples are from", nargs="+",
          choices=["train", "test"])
-    flag("--fisher_labels", ["data"], "data: empirical Fisher; model: true Fisher, labels drawn from "
-         "the prediction; exact: true Fisher, summed over the classes, as many times the work",
+    flag("--fisher_labels", ["data"], "data: empirical Fisher; model: true Fisher, labels drawn "
+         "from the prediction; exact: true Fisher, summed over the classes, as many times the work",
          nargs="+", choices=["data", "model", "exact"])
-    flag("--fisher_prefix", "cumulative", "prediction of step t: of the mean of outputs 1..t, or of "
-         "the output at t alone", choices=PREFIXES)
+    flag("--fisher_prefix", "cumulative", "prediction of step t: of the mean of outputs 1..t, or "
+         "of the output at t alone", choices=PREFIXES)
     flag("--fisher_estimator", "exact", "exact: each sample's squared gradient norm; release: that "
-         "of a batch's mean gradient, which the paper's script prints", choices=["exact", "release"])
+         "of a batch's mean gradient, as the paper's script", choices=["exact", "release"])
     flag("--checkpoints", None, "measure these models instead of training; their flags are taken "
          "from them", nargs="+", metavar="CKPT")
 
@@ -207,12 +207,12 @@ def sample_flags(parser):
 
 def pruning_flags(parser):
     flag = parser.group("pruning")
-    flag("--search_timestep", ["full", "fisher", "kl"], "searches, by how many timesteps they run: a "
-         "number, full, fisher, kl; or one_shot, without rounds", nargs="+",
+    flag("--search_timestep", ["full", "fisher", "kl"], "searches, by how many timesteps they run: "
+         "a number, full, fisher, kl; or one_shot, without rounds", nargs="+",
          type=one_of(["full", "fisher", "kl", "one_shot"], numbers=True))
     flag("--rounds", 14, "times that weights are pruned", type=COUNT)
-    flag("--final_rounds", None, "train the networks after these rounds with all timesteps; without "
-         "it, after the last", nargs="+", type=COUNT)
+    flag("--final_rounds", None, "train the networks after these rounds with all timesteps; "
+         "without it, after the last", nargs="+", type=COUNT)
     flag("--prune_rate", 0.25, "share of the kept weights that a round prunes",
          type=number(float, 0, 0.99, above=True))
     flag("--rewind_epoch", 10, "kept weights go back to those after it", type=number(int, 0))
@@ -379,10 +379,10 @@ def problems_of_training(args, given):
     return [
         (args.noisetime and not (args.noisetype or args.freqlevel),
          "--noisetime has an effect only with --noisetype or --freqlevel"),
-        (args.freqlevel and unit, "--freqlevel leaves [0, 1], which --encode p and --adv_train need"),
+        (args.freqlevel and unit, "--freqlevel leaves [0, 1]: --encode p and --adv_train need it"),
         (args.loss == "centroid" and not 1 <= (args.target_ic or 0) <= args.timestep,
          f"--loss centroid needs --target_ic from 1 to {args.timestep}"),
-        (not kept_steps(first, args.lossskiptime), f"--lossskiptime leaves no output up to {first}"),
+        (not kept_steps(first, args.lossskiptime), f"--lossskiptime leaves no output of {first}"),
         (last > args.epochs and not args.dry_run, f"epoch {last} is past --epochs {args.epochs}"),
         ({"attack_steps", "attack_step_size"} & given.keys() and not args.adv_train,
          "--attack_steps and --attack_step_size have an effect only with --adv_train"),
@@ -399,7 +399,8 @@ def problems_of_measurement(args, given, groups):
     )
     useless = sorted(given.keys() & of_training)
     return [
-        (args.checkpoints and useless, f"--checkpoints trains nothing: leave out --{''.join(useless[:1])}"),
+        (args.checkpoints and useless,
+         f"--checkpoints trains nothing: leave out --{''.join(useless[:1])}"),
         (release and exact, "--fisher_labels exact has no mean gradient, which "
                             "--fisher_estimator release measures"),
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Data sets as tensors; batches are cut, augmented, corrupted and encoded on the device.
 
-A set is two `ImageSet`s, made by `load`. Everywhere below, pixels are inputs in [0, 1]: uint8 images
-divided by 255, and frames divided by the largest value of the training set.
+A set is two `ImageSet`s, made by `load`. Everywhere below, pixels are inputs in [0, 1]: uint8
+images divided by 255, and frames divided by the largest value of the training set.
 """
 
 import math
@@ -79,8 +79,8 @@ def filtered(x, band, radius):
 
 
 def crop_and_flip(x, pad, flip):
-    """Shift each sample of [B, ..., H, W] by up to `pad` pixels, zeros coming in, and mirror half of
-    them if `flip`. The frames of a sample move together."""
+    """Shift each sample of [B, ..., H, W] by up to `pad` pixels, zeros coming in, and mirror half
+    of them if `flip`. The frames of a sample move together."""
     height, width = x.shape[-2:]
     down, right = (torch.randint(0, 2 * pad + 1, (len(x), 1), device=x.device) for _ in range(2))
     rows = torch.arange(height, device=x.device) + down
@@ -134,7 +134,8 @@ class ImageSet:
         return replace(self, images=images, **moved)
 
     def batches(self, size, seed, epoch=None, augment=False):
-        """Batches of pixels x and labels y [B], on the device: `for x, y in dataset.batches(64, 0)`.
+        """Batches of pixels x and labels y [B], on the device: `for x, y in dataset.batches(64,
+        0)`.
 
         Without `epoch` they are all samples in order. With it, they are those of that training
         epoch in random order, augmented if `augment`; of each batch this process gets its share.

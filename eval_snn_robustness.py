@@ -1,6 +1,7 @@
 """Accuracy of trained networks under attacks, noise and blur, after every timestep.
 
-    python eval_snn_robustness.py --checkpoints runs/A/checkpoint_latest.pt runs/B/checkpoint_latest.pt
+    python eval_snn_robustness.py --checkpoints runs/A/checkpoint_latest.pt
+    runs/B/checkpoint_latest.pt
 
 takes half a minute for two networks of `train_snn.py --dataset digits` on two CPU cores. All are
 tried on the same test samples, drawn by --seed, as are noise and the attacks' starts.
@@ -10,8 +11,8 @@ strength, and figures/robustness.png. A sample counts as right if it is right un
 one for each of --attack_surrogate. A network can look robust because its gradient misleads the
 attack. So the table has random points of the ball, too, and inputs that were made against a network
 of another seed, and an unbounded attack, after which nothing should be right. Where these disagree
-with the attack, the script says «gradient masking» (Athalye et al. 2018, "Obfuscated Gradients Give
-a False Sense of Security").
+with the attack, the script says «gradient masking» (Athalye et al. 2018, "Obfuscated Gradients
+Give a False Sense of Security").
 """
 
 import math
@@ -27,8 +28,8 @@ import config
 import data
 import plots
 from fisher import prefix_outputs
-from train_snn import build_model, load_data, run_folder
-from utils import ROBUSTNESS_FILE, load_checkpoint, load_weights, run_script, seed_all
+from train_snn import build_model, run_folder
+from utils import ROBUSTNESS_FILE, load_checkpoint, load_weights, pick_device, run_script, seed_all
 
 Z = 1.96  # standard errors in a 95 % interval
 UNBOUNDED_STEPS = 50
@@ -97,9 +98,9 @@ def right(model, dataset, args, attack=None, source=None, surrogate="own"):
 
 
 def under_attack(args, model, dataset, attack, source, unbounded):
-    """The accuracies of a line that is about an attack, of the prediction that is attacked, and which
-    samples every prefix gets right under every attacker [T, N]. An `unbounded` attack ends with the
-    attacker that leaves none."""
+    """The accuracies of a line that is about an attack, of the prediction that is attacked, and
+    which samples every prefix gets right under every attacker [T, N]. An `unbounded` attack ends
+    with the attacker that leaves none."""
     attacked_step = (args.attack_prefix or args.timestep) - 1
     surrogates, worst = {}, torch.ones(args.timestep, len(dataset), dtype=torch.bool)
     for surrogate in args.attack_surrogate:
@@ -185,8 +186,8 @@ def evaluate_network(args, run, path, other, dataset):
     done = {(line["threat"], line["strength"]): line for line in lines}
     hint = "" if other else "; no network of another seed to transfer from"
     tqdm.write(f"{path}, {len(dataset)} samples{hint}")
-    tqdm.write(f"{'':<15} {'strength':>8}  accuracy [95 %]      {'own':>8} {'random':>8} {'transfer':>8}"
-               f"  after t = 1 .. {args.timestep}")  # fmt: skip
+    columns = f"{'own':>8} {'random':>8} {'transfer':>8}  after t = 1 .. {args.timestep}"
+    tqdm.write(f"{'':<15} {'strength':>8}  accuracy [95 %]      {columns}")
     for threat, strength, corruption, attack in threats(args):
         line = done.get((threat, strength))
         if line is None:
@@ -223,7 +224,7 @@ def measure(args, model, source, dataset, threat, attack):
 
 def main(argv=None):
     args = config.parse("eval_snn_robustness", argv, __doc__)
-    dataset = load_data(args)[1]
+    dataset = data.load(args, pick_device(args.device))[1]
     data.need_pixels("an attack", dataset)
     seed_all(args.seed, "subset")
     dataset = dataset.subset(torch.randperm(len(dataset))[: args.robust_samples])

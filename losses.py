@@ -1,10 +1,10 @@
-"""What training minimises: each loss is a function of outputs [T, N, classes] and labels [N], in nats, of means over N
-(of several processes, over the samples of all of them).
+"""What training minimises: each loss is a function of outputs [T, N, classes] and labels [N], in
+nats, of means over N (of several processes, over the samples of all of them).
 
-CE_t is the cross-entropy of the mean of outputs 1..t (the prefix t), CE(o_t) that of the output at t alone. The outputs
-of `skip` count nowhere: the mean for prefix t is over the others of 1..t. With a `level` b, |CE - b| + b stands
-for CE, so that the loss rises again below b (flooding: Ishida et al. 2020, "Do We Need Zero Training Loss After
-Achieving Zero Training Error?").
+CE_t is the cross-entropy of the mean of outputs 1..t (the prefix t), CE(o_t) that of the output at
+t alone. The outputs of `skip` count nowhere: the mean for prefix t is over the others of 1..t. With
+a `level` b, |CE - b| + b stands for CE, so that the loss rises again below b (flooding: Ishida et
+al. 2020, "Do We Need Zero Training Loss After Achieving Zero Training Error?").
 """
 
 from functools import partial
@@ -25,13 +25,14 @@ def kept_steps(timestep, skip):
 
 
 def at_steps(outputs, times):
-    """The outputs at those timesteps, counted from 1. Not by an index of a list: making it a tensor is a sync point."""
+    """The outputs at those timesteps, counted from 1. Not by an index of a list: making it a tensor
+    is a sync point."""
     return torch.stack([outputs[t - 1] for t in times])
 
 
 def over_all(means, samples):
-    """Means over this process's samples -> those over the samples of all processes, whose gradient each has a part of.
-    What is not linear in a mean needs it."""
+    """Means over this process's samples -> those over the samples of all processes, whose gradient
+    each has a part of. What is not linear in a mean needs it."""
     if processes() == 1:
         return means
     sums = torch.cat([means.detach() * samples, means.new_full((1,), samples)])
@@ -40,12 +41,14 @@ def over_all(means, samples):
 
 
 def flooded(loss, level, samples):
-    """|loss - level| + level, elementwise, of mean losses over that many samples; `loss` itself without a level."""
+    """|loss - level| + level, elementwise, of mean losses over that many samples; `loss` itself
+    without a level."""
     return loss if level is None else (over_all(loss, samples) - level).abs() + level
 
 
 def prefix_means(outputs, times, skip=()):
-    """Mean of the outputs 1..t without those of `skip`, for each t of `times`: [len(times), N, classes]."""
+    """Mean of the outputs 1..t without those of `skip`, for each t of `times`: [len(times), N,
+    classes]."""
     return torch.stack([at_steps(outputs, kept_steps(t, skip)).mean(0) for t in times])
 
 
@@ -61,8 +64,9 @@ def ce(outputs, y, *, skip=(), level=None, smoothing=0.0):
 
 
 def tet(outputs, y, *, lam, skip=(), level=None, smoothing=0.0):
-    """(1 - lam) mean_t CE(o_t) + lam mean_t MSE(o_t, phi), phi = 1, of temporal efficient training (Deng et al. 2022,
-    "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting", eq. 9 to 11)."""
+    """(1 - lam) mean_t CE(o_t) + lam mean_t MSE(o_t, phi), phi = 1, of temporal efficient training
+    (Deng et al. 2022, "Temporal Efficient Training of Spiking Neural Network via Gradient
+    Re-weighting", eq. 9 to 11)."""
     kept = at_steps(outputs, kept_steps(len(outputs), skip))
     per_step = flooded(cross_entropies(kept, y, smoothing), level, len(y)).mean()
     return (1 - lam) * per_step + lam * (kept - TET_TARGET).square().mean()
@@ -77,8 +81,8 @@ def prefix(outputs, y, *, times, weight, skip=(), level=None, smoothing=0.0):
 
 
 def residuals(outputs, y, skip=()):
-    """R_t = mean over N of ||p_t - y||^2, p_t the softmax prediction of prefix t, y one-hot: [T], 0 where no output is
-    left. The gradient of CE_t by any weight is a Jacobian times p_t - y.
+    """R_t = mean over N of ||p_t - y||^2, p_t the softmax prediction of prefix t, y one-hot: [T], 0
+    where no output is left. The gradient of CE_t by any weight is a Jacobian times p_t - y.
     """
     first = kept_steps(len(outputs), skip)[0]
     shares = prefix_means(outputs, range(first, len(outputs) + 1), skip).softmax(2)
@@ -87,8 +91,8 @@ def residuals(outputs, y, skip=()):
 
 
 def centroid(outputs, y, *, target, skip=(), smoothing=0.0):
-    """CE_T + (c - target)^2, c = sum_t t R_t / sum_t R_t with the `residuals` R_t. Of the information itself, whose
-    centroid this need not be, the gradient would be one of second order.
+    """CE_T + (c - target)^2, c = sum_t t R_t / sum_t R_t with the `residuals` R_t. Of the
+    information itself, whose centroid this need not be, the gradient would be one of second order.
     """
     r = over_all(residuals(outputs, y, skip), len(y))
     steps = torch.arange(1, len(r) + 1, device=r.device, dtype=r.dtype)

@@ -1,4 +1,5 @@
-"""Every figure, drawn from the files of a run folder: `python plots.py runs/NAME` draws them again."""
+"""Every figure, drawn from the files of a run folder: `python plots.py runs/NAME` draws them
+again."""
 
 import contextlib
 import os
@@ -61,9 +62,11 @@ def label(line):
 
 
 def fisher(folder):
-    """figures/fisher.png: I_t by t, a curve a measurement; IC by epoch with its interval; the layers by t.
+    """figures/fisher.png: I_t by t, a curve a measurement; IC by epoch with its interval; the
+    layers by t.
 
-    Where several kinds were measured (--fisher_split, --fisher_labels), curves and layers are of the first.
+    Where several kinds were measured (--fisher_split, --fisher_labels), curves and layers are of
+    the first.
     """
     kinds = {}
     for line in read_lines(Path(folder) / FISHER_FILE):
@@ -95,7 +98,8 @@ def fisher(folder):
     curves.legend(title="epoch", fontsize=7, ncols=2)
 
     for kind, kind_lines in kinds.items():
-        # By epoch where each measurement has one of its own; else in order, as for checkpoints of several runs.
+        # By epoch where each measurement has one of its own; else in order, as for checkpoints of
+        # several runs.
         epochs = [line["epoch"] for line in kind_lines]
         ordered = None not in epochs and len(set(epochs)) == len(epochs)
         x = epochs if ordered else range(len(epochs))
@@ -128,9 +132,9 @@ def fisher(folder):
     centroids.set(
         xlabel="epoch" if ordered else "measurement",
         ylabel="information centroid IC (95 % interval)",
+        ylim=(1, max(timestep, 2)),
+        title="Where its centre lies",
     )
-    centroids.set_ylim(1, max(timestep, 2))
-    centroids.set_title("Where its centre lies")
 
     names = list(lines[-1]["layers"])
     shares = [[value / (sum(row) or 1) for value in row] for row in lines[-1]["layers"].values()]
@@ -144,7 +148,8 @@ def fisher(folder):
 
 
 def training(folder):
-    """figures/training.png: loss by epoch, accuracy of prefixes by epoch, spike rate of each layer by epoch."""
+    """figures/training.png: loss by epoch, accuracy of prefixes by epoch, spike rate of each layer
+    by epoch."""
     lines = read_lines(Path(folder) / LOG_FILE)
     if not lines:
         raise BadInput(f"{folder} has no epoch in {LOG_FILE}")
@@ -179,8 +184,8 @@ def training(folder):
 
 
 def robustness(folder):
-    """figures/robustness.png: accuracy against the strength of attacks, of noise and of blur, and after each timestep;
-    a colour a network."""
+    """figures/robustness.png: accuracy against the strength of attacks, of noise and of blur, and
+    after each timestep; a colour a network."""
     networks = {}
     for line in read_lines(Path(folder) / ROBUSTNESS_FILE):
         networks.setdefault(line["checkpoint"], []).append(line)
@@ -228,8 +233,8 @@ def robustness(folder):
 
 
 def inputs(run, sets, seed):
-    """figures/inputs.png of a run, a contact sheet: the first sample of each of `sets` {name: data set}, a column a
-    timestep; a single frame is what every timestep sees."""
+    """figures/inputs.png of a run, a contact sheet: the first sample of each of `sets` {name: data
+    set}, a column a timestep; a single frame is what every timestep sees."""
     rows = {}
     for name, dataset in sets.items():
         seed_all(seed, "evaluate", 0)
@@ -252,11 +257,11 @@ def inputs(run, sets, seed):
 
 
 def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), xscale="linear"):
-    """Scatter of quantities against another, IC say, one panel each of `panels` {quantity: label}: small a seed, large
-    their mean.
+    """Scatter of quantities against another, IC say, one panel each of `panels` {quantity: label}:
+    small a seed, large their mean.
 
-    numbers {(kind, name): {quantity: [a value a seed]}}; a colour a name, a marker a kind, and a number where
-    colours are too alike. Returns the path.
+    numbers {(kind, name): {quantity: [a value a seed]}}; a colour a name, a marker a kind, and a
+    number where colours are too alike. Returns the path.
     """
     figure = Figure(figsize=(4.6 * len(panels) + 2.6, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -283,8 +288,8 @@ def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), x
 
 
 def panels(contents, path, xlabel, ylabel):
-    """A panel for each of `contents` {title: {label: (x, y, spread)}}, at most six a row; x numbers or words. Returns
-    the path."""
+    """A panel for each of `contents` {title: {label: (x, y, spread)}}, at most six a row; x numbers
+    or words. Returns the path."""
     rows = -(-len(contents) // 6)
     columns = -(-len(contents) // rows)
     figure = Figure(figsize=(3.2 * columns + 1, 2.7 * rows + 0.4), layout="constrained")
@@ -306,8 +311,9 @@ def panels(contents, path, xlabel, ylabel):
 
 
 def pruning(folders, path):
-    """Test error with all timesteps against the share of weights that is left, and against the seconds of the search;
-    a colour a search, mean and standard deviation over `folders` (seeds). Returns the path."""
+    """Test error with all timesteps against the share of weights that is left, and against the
+    seconds of the search; a colour a search, mean and standard deviation over `folders` (seeds).
+    Returns the path."""
     points = {}
     for folder in folders:
         lines = read_lines(Path(folder) / PRUNING_FILE)
@@ -348,7 +354,8 @@ def pruning(folders, path):
 
 
 def search_seconds(lines, final):
-    """What the search for a network of pruning.jsonl took: the training of the rounds before it, and its rule."""
+    """What the search for a network of pruning.jsonl took: the training of the rounds before it,
+    and its rule."""
     own = [line for line in lines if (line["search"], line["stage"]) == (final["search"], "search")]
     return sum(
         line["seconds"] + line["rule_seconds"] for line in own if line["round"] < final["round"]

@@ -3,12 +3,12 @@
     python prune_snn.py --dataset digits --rounds 8 --search_timestep full fisher kl
 
 Each of --search_timestep is a search of --rounds rounds: train, prune --prune_rate of the kept
-weights, rewind the others to their values after --rewind_epoch. The rule says how many timesteps the
-rounds run. `full`: all T. A number: that many. `fisher`: T in the first round; then the fewest whose
-share of sum_t I_t reaches --information_share. `kl`: T in the first round; then the fewest T' with
-KL(P_T' || P_T) / KL(P_2 || P_T) below 0.6 two epochs into training (early-time tickets, Kim et al.
-2022, "Exploring Lottery Ticket Hypothesis in Spiking Neural Networks"). `one_shot` trains once and
-prunes to each sparsity at once. The networks after --final_rounds are trained with all T.
+weights, rewind the others to their values after --rewind_epoch. The rule says how many timesteps
+the rounds run. `full`: all T. A number: that many. `fisher`: T in the first round; then the fewest
+whose share of sum_t I_t reaches --information_share. `kl`: T in the first round; then the fewest T'
+with KL(P_T' || P_T) / KL(P_2 || P_T) below 0.6 two epochs into training (early-time tickets, Kim et
+al. 2022, "Exploring Lottery Ticket Hypothesis in Spiking Neural Networks"). `one_shot` trains once
+and prunes to each sparsity at once. The networks after --final_rounds are trained with all T.
 
 The folder runs/<name>_pruning has pruning.jsonl (a line a round), figures/pruning.png, and a run
 folder for every round with masks in its checkpoints and masks.json. --resume goes on after the last
@@ -35,14 +35,15 @@ MASKS_FILE = "masks.json"
 
 
 def fewest_by_information(curve, share):
-    """The fewest timesteps t with I_1 + ... + I_t of at least `share` of the sum of the curve [T]."""
+    """The fewest timesteps t with I_1 + ... + I_t of at least `share` of the sum of the curve
+    [T]."""
     sums = torch.tensor(curve, dtype=torch.float64).cumsum(0)
     return int((sums < share * sums[-1]).sum().clamp(max=len(curve) - 1)) + 1
 
 
 def fewest_by_kl(outputs):
-    """The fewest timesteps t > 2 with KL(P_t || P_T) / KL(P_2 || P_T) below KL_RATIO, else T. P_t is
-    the prediction of prefix t of the outputs [T, N, classes]; KL is a mean over samples."""
+    """The fewest timesteps t > 2 with KL(P_t || P_T) / KL(P_2 || P_T) below KL_RATIO, else T. P_t
+    is the prediction of prefix t of the outputs [T, N, classes]; KL is a mean over samples."""
     logs = prefix_outputs(outputs.double()).log_softmax(2)
     divergence = (logs.exp() * (logs - logs[-1])).sum(2).mean(1)  # (T,)
     for t in range(3, len(outputs)):
@@ -166,7 +167,8 @@ class Search:
             return fewest_by_kl(early(self.subset.x))
 
     def rewound(self, folder):
-        """The checkpoint of the first round that later rounds start from; None is initialisation."""
+        """The checkpoint of the first round that later rounds start from; None is
+        initialisation."""
         if not self.args.rewind_epoch:
             return None
         return load_checkpoint(folder / f"checkpoint_{self.args.rewind_epoch:04d}.pt")
@@ -179,9 +181,8 @@ def main(argv=None):
     with run_folder(args, train_set.device) as run:
         record_inputs(args, run, test_set, replaced)
         run.keep_lines(PRUNING_FILE)
-        print(
-            f"{'search':>8} {'stage':>7} round steps  sparsity  accuracy     IC   seconds  operations"
-        )
+        columns = "steps  sparsity  accuracy     IC   seconds  operations"
+        print(f"{'search':>8} {'stage':>7} round {columns}")
         for rule in args.search_timestep:
             Search(args, run, rule, train_set, test_set, subset).search()
         figure = plots.pruning([run.folder], run.folder / "figures" / "pruning.png")

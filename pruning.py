@@ -44,7 +44,8 @@ def apply(model, masks):
 
 
 def hold(optimizer, model, masks):
-    """From now on, set the pruned weights to 0 after every step, whatever momentum and decay did."""
+    """From now on, set the pruned weights to 0 after every step, whatever momentum and decay
+    did."""
     optimizer.register_step_post_hook(lambda *_: apply(model, masks))
 
 
@@ -61,8 +62,8 @@ def sparsity(masks):
 
 @torch.no_grad()
 def synaptic_operations(model, masks, x):
-    """Additions an image, estimated: over layers, kept multiply-accumulates of a timestep x share of
-    its inputs that is not 0 x timesteps. The first layer counts once where all timesteps see the
+    """Additions an image, estimated: over layers, kept multiply-accumulates of a timestep x share
+    of its inputs that is not 0 x timesteps. The first layer counts once where all timesteps see the
     same image."""
     operations = []
 

@@ -102,8 +102,9 @@ def check_inputs(name, x):
     """Raise BadInput for inputs of another layout or type."""
     shape = list(x.shape)
     if x.ndim not in LAYOUTS or 0 in shape:
-        raise BadInput(f"{name} has shape {shape}: it must be {' or '.join(LAYOUTS.values())}, with "
-                       "an axis for a single channel, too")  # fmt: skip
+        layouts = " or ".join(LAYOUTS.values())
+        raise BadInput(f"{name} has shape {shape}: it must be {layouts}, with an axis for a single "
+                       "channel, too")  # fmt: skip
     if shape[-1] <= 3 < min(shape[-3], shape[-2]):
         raise BadInput(f"{name} has shape {shape} and looks channels-last: transpose it to "
                        f"{LAYOUTS[x.ndim]}")  # fmt: skip

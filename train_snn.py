@@ -41,8 +41,9 @@ from fisher import prefix_losses, prefix_outputs
 from parser import expand_epochs
 from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, of_all, processes, rank
 
-NEURON_FLAGS = ("tau", "threshold", "reset", "surrogate", "surrogate_alpha", "detach_membrane")
-SHAPE_FLAGS = ("arch", "timestep", "width", "layernum", "norm")
+# The flags that `archs.build` takes under their names.
+NETWORK_FLAGS = ("arch", "timestep", "width", "layernum", "norm", "tau", "threshold", "reset",
+                 "surrogate", "surrogate_alpha", "detach_membrane")  # fmt: skip
 SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and timestep
 CHECK_EVERY = 50  # steps between looks at the loss: a look waits for the device
 
@@ -50,29 +51,18 @@ CHECK_EVERY = 50  # steps between looks at the loss: a look waits for the device
 # ---------------------------------------------------------------- what is trained
 
 
-def load_data(args):
-    """The training and test set on the device, and the replaced labels. One process downloads."""
-    device = utils.pick_device(args.device)
-    if rank():
-        of_all(None)
-    sets = data.load(args, device)
-    if rank() == 0:
-        of_all(None)
-    return sets
-
-
 def build_model(args, dataset, checkpoint_activations=False):
     """The network that `args` describe, for inputs and on the device of `dataset`."""
     utils.seed_all(args.seed, "model")  # drawn on the CPU: the same weights for every device
     channels, *size = dataset.images.shape[-3:]
     model = archs.build(
+        **{name: getattr(args, name) for name in NETWORK_FLAGS},
         num_classes=dataset.num_classes,
         in_channels=channels,
         image_size=size,
         checkpoint_activations=checkpoint_activations,
         decay_input=not args.undecayed_input,
         detach_reset=not args.undetached_reset,
-        **{name: getattr(args, name) for name in SHAPE_FLAGS + NEURON_FLAGS},
     )
     # The layout that convolutions are fastest in.
     return model.to(dataset.device, memory_format=torch.channels_last)
@@ -80,7 +70,7 @@ def build_model(args, dataset, checkpoint_activations=False):
 
 def setup(args):
     """What a training script trains: (model, training set, test set, replaced labels)."""
-    train_set, test_set, replaced = load_data(args)
+    train_set, test_set, replaced = data.load(args, utils.pick_device(args.device))
     corruption = data.make_corruption(args, train_set, test_set)
     train_set, test_set = (replace(s, corruption=corruption) for s in (train_set, test_set))
     if args.adv_train:
@@ -108,8 +98,8 @@ def record_inputs(args, run, test_set, replaced):
     if replaced:
         run.save(LABELS_FILE, replaced)
     if test_set.corruption:
-        clean = replace(test_set, corruption=None)
-        plots.inputs(run, {"clean": clean, "corrupted": test_set}, args.seed)
+        sets = {"clean": replace(test_set, corruption=None), "corrupted": test_set}
+        plots.inputs(run, sets, args.seed)
 
 
 # ---------------------------------------------------------------- an epoch
@@ -117,13 +107,12 @@ def record_inputs(args, run, test_set, replaced):
 
 def make_optimizer(args, model):
     """The optimizer of the parameters of `model`."""
-    common = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
-    common["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    options = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
+    options["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")
     if args.optimizer == "sgd":
-        sgd = {"momentum": args.momentum, "dampening": args.dampening}
-        return torch.optim.SGD(model.parameters(), **sgd, **common)
-    kind = torch.optim.Adam if args.optimizer == "adam" else torch.optim.AdamW
-    return kind(model.parameters(), **common)
+        options |= {"momentum": args.momentum, "dampening": args.dampening}
+    return kinds[args.optimizer](model.parameters(), **options)
 
 
 def learning_rate(args, epoch):
@@ -139,11 +128,6 @@ def learning_rate(args, epoch):
     return args.learning_rate
 
 
-def set_learning_rate(args, optimizer, epoch):
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(args, epoch)
-
-
 def adversarial(args, model, dataset, x, y):
     """The pixels x attacked. BatchNorm is in eval mode meanwhile: its running statistics do not see
     the attempts."""
@@ -154,9 +138,9 @@ def adversarial(args, model, dataset, x, y):
     return x
 
 
-def check_finite(steps, epoch):
-    """Raise BadInput if the loss of one of the steps is not finite."""
-    for step, loss in enumerate(torch.stack(steps).tolist(), 1):
+def check_finite(losses, epoch):
+    """Raise BadInput if the loss of a step is not finite."""
+    for step, loss in enumerate(torch.stack(losses).tolist(), 1):
         if not math.isfinite(loss):
             raise BadInput(f"the loss is not finite at epoch {epoch}, step {step}: try a lower "
                            "--learning_rate; what is on disk is from before")  # fmt: skip
@@ -173,8 +157,7 @@ def train_epoch(args, model, optimizer, train_set, epoch):
     autocast = torch.autocast(train_set.device.type, torch.bfloat16, enabled=args.amp == "bf16")
     steps, correct, images, start = [], 0, 0, time.perf_counter()
     batches = train_set.batches(args.batch_size, args.seed, epoch, augment=not args.no_augment)
-    bar = tqdm(batches, f"epoch {epoch}", disable=utils.no_bar(), leave=False)
-    for x, y in bar:
+    for x, y in tqdm(batches, f"epoch {epoch}", disable=utils.no_bar(), leave=False):
         if args.adv_train:
             with autocast:
                 x = adversarial(args, network, train_set, x, y)
@@ -219,9 +202,12 @@ def evaluate(model, dataset, args):
             loss = loss + prefix_losses(outputs, y).sum(1)
             correct = correct + (prefix_outputs(outputs).argmax(2) == y).sum(1)
     sums = (loss.cpu(), correct.cpu(), {name: rate.item() for name, rate in rates.items()})
-    losses, corrects, rates = zip(*of_all(sums))
-    prefix_loss = (sum(losses) / len(dataset)).tolist()
+    loss_sums, corrects, rates = zip(*of_all(sums))
+    prefix_loss = (sum(loss_sums) / len(dataset)).tolist()
     prefix_accuracy = (sum(corrects) / len(dataset)).tolist()
+    if not math.isfinite(sum(prefix_loss)):
+        raise BadInput("the test loss is not finite: try a lower --learning_rate; what is on disk is "
+                       "from before")  # fmt: skip
     return {
         "test_loss": prefix_loss[-1],
         "test_accuracy": prefix_accuracy[-1],
@@ -263,7 +249,8 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
     after_epoch(line)
     replica = distribute(model, train_set.device)
     for epoch in range(done + 1, args.epochs + 1):
-        set_learning_rate(args, optimizer, epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(args, epoch)
         trained = train_epoch(args, replica, optimizer, train_set, epoch)
         validation = evaluate(model, test_set, args)
         warn(validation, line, epoch)
@@ -290,8 +277,8 @@ def save(args, run, model, optimizer, masks, line, best):
 
 
 def resume(args, run, model, optimizer, start):
-    """Load checkpoint_latest.pt into model and optimizer. Returns its epoch and the best accuracy so
-    far; of a new run, `start` and -1."""
+    """Load checkpoint_latest.pt into model and optimizer. Returns its epoch and the best accuracy
+    so far; of a new run, `start` and -1."""
     path = run.path(LATEST)
     if not path.exists():
         if len(run.lines(LOG_FILE)) > 2:  # a kill in the first epoch leaves two lines at most
@@ -310,10 +297,7 @@ def warn(validation, before, epoch):
     for name, rate in validation["spike_rate"].items() if rank() == 0 else ():
         normal = SILENT < before["spike_rate"][name] < SATURATED
         if not SILENT < rate < SATURATED and (normal or epoch == 1):
-            tqdm.write(
-                f"warning: {name} spikes {rate:.2g} times a timestep after epoch {epoch}",
-                sys.stderr,
-            )
+            tqdm.write(f"warning: after epoch {epoch} {name} spikes at {rate:.2g}", sys.stderr)
 
 
 def distribute(model, device):
@@ -325,14 +309,12 @@ def distribute(model, device):
 
 
 def compile_neurons(model):
-    """Have each layer of neurons compiled at its first training step. Raises BadInput if there is no
-    compiler."""
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    variable, usual = ("CXX", ["g++"]) if on_cpu else ("CC", ["gcc", "clang"])
-    if not any(map(shutil.which, [os.environ.get(variable, usual[0]), *usual[1:]])):
-        raise BadInput(
-            f"--compile needs {' or '.join(usual)}: leave it out, or name one in {variable}"
-        )
+    """Have each layer of neurons compiled at its first training step. Raises BadInput if there is
+    no compiler."""
+    cpu = next(model.parameters()).device.type == "cpu"
+    name, variable = ("g++", "CXX") if cpu else ("gcc", "CC")
+    if not shutil.which(os.environ.get(variable, name)):
+        raise BadInput(f"--compile needs {name}: leave it out, or name a compiler in {variable}")
     torch._dynamo.config.recompile_limit = 64  # all layers count together
     for module in model.modules():
         if isinstance(module, archs.LIF):

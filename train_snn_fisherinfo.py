@@ -1,8 +1,8 @@
 """Train as train_snn.py does, and log the temporal Fisher information as training goes on.
 
 A small VGG on the 8x8 digits, T = 8, in half a minute on two CPU cores. The information centroid IC
-rises above the flat line 4.5 in the first epochs and ends below 2.5: information concentrates in the
-early timesteps:
+rises above the flat line 4.5 in the first epochs and ends below 2.5: information concentrates in
+the early timesteps:
 
     python train_snn_fisherinfo.py --dataset digits
 
@@ -12,8 +12,9 @@ The paper's network and epochs (ResNet19, CIFAR-10, T = 10, epochs 20, 120 and 3
 
 Saved models, this project's or those that the release published, instead of training one:
 
-    python train_snn_fisherinfo.py --checkpoints runs/NAME/checkpoint_0010.pt runs/NAME/checkpoint_latest.pt
-    python train_snn_fisherinfo.py --dataset cifar10 --arch resnet19 --timestep 10 --checkpoints *_ckpt_0020.pth.tar
+    python train_snn_fisherinfo.py --checkpoints runs/NAME/checkpoint_0010.pt
+    runs/NAME/checkpoint_latest.pt python train_snn_fisherinfo.py --dataset cifar10 --arch resnet19
+    --timestep 10 --checkpoints *_ckpt_0020.pth.tar
 
 Under torchrun each process takes its share of the samples, with the same result. Measuring changes
 nothing in the training: the weights are those of train_snn.py with the same flags. The run folder
@@ -62,8 +63,8 @@ class Subset:
 
 
 def fisher_subset(args, dataset, split, whole=1):
-    """`--fisher_samples` of the data set, encoded once, the same at every epoch; a share is of whole
-    batches of `whole` samples."""
+    """`--fisher_samples` of the data set, encoded once, the same at every epoch; a share is of
+    whole batches of `whole` samples."""
     utils.seed_all(args.seed, "subset")
     index = torch.randperm(len(dataset))[: args.fisher_samples].to(dataset.device)
     batches = len(index) // whole
@@ -80,8 +81,8 @@ def fisher_subset(args, dataset, split, whole=1):
 
 @dataclass(frozen=True)
 class Kind:
-    """What is measured: labels "data", "model" or "exact", a prefix of PREFIXES, an estimator "exact"
-    or "release", samples in one pass, and the seed of labels that are drawn."""
+    """What is measured: labels "data", "model" or "exact", a prefix of PREFIXES, an estimator
+    "exact" or "release", samples in one pass, and the seed of labels that are drawn."""
 
     labels: str = "data"
     prefix: str = "cumulative"
@@ -111,8 +112,8 @@ def squared_norms(kind, model, x):
 
 
 def measure_share(kind, model, subset):
-    """Of this process's samples: [squared norms, losses, residuals, right or wrong], each [T, N], and
-    {layer: sum over samples [T]}."""
+    """Of this process's samples: [squared norms, losses, residuals, right or wrong], each [T, N],
+    and {layer: sum over samples [T]}."""
     generator = torch.Generator().manual_seed(kind.seed)
     steps = model(subset.x[:1]).shape[0]
     torch.rand(
@@ -149,7 +150,7 @@ def measure(kind, model, subset):
     curve, loss, residual, correct = (v.mean(1) for v in (per_sample, losses, residuals, right))
     if not 0 < curve.sum() < math.inf:
         raise BadInput(
-            f"the Fisher information of {subset.total} samples is {curve.tolist()}: it has no centroid"
+            f"the Fisher information of {subset.total} samples is {curve.tolist()}: no centroid"
         )
     layers, scale_free = {}, {}
     for name, module in model.named_modules():  # in the order of the network
@@ -208,8 +209,8 @@ def key(line):
 
 
 def measure_all(args, run, model, subsets, about, accuracy):
-    """Append and print a line for each of --fisher_split and --fisher_labels that `run` does not have
-    yet. `about` is what the lines begin with: the epoch, and the checkpoint if it is one."""
+    """Append and print a line for each of --fisher_split and --fisher_labels that `run` does not
+    have yet. `about` is what the lines begin with: the epoch, and the checkpoint if it is one."""
     for (split, subset), labels in product(subsets.items(), args.fisher_labels):
         line = about | {"split": split, "labels": labels}
         lines = run.lines(FISHER_FILE)

@@ -211,8 +211,9 @@ class Run:
             try:
                 write_atomically(self.path(name), lambda file: torch.save(content, file))
             except RuntimeError as error:  # torch's word for a full disk
-                raise BadInput(f"{self.path(name)} cannot be written ({error.__context__ or error}); "
-                               "what is on disk is whole") from error  # fmt: skip
+                reason = error.__context__ or error
+                path = self.path(name)
+                raise BadInput(f"{path} cannot be written ({reason}); it is as before") from error
 
 
 def read_lines(path):
@@ -264,8 +265,8 @@ def read_tensors(path):
     except Exception as error:  # torch.load has many words for a file that is not whole
         unknown = re.search(r"GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and unknown:
-            raise BadInput(f"{path} holds {unknown[1]}, which is neither a tensor nor a plain value: "
-                           "save it again without") from error  # fmt: skip
+            raise BadInput(f"{path} holds {unknown[1]}, which is neither a tensor nor a plain "
+                           "value: save it again without") from error  # fmt: skip
         raise BadInput(f"{path} is damaged: restore it ({type(error).__name__})") from error
 
 

@@ -60,7 +60,8 @@ class BatchNorm(nn.BatchNorm2d):
 
     norm="step": each timestep has its own batch statistics, and the running statistics are updated
     T times, as if the layer stood inside a loop over t. norm="folded": time counts as batch, one
-    update (as threshold-dependent BN, Zheng et al. 2021). In eval mode both are the same affine map.
+    update (as threshold-dependent BN, Zheng et al. 2021). In eval mode both are the same affine
+    map.
     """
 
     def __init__(self, channels, norm="step"):

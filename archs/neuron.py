@@ -55,9 +55,9 @@ class Spike(torch.autograd.Function):
 class LIF(nn.Module):
     """Leaky integrate-and-fire neurons over all timesteps: input [T, N, ...] -> spikes [T, N, ...].
 
-        h[t] = v[t-1] + (x[t] - v[t-1]) / tau    (decay_input=False: h[t] = v[t-1] (1 - 1/tau) + x[t])
+        h[t] = v[t-1] + (x[t] - v[t-1]) / tau   (decay_input=False: v[t-1] (1 - 1/tau) + x[t])
         s[t] = 1 if h[t] >= threshold else 0
-        v[t] = h[t] (1 - s[t])                   (reset="soft": v[t] = h[t] - threshold s[t])
+        v[t] = h[t] (1 - s[t])                  (reset="soft": h[t] - threshold s[t])
 
     from v[0] = 0. The membrane v lives inside one call, so there is no state to reset. With
     `detach_reset` no gradient flows through the s[t] of the last line, with `detach_membrane` none
