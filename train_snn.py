@@ -206,8 +206,8 @@ def evaluate(model, dataset, args):
     prefix_loss = (sum(loss_sums) / len(dataset)).tolist()
     prefix_accuracy = (sum(corrects) / len(dataset)).tolist()
     if not math.isfinite(sum(prefix_loss)):
-        raise BadInput("the test loss is not finite: try a lower --learning_rate; what is on disk is "
-                       "from before")  # fmt: skip
+        raise BadInput("the test loss is not finite: try a lower --learning_rate; what is on disk "
+                       "is from before")  # fmt: skip
     return {
         "test_loss": prefix_loss[-1],
         "test_accuracy": prefix_accuracy[-1],
