@@ -68,7 +68,8 @@ class Attack:
 
     def predict(self, model, x):
         """The outputs that are attacked, [N, classes]."""
-        return model(x)[: self.prefix].float().mean(0)
+        outputs = model(x)[: self.prefix]
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32)).mean(0)
 
     def inside(self, point, x):
         """The nearest point in the ball around x and in [0, 1]."""

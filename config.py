@@ -19,7 +19,7 @@ from fisher import PREFIXES
 from losses import LOSSES, kept_steps
 from parser import COUNT, POSITIVE, SHARE, Parser, epochs_entry, number, one_of
 from readers import TORCHVISION
-from utils import ARGS_FILE, BadInput, load_checkpoint, read_record
+from utils import ARGS_FILE, BadInput, load_checkpoint, rank, read_record
 
 # fmt: off
 SMALL_VGG = {"arch": "vgg5", "width": 0.25, "timestep": 8, "batch_size": 64, "learning_rate": 0.1,
@@ -39,7 +39,7 @@ RECIPES = {
 ONLY_WITH = {
     "layernum": ("arch", ["fc"]), "data_dir": ("dataset", list(TORCHVISION)),
     "data_file": ("dataset", ["npz"]), "fake_shape": ("dataset", ["fake"]),
-    "planted_time": ("dataset", ["planted"]),
+    "planted_time": ("dataset", ["planted"]), "standardise": ("encode", ["d"]),
     "no_augment": ("dataset", [name for name, augment in AUGMENT.items() if any(augment)]),
     "noise_level": ("noisetype", ["gaussian_noise", "blur"]),
     "freq_radius": ("freqlevel", ["low", "high"]),
@@ -69,8 +69,7 @@ EPOCHS = {"nargs": "+", "type": epochs_entry, "metavar": "E"}
 
 def shared_flags(parser):
     flag = parser.group("data")
-    flag("--dataset", "cifar10", "digits, planted and fake need no file", type=one_of(DATASETS),
-         metavar="{" + ",".join(DATASETS) + "}")
+    flag("--dataset", "cifar10", "digits, planted and fake need no file", choices=DATASETS)
     flag("--data_dir", "data", "where torchvision's data sets are, or are downloaded to")
     flag("--data_file", None, "--dataset npz: file of x_train, y_train, x_test, y_test")
     flag("--fake_shape", [3, 32, 32], "--dataset fake: C H W, or T C H W", nargs="+", type=COUNT)
@@ -84,7 +83,7 @@ def shared_flags(parser):
     flag("--batch_size", 128, "samples a step", type=number(int, 2))
 
     flag = parser.group("network")
-    flag("--arch", "resnet19", "", type=one_of(ARCHS), metavar="{" + ",".join(ARCHS) + "}")
+    flag("--arch", "resnet19", "", choices=ARCHS)
     flag("--width", 1.0, "factor on the channels", type=number(float, 0, 64, above=True))
     flag("--layernum", 2, "--arch fc: linear layers, the read-out included", type=number(int, 2))
     flag("--timestep", 10, "T, the timesteps of one input", type=COUNT)
@@ -255,7 +254,7 @@ def parse(script, argv=None, description=None):
     """Settings of a run of `script`, checked, from the command line or the list `argv`. Bad input
     ends the process with status 2."""
     parser = make_parser(script, description)
-    given = parser.given(sys.argv[1:] if argv is None else argv)
+    given = parser.given(argv)
 
     def settings(fixed):
         recipe = RECIPES.get((parser.defaults | fixed | given)["dataset"], {})
@@ -265,14 +264,17 @@ def parse(script, argv=None, description=None):
     try:
         fixed, source = flags_of_checkpoint(script, given)
         args = settings(fixed)
-        if args.resume and flags_of_run(args):
-            fixed, source = flags_of_run(args), Path(args.out_dir) / run_name(args)
+        folder = Path(args.out_dir) / run_name(args)
+        if args.resume and (folder / ARGS_FILE).exists():
+            fixed, source = flags_of_run(args, folder / ARGS_FILE), folder
             args = settings({k: v for k, v in fixed.items() if k in parser.defaults})
         for name in sorted(given.keys() & fixed.keys() - {"data_dir", "data_file"}):  # may move
             if given[name] != fixed[name]:
                 raise BadInput(f"--{name} {given[name]} differs from {fixed[name]} of {source}")
         check_checkpoints(args, given)
         check(args, given, parser)
+        if args.resume and source != folder and rank() == 0:
+            print(f"warning: no run {folder} to --resume: a new one starts", file=sys.stderr)
     except BadInput as error:
         parser.error(str(error))
     return args
@@ -300,13 +302,8 @@ def flags_of_checkpoint(script, given):
     return {name: value for name, value in saved.items() if name in names}, path
 
 
-def flags_of_run(args):
-    """Flags of the run that --resume goes on with; none, and a warning, if there is no such run.
-    Raises BadInput if another script began it."""
-    path = Path(args.out_dir) / run_name(args) / ARGS_FILE
-    if not path.exists():
-        print(f"warning: no run {path.parent} to --resume: a new one starts", file=sys.stderr)
-        return {}
+def flags_of_run(args, path):
+    """Flags in the args.json of that path. Raises BadInput if another script wrote it."""
     stored = read_record(path)["args"]
     script = stored.get("script", args.script)
     if script != args.script:
@@ -384,6 +381,9 @@ def problems_of_training(args, given):
          f"--loss centroid needs --target_ic from 1 to {args.timestep}"),
         (not kept_steps(first, args.lossskiptime), f"--lossskiptime leaves no output of {first}"),
         (last > args.epochs and not args.dry_run, f"epoch {last} is past --epochs {args.epochs}"),
+        ("0" in args.save_epochs, "--save_epochs counts from 1: before training nothing is kept"),
+        (args.warmup_epochs >= args.epochs and not args.dry_run,
+         f"--warmup_epochs {args.warmup_epochs} leaves nothing of --epochs {args.epochs}"),
         ({"attack_steps", "attack_step_size"} & given.keys() and not args.adv_train,
          "--attack_steps and --attack_step_size have an effect only with --adv_train"),
     ]  # fmt: skip
@@ -415,13 +415,15 @@ def problems_of_pruning(args, given):
         args.rewind_epoch = min(args.rewind_epoch, args.epochs - 1)
     steps = max([int(rule) for rule in args.search_timestep if rule.isdigit()], default=0)
     fixed = sorted(given.keys() & {"noisetime", "lossskiptime", "attack_prefix", "init"})
-    kl = "kl" in args.search_timestep
+    kl, last = "kl" in args.search_timestep, args.final_rounds[-1]
     return [
         (fixed, f"a search runs fewer timesteps: leave out --{''.join(fixed[:1])}"),
         (args.loss in ("prefix", "centroid"), f"--loss {args.loss} is about all timesteps"),
         (steps > args.timestep, f"--search_timestep {steps} is past --timestep {args.timestep}"),
         (kl and (args.timestep < 3 or args.epochs < 2),
          "--search_timestep kl looks at 3 timesteps or more, after 2 epochs"),
-        (args.final_rounds[-1] > args.rounds, f"--final_rounds is past --rounds {args.rounds}"),
+        (last > args.rounds, f"--final_rounds {last} is past --rounds {args.rounds}"),
+        ("rounds" in given and last < args.rounds and not args.dry_run,
+         f"--rounds {args.rounds} is past the last of --final_rounds, {last}: name it there"),
         (args.rewind_epoch >= args.epochs, f"--rewind_epoch is past --epochs {args.epochs}"),
     ]  # fmt: skip

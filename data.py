@@ -189,7 +189,7 @@ def load(args, device):
     check_shape(args, x_train)
     frames = x_train.dim() == 5
     largest = 255.0 if x_train.dtype == torch.uint8 else 1.0
-    if frames and args.dataset != "planted":  # counts of events
+    if frames and args.dataset != "planted" and x_train.min() >= 0:  # counts of events
         largest = float(x_train.max()) or 1.0
         x_test = x_test.clamp(max=largest)
     mean, std = statistics(args, x_train, largest)

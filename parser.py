@@ -4,6 +4,7 @@ import argparse
 import difflib
 import math
 import re
+import sys
 
 
 def number(kind, low, high=math.inf, above=False):
@@ -86,6 +87,9 @@ class Parser(argparse.ArgumentParser):
             first, *others = names.split()
             self.groups[title].add(first[2:])
             self.defaults[first[2:]] = default
+            choices = options.pop("choices", None)
+            if choices:
+                options |= {"type": one_of(choices), "metavar": f"{{{','.join(choices)}}}"}
             if default is False:
                 options["action"] = "store_true"
             elif default not in (None, []):
@@ -98,15 +102,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
-    def given(self, argv):
-        """{flag: value} of the flags that `argv` gives."""
-        argv = [
-            re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), a) for a in argv
-        ]
-        unset = object()
-        blank = argparse.Namespace(**dict.fromkeys(self.defaults, unset))
-        values, unknown = self.parse_known_args(argv, blank)
+    def parse_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        args = [re.sub(r"(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), a) for a in args]
+        values, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = [f"--{name}" for name in self.defaults]
-            self.error(f"unknown argument {unknown[0]}, see --help{suggestion(unknown[0], flags)}")
+            close = suggestion(unknown[0], [f"--{name}" for name in self.defaults])
+            self.error(f"unknown argument {unknown[0]}, see --help{close}")
+        return values
+
+    def given(self, args):
+        """{flag: value} of the flags that the list `args` gives."""
+        unset = object()
+        values = self.parse_args(args, argparse.Namespace(**dict.fromkeys(self.defaults, unset)))
         return {name: value for name, value in vars(values).items() if value is not unset}

@@ -380,4 +380,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main, "plots.py")
+    run_script(main, "plots.py", hint="the run is as it was")

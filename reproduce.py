@@ -10,7 +10,6 @@ T = 10), for GPUs. Runs are ordinary run folders under --out_dir: one that is co
 stopped goes on. Figures and tables go to --results.
 """
 
-import argparse
 import contextlib
 import platform
 import time
@@ -19,9 +18,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-import config
 from claims import concentration, layers, loss, pruning, robustness, settings
 from controls import controls, gain
+from parser import COUNT, Parser
 from utils import device_name, pick_device, run_script, write_atomically
 
 ALL = {
@@ -62,26 +61,19 @@ def report(args, claim):
 
 
 def main(argv=None):
-    form = argparse.RawDescriptionHelpFormatter
-    parser = config.Parser(prog="reproduce.py", description=__doc__, formatter_class=form)
-    jobs = 1 if torch.cuda.is_available() else torch.get_num_threads()
+    parser = Parser("reproduce", __doc__)
     parser.add_argument("claim", choices=[*CLAIMS, "all", "list"], help="all: every one but gain")
-    parser.add_argument("--scale", choices=["small", "images", "medium", "paper"], default="small",
-                        help="digits, 1000 images, CIFAR-10, or the release's recipe (default small)")  # fmt: skip
-    parser.add_argument(
-        "--seeds",
-        type=config.number(int, 1),
-        default=3,
-        help="seeds 0, 1, ... of a run (default 3)",
-    )
-    parser.add_argument("--jobs", type=config.number(int, 1), default=jobs,
-                        help="runs at a time (default: on a CPU a core each, on a GPU 1)")  # fmt: skip
-    parser.add_argument("--out_dir", default="runs/reproduce", help="where the run folders are")
-    parser.add_argument("--results", default="results", help="where figures and tables go")
-    parser.add_argument("--data_dir", help="where CIFAR-10 and Fashion-MNIST are, or are downloaded to (default "
-                        "data); at --scale small, settings leaves them out if this is not given")  # fmt: skip
-    parser.add_argument("--dry_run", action="store_true",
-                        help="every run tiny, on noise, in a temporary folder, whatever --scale")  # fmt: skip
+    cores = 1 if torch.cuda.is_available() else torch.get_num_threads()
+    flag = parser.group("what is run")
+    flag("--scale", "small", "digits, 1000 images, CIFAR-10, or the release's recipe",
+         choices=["small", "images", "medium", "paper"])  # fmt: skip
+    flag("--seeds", 3, "seeds 0, 1, ... of a run", type=COUNT)
+    flag("--jobs", cores, "runs at a time", type=COUNT)
+    flag("--out_dir", "runs/reproduce", "where the run folders are")
+    flag("--results", "results", "where figures and tables go")
+    flag("--data_dir", None, "where CIFAR-10 and Fashion-MNIST are, or are downloaded to; at --scale "
+         "small, settings leaves them out without it")  # fmt: skip
+    flag("--dry_run", False, "every run tiny, on noise, in a temporary folder, whatever --scale")
     args = parser.parse_args(argv)
     if args.claim == "list":
         for name, claim in CLAIMS.items():
@@ -100,4 +92,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main, "reproduce.py")
+    run_script(main, "reproduce.py", hint="the same command goes on")

@@ -32,7 +32,7 @@ class BadInput(Exception):
 # ---------------------------------------------------------------- scripts and processes
 
 
-def run_script(main, name, several_processes=False):
+def run_script(main, name, several_processes=False, hint="--resume goes on after the last epoch"):
     """Call main() as a script. Bad input and unusable files end it with one line on stderr and
     status 2, Ctrl-C and SIGTERM with one line and status 130 or 143."""
     for stream in (sys.stdout, sys.stderr):
@@ -46,8 +46,8 @@ def run_script(main, name, several_processes=False):
     except (BadInput, OSError) as error:
         end(f"{name}: error: {error}", 2)
     except KeyboardInterrupt as error:
-        word = f"{name}: stopped by {error}; --resume goes on after the last finished epoch"
-        end(word if rank() == 0 else "", 128 + signal.Signals[str(error)])
+        message = f"{name}: stopped by {error}; {hint}" if rank() == 0 else ""
+        end(message, 128 + signal.Signals[str(error)])
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(
             error

@@ -78,7 +78,7 @@ class BatchNorm(nn.BatchNorm2d):
             return fold_time(super().forward, x)
         batches = x if self.norm == "step" else [x.flatten(0, 1)]
         mean, var = self.running_mean, self.running_var
-        if torch._C._current_graph_task_id() == -1:
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
             self.num_batches_tracked.add_(len(batches))
         else:  # a backward pass computes this again: the running statistics have counted x before
             mean, var = mean.clone(), var.clone()

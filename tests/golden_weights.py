@@ -1,11 +1,14 @@
-"""The weights behind resnet19.npz: every tensor of a state_dict, in sorted name order, from one generator."""
+"""The weights behind resnet19.npz, from one generator."""
 
 import numpy as np
 import torch
 
 
 def golden_state(state, seed):
-    """Return float64 tensors with the names and shapes of `state`; the same `seed` gives the same values anywhere."""
+    """Float64 tensors with the names and shapes of `state`, drawn in the order of their names.
+
+    The same `seed` gives the same values on every machine.
+    """
     rng = np.random.default_rng(seed)
     filled = {}
     for name in sorted(state):

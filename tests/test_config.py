@@ -1,284 +1,210 @@
-"""The command line: every flag has an effect, recipes give way to flags, bad input is one line and exit status 2."""
+"""The command line: every flag has an effect, and bad input is one line and exit status 2."""
 
-from types import SimpleNamespace
+import functools
 
 import pytest
-import torch
-from helpers import TINY, lines, run
+from helpers import TINY, TINY_FISHER, lines, run
 
 import config
-import plots
-import train_snn
+import parser
 
-# Another value for each flag, and what it needs beside it. A flag that is missing here fails the test below.
-OTHER = {
-    "dataset": ["digits"],
-    "data_dir": None, "data_file": None, "image_size": None, "workers": None,  # with files: tests/test_data.py
-    "fake_shape": ["1", "10", "10"], "planted_time": ["2", "--dataset", "planted"],
-    "datanum": ["64"], "label_corrupt_prob": ["0.5"], "encode": ["p"],
-    "noisetype": ["blur"], "noise_level": ["0.5", "--noisetype", "gaussian_noise"],
-    "freqlevel": ["low", "--freq_radius", "1"], "freq_radius": ["1", "--freqlevel", "high"],
-    "noisetime": ["2", "--noisetype", "gaussian_noise"], "no_augment": [],
-    "arch": ["vgg5"], "width": ["0.2"], "layernum": ["3"], "timestep": ["3"], "norm": ["folded", "--layernum", "3"],
-    "tau": ["4"],
-    "threshold": ["0.5"], "reset": ["soft"], "surrogate": ["triangle"], "surrogate_alpha": ["3"], "undecayed_input": [],
-    "undetached_reset": [], "detach_membrane": [], "init": ["CHECKPOINT"],
-    "epochs": ["3"], "batch_size": ["50"], "optimizer": ["adam"], "learning_rate": ["0.01"], "momentum": ["0.5"],
-    "weight_decay": ["0.1"], "scheduler": ["none"], "lr_step": ["1", "--scheduler", "step"],
-    "lr_gamma": ["0.5", "--scheduler", "step", "--lr_step", "1"], "warmup_epochs": ["1"], "label_smoothing": ["0.3"],
-    "loss": ["tet"], "tet_lambda": ["0.5", "--loss", "tet"], "prefix_time": ["2", "--loss", "prefix"],
-    "prefix_weight": ["0.9", "--loss", "prefix"], "target_ic": ["1.2", "--loss", "centroid"], "lossskiptime": ["1"],
-    "loss_threshold": ["2.5"], "amp": ["bf16"],
-    "adv_train": [], "attack_method": ["fgsm", "--adv_train"], "eps": ["2", "--adv_train"],
-    "attack_steps": ["3", "--adv_train"], "attack_step_size": ["1", "--adv_train"],
-    "attack_restarts": ["2", "--adv_train"], "no_random_start": ["--adv_train"], "attack_prefix": ["1", "--adv_train"],
-    "seed": ["1"],
-    "fisher_epochs": ["every:1"], "fisher_samples": ["5"], "fisher_split": ["test"], "fisher_labels": ["exact"],
-    "fisher_prefix": ["instant"], "fisher_estimator": ["release", "--fisher_batch", "3"],
-    "fisher_batch": ["2", "--fisher_estimator", "release"],
-    "checkpoints": ["CHECKPOINT"],
-    "test_samples": ["9"], "save_epochs": ["1"],
-    "checkpoint_activations": None, "compile": None,  # change nothing: tests/test_archs.py, tests/test_train.py
-    "out_dir": None, "exp_name": None, "resume": None, "device": None, "dry_run": None,  # tests/test_train.py
-}  # fmt: skip
-ATTACK = (
-    "attack_method",
-    "eps",
-    "attack_steps",
-    "attack_step_size",
-    "attack_restarts",
-    "no_random_start",
-    "attack_prefix",
-)
-# A flag that works only beside another is compared with a run that has the other alone. (Before the first LIF a static
-# image has one timestep, so BatchNorm's two ways differ from the second hidden layer on.)
-BESIDE = {
-    "planted_time": ["--dataset", "planted"],
-    "noise_level": ["--noisetype", "gaussian_noise"],
-    "freq_radius": ["--freqlevel", "high"],
-    "noisetime": ["--noisetype", "gaussian_noise"],
-    "norm": ["--layernum", "3"],
-    "tet_lambda": ["--loss", "tet"],
-    "prefix_time": ["--loss", "prefix"],
-    "prefix_weight": ["--loss", "prefix"],
-    "target_ic": ["--loss", "centroid", "--target_ic", "1.8"],
-    "lr_step": ["--scheduler", "step", "--lr_step", "2"],
-    "lr_gamma": ["--scheduler", "step", "--lr_step", "1"],
-    **{name: ["--adv_train"] for name in ATTACK},
-    "fisher_batch": ["--fisher_estimator", "release", "--fisher_batch", "3"],
+# fmt: off
+# The flags of the run that others are compared with. CHECKPOINT stands for a trained network.
+USUAL = {
+    "train_snn": TINY,
+    "train_snn_fisherinfo": TINY + TINY_FISHER,
+    "prune_snn": [*TINY, "--rounds", "2", "--search_timestep", "full", "--rewind_epoch", "1"],
+    "eval_snn_robustness": [
+        "--checkpoints", "CHECKPOINT", "--attack_surrogate", "own", "--attack_steps", "2",
+        "--eps", "4", "--noise_levels", "0.2", "--blur_levels", "1"],
 }
-
-
-def fingerprint(folder):
-    """What a run computed: its weights, its files and its records, without times and places."""
-    weights = {}
-    if (folder / "checkpoint_latest.pt").exists():
-        state = torch.load(folder / "checkpoint_latest.pt", weights_only=True)["state_dict"]
-        weights = {name: value.tolist() for name, value in state.items()}
-    return (
-        weights,
-        sorted(p.name for p in folder.rglob("*")),
-        lines(folder, "log.jsonl"),
-        lines(folder, "fisher.jsonl"),
-    )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def undrawn():
-    """No figure is rendered: a hundred runs would spend most of their time on them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "write", lambda figure, path: path)
-        yield
+# The last flag of a row is the one that is tried. The flags before it are given to both runs.
+EFFECTS = {
+    "train_snn": [],  # those of train_snn_fisherinfo, which has more
+    "train_snn_fisherinfo": [
+        "--dataset digits", "--fake_shape 1 10 10", "--dataset planted --planted_time 2",
+        "--datanum 64", "--label_corrupt_prob 0.5", "--encode p", "--standardise none",
+        "--batch_size 50", "--seed 1", "--arch vgg5", "--width 0.2", "--layernum 3", "--timestep 3",
+        "--layernum 3 --norm folded", "--tau 4", "--threshold 0.5", "--reset soft",
+        "--surrogate triangle", "--surrogate_alpha 3", "--undecayed_input", "--undetached_reset",
+        "--detach_membrane", "--epochs 3", "--optimizer adam", "--learning_rate 0.01",
+        "--momentum 0.5", "--dampening 0.5", "--weight_decay 0.1", "--scheduler none",
+        "--scheduler step --lr_step 1", "--scheduler step --lr_step 1 --lr_gamma 0.5",
+        "--warmup_epochs 1", "--no_augment", "--test_samples 9", "--amp", "--init CHECKPOINT",
+        "--save_epochs 1", "--noisetype blur", "--noisetype blur --noise_level 0.5",
+        "--noisetype blur --noisetime 2", "--freqlevel low", "--freqlevel high --freq_radius 1",
+        "--loss tet", "--loss tet --tet_lambda 0.5", "--loss prefix --prefix_time 2",
+        "--loss prefix --prefix_weight 0.9", "--loss centroid --target_ic 1.8 --target_ic 1.2",
+        "--label_smoothing 0.3", "--lossskiptime 1", "--loss_threshold 2.5", "--adv_train",
+        "--adv_train --attack_method fgsm", "--adv_train --eps 2", "--adv_train --attack_steps 3",
+        "--adv_train --attack_step_size 1", "--adv_train --attack_prefix 1",
+        "--fisher_epochs 1", "--fisher_samples 5", "--fisher_split test", "--fisher_labels exact",
+        "--fisher_prefix instant", "--fisher_batch 3 --fisher_estimator release",
+        "--fisher_estimator release --fisher_batch 3 --fisher_batch 2"],
+    "prune_snn": [
+        "--search_timestep 1", "--rounds 1", "--final_rounds 1 2", "--prune_rate 0.5",
+        "--rewind_epoch 0", "--search_timestep fisher --information_share 0.1"],
+    "eval_snn_robustness": [
+        "--attack_method pgd", "--eps 8", "--attack_steps 3", "--attack_step_size 1",
+        "--attack_prefix 1", "--attack_surrogate atan:1", "--robust_samples 9", "--noisetime 1",
+        "--noise_levels 0.4", "--blur_levels 2", "--detach_membrane", "--seed 1"],
+}
+# Flags that choose a file, a folder, memory or speed, or what the script does.
+ELSEWHERE = {
+    "data_dir", "data_file", "checkpoints", "compile", "checkpoint_activations", "resume",
+    "dry_run", "device", "out_dir", "exp_name"}
+# fmt: on
+pytestmark = pytest.mark.usefixtures("undrawn")
+ROWS = [(script, row) for script, rows in EFFECTS.items() for row in rows]
 
 
 @pytest.fixture(scope="module")
-def baseline(tmp_path_factory):
-    cache, root = {}, tmp_path_factory.mktemp("flags")
-
-    def of(*extra):
-        if extra not in cache:
-            cache[extra] = fingerprint(
-                run(root / str(len(cache)), *extra, script="train_snn_fisherinfo")
-            )
-        return cache[extra]
-
-    of()
-    of.checkpoint = str(root / "0" / "run" / "checkpoint_best.pt")
-    return of
+def checkpoint(tmp_path_factory):
+    """The path of a network that is right about most samples."""
+    folder = run(tmp_path_factory.mktemp("trained"), "--epochs", "8", "--no_augment")
+    return str(folder / "checkpoint_latest.pt")
 
 
-def test_every_flag_of_the_parser_is_in_the_table_of_effects():
-    parsers = [config.make_parser(script) for script in ("train_snn", "train_snn_fisherinfo")]
-    assert {name for parser in parsers for name in vars(parser.parse_args([]))} == OTHER.keys()
+@pytest.fixture(scope="module")
+def results(checkpoint, tmp_path_factory):
+    """A function: what a run of `script` with these flags beside the usual ones computed."""
+
+    @functools.cache
+    def result(script, flags, number=1):
+        usual = [word.replace("CHECKPOINT", checkpoint) for word in USUAL[script]]
+        argv = flags.replace("CHECKPOINT", checkpoint).split()
+        return computed(run(tmp_path_factory.mktemp("run"), *argv, script=script, flags=usual))
+
+    return result
 
 
-@pytest.mark.parametrize("name", [name for name, value in OTHER.items() if value is not None])
-def test_every_flag_changes_something(name, baseline, tmp_path):
-    values = [baseline.checkpoint if v == "CHECKPOINT" else v for v in OTHER[name]]
-    argv = ["--" + name, *values]
-    if name == "checkpoints":
-        folder = run(tmp_path, *argv, script="train_snn_fisherinfo", flags=[])
-    else:
-        folder = run(tmp_path, *argv, script="train_snn_fisherinfo")
-    assert fingerprint(folder) != baseline(*BESIDE.get(name, ()))
+def computed(folder):
+    """The records of a run without times, and the names of its files."""
+    records = {path.name: lines(folder, path.name) for path in folder.glob("*.jsonl")}
+    for line in records.get("pruning.jsonl", []):
+        line.pop("rule_seconds")
+    return records, sorted(path.name for path in folder.rglob("*"))
 
 
-def test_a_recipe_overrides_the_release_and_a_flag_overrides_both():
-    release, digits = (
-        config.parse("train_snn", []),
-        config.parse("train_snn", ["--dataset", "digits"]),
-    )
-    assert (release.arch, release.timestep, release.learning_rate, release.epochs) == (
-        "resnet19",
-        10,
-        0.3,
-        300,
-    )
-    assert (digits.arch, digits.timestep) == ("vgg5", 8) and digits.momentum == release.momentum
-    assert config.parse("train_snn", ["--dataset", "digits", "--timestep", "3"]).timestep == 3
-    assert vars(digits).keys() == vars(release).keys()  # nothing of what other scripts read
+@pytest.mark.parametrize(("script", "row"), ROWS)
+def test_every_flag_has_an_effect(script, row, results):
+    without = row.rpartition("--")[0]
+    assert results(script, row) != results(script, without)
 
 
-def test_a_prefix_that_is_named_twice_counts_once():
-    assert config.parse(
-        "train_snn", ["--loss", "prefix", "--prefix_time", "3", "1", "3"]
-    ).prefix_time == [1, 3]
+@pytest.mark.parametrize("script", EFFECTS)
+def test_the_same_flags_have_the_same_effect(script, results):
+    assert results(script, "") == results(script, "", number=2)
 
 
-def test_hyphens_and_underscores_are_one():
-    argv = ["--label-corrupt-prob", "0.25", "--batch-size=7", "--undecayed-input"]
+@pytest.mark.parametrize("script", EFFECTS)
+def test_the_effect_of_every_flag_is_tested(script):
+    flags = config.make_parser(script).defaults
+    tested = {row.rpartition("--")[2].split()[0] for _, row in ROWS}
+    assert flags.keys() <= tested | ELSEWHERE
+
+
+def test_flags_override_recipes_and_recipes_the_release():
+    release = config.parse("train_snn", [])
+    digits = config.parse("train_snn", ["--dataset", "digits", "--timestep", "3"])
+    assert (release.arch, release.timestep, release.epochs) == ("resnet19", 10, 300)
+    assert (digits.arch, digits.timestep, digits.epochs) == ("vgg5", 3, 30)
+
+
+def test_the_release_trains_without_weight_decay_and_the_small_recipes_with_it():
+    release = config.parse("train_snn", [])
+    assert (release.weight_decay, release.dampening) == (0, 5e-4)
+    for dataset in ("digits", "planted", "fashion_mnist"):
+        small = config.parse("train_snn", ["--dataset", dataset])
+        assert (small.weight_decay, small.dampening) == (5e-4, 0)
+
+
+def test_flags_are_written_as_one_likes():
+    argv = ["--batch-size=7", "--dataset", "Digits", "--arch", "VGG9", "--amp"]
     args = config.parse("train_snn", argv)
-    assert (args.label_corrupt_prob, args.batch_size, args.undecayed_input) == (0.25, 7, True)
+    assert (args.batch_size, args.dataset, args.arch, args.amp) == (7, "digits", "vgg9", "bf16")
+
+
+def test_lists_of_epochs():
+    assert parser.expand_epochs(["0", "20", "120"], 300) == [0, 20, 120]
+    assert parser.expand_epochs(["0", "20", "120"], 30) == [0, 20, 30]
+    assert parser.expand_epochs(["0", "every:4"], 10) == [0, 4, 8, 10]
+
+
+def test_the_run_folder_is_named_by_data_set_network_timesteps_and_seed():
+    args = config.parse("train_snn", ["--dataset", "digits", "--seed", "3"])
+    assert config.run_name(args) == "digits_vgg5_T8_seed3"
+
+
+@pytest.mark.parametrize("script", EFFECTS)
+def test_help_begins_with_one_line_of_usage_and_names_every_flag(script, capsys):
+    flags = config.make_parser(script).defaults
+    with pytest.raises(SystemExit) as end:
+        config.parse(script, ["--help"])
+    usage, *text = capsys.readouterr().out.splitlines()
+    assert end.value.code == 0
+    assert usage == f"usage: python {script}.py [--flag value ...]"
+    assert all(f"--{name}" in " ".join(text) for name in flags)
 
 
 @pytest.mark.parametrize(
-    "entries, last, epochs",
-    [(["0", "20", "120", "300"], 300, [0, 20, 120, 300]), (["0", "20", "120"], 30, [0, 20, 30]),
-     (["every:4"], 10, [4, 8, 10]), (["0", "every:5"], 10, [0, 5, 10]), (["1"], 10, [1])],
-)  # fmt: skip
-def test_lists_of_epochs(entries, last, epochs):
-    assert config.expand_epochs(entries, last) == epochs
-
-
-@pytest.mark.parametrize(
-    "argv, message",
+    ("command", "message"),
     [
-        (["--arch", "vgg7"], "vgg16"),
-        (["--dataset", "imagenet"], "digits"),
-        (["--surrogate", "step"], "atan"),
-        (["--timestep", "0"], "at least 1"),
-        (["--timestep", "two"], "int"),
-        (["--tau", "1"], "above 1"),
-        (["--threshold", "-1"], "above 0"),
-        (["--label_corrupt_prob", "1.5"], "at most 1"),
-        (["--datanum", "1"], "at least 2"),
-        (["--batch_size", "100000000000000000000"], "at most 2147483647"),
-        (["--dataset", "npz"], "--data_file"),
-        (["--layernum", "3"], "--arch fc"),
-        (["--eps", "4"], "--adv_train"),
-        (["--attack_steps", "4"], "--adv_train"),
         (
-            ["--adv_train", "--attack_method", "fgsm", "--attack_restarts", "4"],
-            "--attack_method pgd",
+            "train_snn --timestp 4",
+            "unknown argument --timestp, see --help; did you mean --timestep?",
         ),
-        (["--adv_train", "--attack_prefix", "11"], "--timestep 10"),
-        (["--adv_train", "--eps", "300"], "at most 255"),
-        (["--optimizer", "adam", "--momentum", "0.5"], "--optimizer sgd"),
-        (["--epochs", "5", "--fisher_epochs", "6"], "past --epochs 5"),
-        (["--fisher_epochs", "every:0"], "every:k"),
-        (["--fake_shape", "3", "32", "--dataset", "fake"], "C H W"),
-        (["--warmup_epochs", "300"], "nothing"),
-        (["--no_such_flag"], "no_such_flag"),
-        (["--checkpoints", "no/such.pt"], "no checkpoint"),
-        (["--resume", "--dry_run"], "--resume"),
-        (["--seed", "-1"], "at least 0"),
-        (["--learning_rate", "nan"], "above 0"),
-        (["--learning_rate", "inf"], "above 0"),
-        (["--width", "1e9"], "at most 64"),
-        (["--save_epochs", "0"], "counts from 1"),
-        (["--dataset", "planted", "--planted_time", "2", "9"], "past --timestep 8"),
-        (["--planted_time", "2"], "--dataset planted"),
-        (["--fisher_estimator", "release", "--fisher_labels", "exact"], "expectation"),
-        (["--dataset", "digits", "--no_augment"], "--dataset cifar10"),
-        (["--noisetime", "1"], "--noisetype"),
-        (["--noisetype", "blur", "--noisetime", "11"], "past --timestep 10"),
-        (["--noise_level", "0.3"], "--noisetype blur or gaussian_noise"),
-        (["--freq_radius", "3"], "--freqlevel high or low"),
-        (["--freqlevel", "low", "--encode", "p"], "which --encode p needs"),
-        (["--freqlevel", "low", "--adv_train"], "which --adv_train needs"),
-        (["--lossskiptime", "0"], "at least 1"),
-        (["--lossskiptime", "11"], "past --timestep 10"),
-        (["--timestep", "2", "--lossskiptime", "1", "2"], "no output of the first 2"),
+        ("train_snn --arch resnet50", "did you mean resnet20?"),
+        ("train_snn --optimizer adm", "did you mean adam?"),
+        ("train_snn --timestep 0", "must be at least 1"),
+        ("train_snn --tau 1", "must be above 1"),
+        ("train_snn --attack_steps 4", "only with --adv_train"),
+        ("train_snn --encode p --standardise none", "only with --encode d"),
+        ("train_snn --noisetype blur --noisetime 11", "past --timestep 10"),
+        ("train_snn --timestep 2 --lossskiptime 1 2", "leaves no output"),
+        ("train_snn --save_epochs 0", "--save_epochs"),
+        ("train_snn --resume --dry_run", "--dry_run keeps nothing"),
+        ("train_snn_fisherinfo --epochs 5 --fisher_epochs 6", "past --epochs 5"),
         (
-            ["--loss", "prefix", "--prefix_time", "2", "5", "--lossskiptime", "1", "2"],
-            "no output of the first 2",
+            "train_snn_fisherinfo --checkpoints CHECKPOINT --epochs 3",
+            "--checkpoints trains nothing: leave out --epochs",
         ),
-        (["--loss", "prefix", "--prefix_time", "11"], "past --timestep 10"),
-        (["--loss", "centroid"], "--target_ic from 1 to 10"),
-        (["--loss", "centroid", "--target_ic", "11"], "--target_ic from 1 to 10"),
-        (["--prefix_weight", "0.2"], "--loss prefix"),
-        (["--loss", "hinge"], "centroid"),
+        (
+            "prune_snn --noisetype blur --noisetime 1",
+            "a search runs fewer timesteps: leave out --noisetime",
+        ),
+        ("prune_snn --rounds 8 --final_rounds 3", "--rounds"),
     ],
 )
-def test_bad_flags_end_with_one_line_and_status_2(argv, message, capsys):
+def test_bad_flags_end_with_one_line_and_status_2(command, message, checkpoint, capsys):
+    script, *argv = command.replace("CHECKPOINT", checkpoint).split()
     with pytest.raises(SystemExit) as end:
-        config.parse("train_snn_fisherinfo", argv)
+        config.parse(script, argv)
     out, error = capsys.readouterr()
-    assert end.value.code == 2 and out == "" and message in error and error.count("\n") == 1
+    assert (end.value.code, out) == (2, "")
+    assert error.count("\n") == 1
+    assert message in error
 
 
-def test_help_names_every_flag(capsys):
+def test_a_dry_run_of_a_long_warm_up_is_possible():
+    assert config.parse("train_snn", ["--warmup_epochs", "5", "--dry_run"]).epochs == 2
+
+
+def test_without_a_run_to_resume_a_new_one_is_announced(tmp_path, capsys):
+    config.parse("train_snn", ["--resume", "--out_dir", str(tmp_path), "--exp_name", "run"])
+    warning = f"warning: no run {tmp_path / 'run'} to --resume: a new one starts\n"
+    assert capsys.readouterr().err == warning
+
+
+@pytest.mark.parametrize(
+    ("script", "other"),
+    [("train_snn", "train_snn_fisherinfo"), ("train_snn_fisherinfo", "train_snn")],
+)
+def test_another_script_does_not_resume_a_run_nor_change_it(script, other, tmp_path, capsys):
+    folder = run(tmp_path, script=script)
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
     with pytest.raises(SystemExit) as end:
-        config.parse("train_snn", ["--help"], "What it does.")
-    assert end.value.code == 0
-    text = capsys.readouterr().out
-    assert "What it does." in text and all(
-        "--" + name in text for name in vars(config.parse("train_snn", []))
-    )
-
-
-@pytest.mark.parametrize("flag", ["undecayed_input", "undetached_reset"])
-def test_a_neuron_is_the_released_one_unless_a_flag_says_otherwise(flag):
-    dataset = SimpleNamespace(images=torch.zeros(1, 2, 8, 8), num_classes=10, labels=torch.zeros(1))
-    for argv in ([], ["--" + flag]):
-        args = config.parse("train_snn", [*TINY, *argv])
-        lif = train_snn.build_model(args, dataset).lif_fc1
-        assert (lif.decay_input, lif.detach_reset) == (
-            not args.undecayed_input,
-            not args.undetached_reset,
-        )
-
-
-def test_what_is_not_given_is_the_recipe_of_the_release():
-    args, prefix = (
-        config.parse("train_snn_fisherinfo", []),
-        config.parse("train_snn", ["--loss", "prefix"]),
-    )
-    assert (args.batch_size, args.momentum, args.weight_decay, args.scheduler) == (
-        128,
-        0.9,
-        5e-4,
-        "cosine",
-    )
-    assert (args.tau, args.threshold, args.reset, args.norm, args.surrogate) == (
-        2,
-        1,
-        "hard",
-        "step",
-        "atan",
-    )
-    assert (args.fisher_samples, args.fisher_split, args.fisher_labels) == (
-        512,
-        ["train"],
-        ["data"],
-    )
-    assert (args.tet_lambda, prefix.prefix_time, prefix.prefix_weight) == (
-        0.05,
-        [1, 2, 3, 4, 5],
-        0.5,
-    )
-    levels = {
-        kind: config.parse("train_snn", ["--noisetype", kind]).noise_level
-        for kind in ("gaussian_noise", "blur")
-    }
-    assert levels == {"gaussian_noise": 0.1, "blur": 1.0}
+        run(tmp_path, "--resume", script=other, flags=[])
+    assert end.value.code == 2
+    assert f"args.json is of {script}.py" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before

@@ -1,178 +1,128 @@
-"""Each loss is its formula, written out here for one sample after the other."""
+"""Losses: each is its formula, its gradient too, with skipped outputs, flooding and smoothing."""
 
 from argparse import Namespace
+from itertools import product
 
 import pytest
 import torch
-from helpers import run
+import torch.distributed as dist
+import torch.nn.functional as F
+from helpers import lines, run
 
 import losses
-from utils import read_lines
 
-T, N, K = 4, 5, 3
-DEFAULTS = dict(
-    loss="ce", lossskiptime=[], loss_threshold=None, label_smoothing=0.0, tet_lambda=0.05, prefix_time=[1, 2],
-    prefix_weight=0.5, target_ic=None,
-)  # fmt: skip
-
-
-@pytest.fixture
-def batch():
-    generator = torch.Generator().manual_seed(0)
-    outputs = 2 * torch.randn(T, N, K, generator=generator, dtype=torch.float64)
-    return outputs.requires_grad_(), torch.randint(K, (N,), generator=generator)
+T, N, K = 4, 6, 3
+SMOOTHING = 0.1
+FLAGS = {"lossskiptime": [], "loss_threshold": None, "label_smoothing": SMOOTHING, "target_ic": 1.5,
+         "tet_lambda": 0.2, "prefix_time": [2, 3], "prefix_weight": 0.3}  # fmt: skip
+SKIPS = [[], [1], [2, 4]]
+SKIPS_AND_LEVELS = list(product(SKIPS, [None, 0.9, 3.0]))
 
 
-def cross_entropy(outputs, y):
-    """Mean over samples of -log softmax(o)_y, from its definition."""
-    return sum(-(o[k] - o.exp().sum().log()) for o, k in zip(outputs, y)) / len(y)
+def make_batch():
+    """Outputs [T, N, K] and labels [N], the same in every call."""
+    torch.manual_seed(0)
+    outputs = 2 * torch.randn(T, N, K, dtype=torch.float64)
+    return outputs.requires_grad_(), torch.randint(K, (N,))
 
 
-def prefix_ce(outputs, y, t, skip=()):
-    kept = [s for s in range(t) if s + 1 not in skip]
-    return cross_entropy(sum(outputs[s] for s in kept) / len(kept), y)
+def loss_of(name, outputs, y, **flags):
+    """The loss of that name as a training script makes it."""
+    return losses.make(Namespace(loss=name, **FLAGS | flags))(outputs, y)
 
 
-def written_out(settings, o, y):
-    a = Namespace(**DEFAULTS | settings)
-
-    def flood(loss):
-        return loss if a.loss_threshold is None else abs(loss - a.loss_threshold) + a.loss_threshold
-
-    kept = [t for t in range(1, T + 1) if t not in a.lossskiptime]
-    whole = prefix_ce(o, y, T, a.lossskiptime)
-    if a.loss == "ce":
-        return flood(whole)
-    if a.loss == "tet":
-        per_step = sum(flood(cross_entropy(o[t - 1], y)) for t in kept) / len(kept)
-        square = sum(((o[t - 1] - 1) ** 2).mean() for t in kept) / len(kept)
-        return (1 - a.tet_lambda) * per_step + a.tet_lambda * square
-    if a.loss == "prefix":
-        early = [flood(prefix_ce(o, y, t, a.lossskiptime)) for t in a.prefix_time]
-        return (1 - a.prefix_weight) * whole + a.prefix_weight * sum(early) / len(early)
-    r = []
-    for t in range(1, T + 1):
-        steps = [s for s in range(t) if s + 1 not in a.lossskiptime]
-        p = (
-            [(sum(o[s, n] for s in steps) / len(steps)).softmax(0) for n in range(N)]
-            if steps
-            else []
-        )
-        r.append(sum(((p_n - torch.eye(K)[k]) ** 2).sum() for p_n, k in zip(p, y)) / N)
-    found = sum(t * r_t for t, r_t in enumerate(r, 1)) / sum(r)
-    return whole + (found - a.target_ic) ** 2
+def used(outputs, t, skip):
+    """The outputs 1..t without those of `skip`."""
+    return torch.stack([outputs[s - 1] for s in range(1, t + 1) if s not in skip])
 
 
-@pytest.mark.parametrize("skip", [[], [1], [2, 4]])
-@pytest.mark.parametrize("level", [None, 0.9, 1.5])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"loss": "ce"},
-        {"loss": "tet"},
-        {"loss": "tet", "tet_lambda": 0.0},
-        {"loss": "prefix", "prefix_time": [2, 3]},
-        {"loss": "prefix", "prefix_time": [4], "prefix_weight": 0.2},
-        {"loss": "centroid", "target_ic": 1.5},
-    ],
-    ids=str,
-)
-def test_a_loss_is_its_formula(settings, level, skip, batch):
-    settings |= {"lossskiptime": skip} | (
-        {} if settings["loss"] == "centroid" else {"loss_threshold": level}
-    )
-    outputs, y = batch
-    loss = losses.make(Namespace(**DEFAULTS | settings))(outputs, y)
-    torch.testing.assert_close(loss, written_out(settings, outputs, y), rtol=1e-12, atol=0)
-    (found,), (expected,) = (
-        torch.autograd.grad(v, outputs) for v in (loss, written_out(settings, outputs, y))
-    )
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    assert all((found[t - 1] == 0).all() for t in skip)
-    assert (found[[t - 1 for t in range(1, T + 1) if t not in skip]] != 0).any()
+def cross_entropy(output, y):
+    """- sum_k target_k log softmax(output)_k, with smoothed targets, in the mean over samples."""
+    target = (1 - SMOOTHING) * torch.eye(K)[y] + SMOOTHING / K
+    return -(target * output.softmax(1).log()).sum(1).mean()
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"loss": "ce", "loss_threshold": 1.5},  # between those of the shares
-        {"loss": "tet", "loss_threshold": 1.2},
-        {"loss": "prefix", "loss_threshold": 3.0},
-        {"loss": "centroid", "target_ic": 1.5},
-    ],
-    ids=str,
-)
-def test_a_loss_over_the_shares_of_two_processes_is_that_of_the_whole_batch(
-    settings, batch, monkeypatch
-):
-    """Flooding and the centroid are not linear in a mean: those of the shares would be another loss."""
-    (outputs, y), shares = batch, (slice(2), slice(2, N))
-    expected, loss = (
-        written_out(settings, outputs, y),
-        losses.make(Namespace(**DEFAULTS | settings)),
-    )
-    (alone,) = torch.autograd.grad(
-        sum(loss(outputs[:, s], y[s]) * len(y[s]) / N for s in shares), outputs
-    )
-    sums = []
-    monkeypatch.setattr(losses, "processes", lambda: 2)
-    monkeypatch.setattr(losses.dist, "all_reduce", lambda own: sums.append(own.clone()))
-    for share in shares:
-        loss(outputs[:, share], y[share])
-    monkeypatch.setattr(losses.dist, "all_reduce", lambda own: own.copy_(sum(sums)))
-    found = sum(loss(outputs[:, share], y[share]) * len(y[share]) / N for share in shares)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
-    (found,), (expected,) = (torch.autograd.grad(value, outputs) for value in (found, expected))
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    assert not torch.allclose(alone, expected)
+def flooded(loss, level):
+    return loss if level is None else (loss - level).abs() + level
 
 
-def test_the_cross_entropy_of_the_mean_output_is_torchs(batch):
-    outputs, y = batch
-    expected = torch.nn.functional.cross_entropy(outputs.mean(0), y, label_smoothing=0.1)
-    found = losses.make(Namespace(**DEFAULTS | {"label_smoothing": 0.1}))(outputs, y)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+def assert_same(loss, expected, outputs):
+    """The same value, and the same gradient by the outputs."""
+    torch.testing.assert_close(loss, expected)
+    gradient = torch.autograd.grad(loss, outputs)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, outputs))
 
 
-def test_the_residual_is_the_gradient_by_the_read_outs_bias(batch):
-    outputs, y = batch
-    bias = torch.zeros(N, K, dtype=torch.float64, requires_grad=True)  # one for each sample
-    r = losses.residuals(outputs, y)
-    for t in range(T):
-        loss = torch.nn.functional.cross_entropy(
-            outputs[: t + 1].mean(0) + bias, y, reduction="sum"
-        )
-        (gradient,) = torch.autograd.grad(loss, bias)
-        torch.testing.assert_close(r[t], gradient.square().sum(1).mean(), rtol=1e-12, atol=0)
+@pytest.mark.parametrize("skip, level", SKIPS_AND_LEVELS)
+def test_ce_is_the_cross_entropy_of_the_mean_output(skip, level):
+    outputs, y = make_batch()
+    expected = flooded(cross_entropy(used(outputs, T, skip).mean(0), y), level)
+    loss = loss_of("ce", outputs, y, lossskiptime=skip, loss_threshold=level)
+    assert_same(loss, expected, outputs)
 
 
-def test_the_loss_that_is_named_is_the_one_that_is_trained(tmp_path):
-    a = run(tmp_path / "a", "--epochs", "1")
-    b = run(
-        tmp_path / "b",
-        "--epochs",
-        "1",
-        "--loss",
-        "prefix",
-        "--prefix_time",
-        "2",
-        "--prefix_weight",
-        "1",
-    )
-    c = run(tmp_path / "c", "--epochs", "1", "--loss", "tet")
-    first, second, third = (
-        [line["train_loss"] for line in read_lines(f / "log.jsonl")] for f in (a, b, c)
-    )
-    assert first[1] == pytest.approx(second[1]) and first != third
+@pytest.mark.parametrize("skip, level", SKIPS_AND_LEVELS)
+def test_tet_is_the_cross_entropy_of_each_output_and_its_distance_to_one(skip, level):
+    outputs, y = make_batch()
+    steps = used(outputs, T, skip)
+    entropies = torch.stack([flooded(cross_entropy(output, y), level) for output in steps])
+    expected = 0.8 * entropies.mean() + 0.2 * (steps - 1).square().mean()
+    loss = loss_of("tet", outputs, y, lossskiptime=skip, loss_threshold=level)
+    assert_same(loss, expected, outputs)
 
 
-@pytest.mark.parametrize("loss", losses.LOSSES)
-def test_smoothed_labels_are_in_every_cross_entropy_of_a_loss(loss, batch, monkeypatch):
-    (outputs, y), plain, settings = batch, cross_entropy, {"loss": loss, "target_ic": 1.5}
+@pytest.mark.parametrize("skip, level", SKIPS_AND_LEVELS)
+def test_prefix_adds_the_cross_entropies_of_early_predictions(skip, level):
+    outputs, y = make_batch()
+    whole, two, three = (cross_entropy(used(outputs, t, skip).mean(0), y) for t in (T, 2, 3))
+    expected = 0.7 * whole + 0.3 * (flooded(two, level) + flooded(three, level)) / 2
+    loss = loss_of("prefix", outputs, y, lossskiptime=skip, loss_threshold=level)
+    assert_same(loss, expected, outputs)
 
-    def smoothed(o, y):
-        return 0.9 * plain(o, y) + 0.1 * sum(plain(o, torch.full_like(y, k)) for k in range(K)) / K
 
-    monkeypatch.setitem(globals(), "cross_entropy", smoothed)
-    found = losses.make(Namespace(**DEFAULTS | settings | {"label_smoothing": 0.1}))(outputs, y)
-    torch.testing.assert_close(found, written_out(settings, outputs, y), rtol=1e-12, atol=0)
+@pytest.mark.parametrize("skip", SKIPS)
+def test_centroid_adds_the_squared_distance_of_the_residuals_centroid(skip):
+    outputs, y = make_batch()
+    r = losses.residuals(outputs, y, skip)
+    centroid = (torch.arange(1, T + 1) * r).sum() / r.sum()
+    expected = cross_entropy(used(outputs, T, skip).mean(0), y) + (centroid - 1.5).square()
+    assert_same(loss_of("centroid", outputs, y, lossskiptime=skip), expected, outputs)
+
+
+@pytest.mark.parametrize("skip, first", [([], 1), ([1], 2), ([2, 4], 1)])
+def test_a_residual_is_the_gradient_by_the_bias_of_the_read_out(skip, first):
+    outputs, y = make_batch()
+    r = losses.residuals(outputs, y, skip)
+    assert (r[: first - 1] == 0).all()
+    for t in range(first, T + 1):
+        output = used(outputs, t, skip).mean(0)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(output, y, reduction="sum"), output)
+        torch.testing.assert_close(r[t - 1], gradient.square().sum(1).mean())
+
+
+def losses_with_gradients(samples):
+    """Losses of these samples, none a mean over samples: level 1.5 lies between those of shares."""
+    outputs, y = make_batch()
+    results = []
+    for name, level in (("ce", 1.5), ("tet", 1.5), ("prefix", 1.5), ("centroid", None)):
+        loss = loss_of(name, outputs[:, samples], y[samples], loss_threshold=level)
+        results.append(torch.stack([loss, *torch.autograd.grad(loss, outputs)[0].flatten()]))
+    return torch.stack(results).detach()
+
+
+def save_share(number, folder):
+    """What each of two processes does."""
+    dist.init_process_group("gloo", f"file://{folder}/group", rank=number, world_size=2)
+    torch.save(losses_with_gradients(slice(number, N, 2)), folder / f"{number}.pt")
+
+
+def test_the_mean_over_processes_is_the_loss_of_the_whole_batch(tmp_path):
+    torch.multiprocessing.spawn(save_share, (tmp_path,), nprocs=2)
+    mean = sum(torch.load(tmp_path / f"{number}.pt") for number in range(2)) / 2
+    torch.testing.assert_close(mean, losses_with_gradients(slice(None)))
+
+
+def test_the_loss_that_is_named_is_trained(tmp_path):
+    folders = [run(tmp_path / name, "--epochs", "1", "--loss", name) for name in ("ce", "tet")]
+    trained = [lines(folder, "log.jsonl")[-1]["train_loss"] for folder in folders]
+    assert trained[0] != trained[1]
