@@ -152,7 +152,7 @@ def test_help_begins_with_one_line_of_usage_and_names_every_flag(script, capsys)
     [
         (
             "train_snn --timestp 4",
-            "unknown argument --timestp, see --help; did you mean --timestep?",
+            "did you mean --timestep?",
         ),
         ("train_snn --arch resnet50", "did you mean resnet20?"),
         ("train_snn --optimizer adm", "did you mean adam?"),
@@ -167,11 +167,11 @@ def test_help_begins_with_one_line_of_usage_and_names_every_flag(script, capsys)
         ("train_snn_fisherinfo --epochs 5 --fisher_epochs 6", "past --epochs 5"),
         (
             "train_snn_fisherinfo --checkpoints CHECKPOINT --epochs 3",
-            "--checkpoints trains nothing: leave out --epochs",
+            "leave out --epochs",
         ),
         (
             "prune_snn --noisetype blur --noisetime 1",
-            "a search runs fewer timesteps: leave out --noisetime",
+            "leave out --noisetime",
         ),
         ("prune_snn --rounds 8 --final_rounds 3", "--rounds"),
     ],

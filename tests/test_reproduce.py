@@ -1,13 +1,11 @@
 """reproduce.py: every claim from end to end on noise, its runs and their jobs."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -86,30 +84,6 @@ def test_a_signal_ends_its_workers_too(tmp_path):
             time.sleep(0.1)
     assert len(list(tmp_path.glob("small/trained_*/checkpoint_latest.pt"))) == 2
     assert not (tmp_path / "small" / "trained_2").exists()
-
-
-def run_until_told(started):
-    started.touch()
-    while True:
-        time.sleep(0.1)
-
-
-def test_a_worker_that_is_told_to_stop_does_not_wait_for_one_that_was_without_work(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, spawn, experiments.answer_signals) as pool:
-        pool.submit(run_until_told, tmp_path / "started")
-        while not (tmp_path / "started").exists():
-            pool.submit(os.getpid).result()
-        time.sleep(0.2)  # the other one waits again
-        workers = multiprocessing.active_children()
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join(20)
-        late = [worker for worker in workers if worker.is_alive()]
-        for worker in late:
-            worker.kill()
-    assert len(workers) == 2 and not late
 
 
 def test_runs_that_are_complete_are_not_run_again(undrawn, tmp_path, capsys, monkeypatch):
