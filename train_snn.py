@@ -305,7 +305,9 @@ def distribute(model, device):
     if processes() == 1:
         return model
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, devices, broadcast_buffers=False)
+    replica = DistributedDataParallel(model, devices)
+    replica.broadcast_buffers = False  # train_epoch does, once
+    return replica
 
 
 def compile_neurons(model):
