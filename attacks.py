@@ -10,7 +10,7 @@ A spiking network has no gradient but its surrogate's, which is the attacker's t
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -37,33 +37,42 @@ class Attack:
         x_k = clip(x_{k-1} + step_size sign(grad CE(x_{k-1}, y))), k = 1..steps
 
     clipped to the ball and to [0, 1] (Madry et al. 2018, "Towards Deep Learning Models Resistant to
-    Adversarial Attacks"). The attack returns the strongest point it found, x included, by `margin`.
-    Without `prefix` it attacks the prediction after all timesteps.
+    Adversarial Attacks"), from `restarts` starts. The attack returns the strongest point it found,
+    x included, by `margin`. Without `prefix` it attacks the prediction after all timesteps.
     """
 
     eps: float
     steps: int
     step_size: float
     random_start: bool = True
+    restarts: int = 1
     prefix: int | None = None
 
     def __call__(self, model, x, y):
         """model: pixels [N, ...] -> outputs [T, N, classes]; x pixels, y labels [N]. Parameters get
         no gradient. BatchNorm should be in eval mode, or it counts the attempts."""
-        strongest = x
-        highest = margin(self.predict(model, x).detach(), y)
-        point = (
-            self.inside(x + self.eps * (2 * torch.rand_like(x) - 1), x) if self.random_start else x
-        )
-        for step in range(self.steps + 1):
-            point = point.detach().requires_grad_(step < self.steps)
-            with torch.set_grad_enabled(step < self.steps):
-                outputs = self.predict(model, point)
-            strongest, highest = stronger(strongest, highest, point, margin(outputs.detach(), y))
-            if step < self.steps:
-                loss = F.cross_entropy(outputs, y, reduction="sum")
-                (gradient,) = torch.autograd.grad(loss, point)
-                point = self.inside(point.detach() + self.step_size * gradient.sign(), x)
+        low, high = (x - self.eps).clamp(min=0), (x + self.eps).clamp(max=1)
+        shape = (-1, *[1] * (x.dim() - 1))
+        with torch.no_grad():
+            strongest, highest = x, margin(self.predict(model, x), y)
+        for _ in range(self.restarts):
+            point = x
+            if self.random_start:
+                u = 2 * torch.rand_like(x) - 1
+                point = torch.minimum(torch.maximum(x + self.eps * u, low), high)
+            for step in range(self.steps + 1):
+                point = point.detach().requires_grad_(step < self.steps)
+                with torch.set_grad_enabled(step < self.steps):
+                    outputs = self.predict(model, point)
+                reached = margin(outputs.detach(), y)
+                better = reached > highest
+                highest = torch.where(better, reached, highest)
+                strongest = torch.where(better.view(shape), point.detach(), strongest)
+                if step < self.steps:
+                    loss = F.cross_entropy(outputs, y, reduction="sum")
+                    (gradient,) = torch.autograd.grad(loss, point)
+                    point = point.detach() + self.step_size * gradient.sign()
+                    point = torch.minimum(torch.maximum(point, low), high)
         return strongest
 
     def predict(self, model, x):
@@ -71,25 +80,16 @@ class Attack:
         outputs = model(x)[: self.prefix]
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32)).mean(0)
 
-    def inside(self, point, x):
-        """The nearest point in the ball around x and in [0, 1]."""
-        low, high = (x - self.eps).clamp(min=0), (x + self.eps).clamp(max=1)
-        return torch.minimum(torch.maximum(point, low), high)
-
-
-def stronger(point, highest, other, other_margin):
-    """Sample by sample the point with the larger margin, detached, and that margin."""
-    better = other_margin > highest
-    shape = (-1, *[1] * (point.dim() - 1))
-    return torch.where(better.view(shape), other.detach(), point), torch.where(
-        better, other_margin, highest
-    )
-
 
 def fgsm(eps, prefix=None):
     """One step of eps from x itself (Goodfellow et al. 2015, "Explaining and Harnessing Adversarial
     Examples")."""
     return Attack(eps, 1, eps, random_start=False, prefix=prefix)
+
+
+def random_search(attack, tries):
+    """What `tries` random points of the ball of `attack` do, without a gradient."""
+    return replace(attack, steps=0, random_start=True, restarts=tries)
 
 
 def make(args, method, eps):
@@ -100,28 +100,15 @@ def make(args, method, eps):
     return Attack(eps / 255, args.attack_steps, step / 255, prefix=args.attack_prefix)
 
 
-@torch.no_grad()
-def random_points(attack, tries, model, x, y):
-    """The strongest of x and of `tries` random points of the ball of `attack`, without a
-    gradient."""
-    strongest = x
-    highest = margin(attack.predict(model, x), y)
-    for _ in range(tries):
-        point = attack.inside(x + attack.eps * (2 * torch.rand_like(x) - 1), x)
-        strongest, highest = stronger(
-            strongest, highest, point, margin(attack.predict(model, point), y)
-        )
-    return strongest
-
-
 @contextmanager
 def surrogates_of(model, surrogate):
     """Within, every LIF layer of `model` has that surrogate gradient: "own", its own, or
     name:alpha, "atan:0.5" say."""
     layers = [module for module in model.modules() if isinstance(module, LIF)]
     before = [(lif.surrogate, lif.surrogate_alpha) for lif in layers]
-    for lif in layers if surrogate != "own" else ():
-        lif.surrogate, lif.surrogate_alpha = parse_surrogate(surrogate)
+    if surrogate != "own":
+        for lif in layers:
+            lif.surrogate, lif.surrogate_alpha = parse_surrogate(surrogate)
     try:
         yield
     finally:

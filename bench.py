@@ -184,7 +184,7 @@ def neuron(args, device, model, x, y):
         return lambda: torch.autograd.grad(layer(inputs), inputs, cotangent)
 
     lif, compiled = archs.LIF(), archs.LIF()
-    compiled.compile()
+    compiled.compile_loop()
     ways = {"one call": way(lif), "one call, bf16": way(lif, torch.bfloat16)}
     ways |= {"compiled": way(compiled), "compiled, bf16": way(compiled, torch.bfloat16)}
     ways |= {"loop": way(lif.loop)}

@@ -50,8 +50,8 @@ ONLY_WITH = {
     "loss_threshold": ("loss", ["ce", "tet", "prefix"]),
     "attack_method": ("adv_train", [True]), "eps": ("adv_train", [True]),
     "attack_prefix": ("adv_train", [True]),
-    "attack_steps": ("attack_method", ["pgd"]), "attack_step_size": ("attack_method", ["pgd"]),
     "information_share": ("search_timestep", ["fisher"]),
+    "attack_steps": ("attack_method", ["pgd"]), "attack_step_size": ("attack_method", ["pgd"]),
 }
 # What belongs to one start of a script: the run that --resume goes on with does not fix it.
 START_FLAGS = {"resume", "dry_run", "device", "out_dir", "exp_name", "script"}
@@ -80,7 +80,7 @@ def shared_flags(parser):
     flag("--standardise", None, "subtract each channel's mean, divide by its standard deviation; "
          "or divide alone; or neither (without it, mean_std for images and std for frames)",
          choices=["mean_std", "std", "none"])
-    flag("--batch_size", 128, "samples a step", type=number(int, 2))
+    flag("--batch_size", 128, "samples in a batch", type=number(int, 2))
 
     flag = parser.group("network")
     flag("--arch", "resnet19", "", choices=ARCHS)
@@ -93,7 +93,7 @@ def shared_flags(parser):
     flag("--reset", "hard", "a spike sets the membrane to 0, or lowers it by the threshold",
          choices=RESETS)
     flag("--surrogate", "atan", "stands in for the derivative of a spike", choices=SURROGATES)
-    flag("--surrogate_alpha", None, "its slope; without it, of peak 1 (atan: 2)", type=POSITIVE)
+    flag("--surrogate_alpha", None, "its slope; without it, peak 1 (atan: 2)", type=POSITIVE)
     flag("--undecayed_input", False, "the input is not divided by tau: h = v (1 - 1/tau) + x")
     flag("--undetached_reset", False, "the gradient flows through the reset, too")
     flag("--detach_membrane", False, "no gradient flows through the membrane from one timestep to "
@@ -125,8 +125,8 @@ def training_flags(parser):
     flag("--test_samples", None, "validate on so many; without it, on all", type=COUNT)
     flag("--amp", None, "train with bfloat16 convolutions and activations; validation and "
          "measurement stay float32", nargs="?", const="bf16", choices=["bf16"])
-    flag("--compile", False, "compile the neurons for training, half a minute at the start")
-    flag("--checkpoint_activations", False, "keep the inputs of blocks alone: less memory, slower")
+    flag("--compile", False, "compile the neurons; the start takes half a minute longer")
+    flag("--checkpoint_activations", False, "store only inputs of blocks: less memory, slower")
     flag("--init", None, "checkpoint whose weights the training starts from")
     flag("--save_epochs", ["every:20"], "keep checkpoints of these epochs, or every:k", **EPOCHS)
 
@@ -135,19 +135,19 @@ def training_flags(parser):
     flag("--noise_level", None, "standard deviation: of noise, for pixels in [0, 1] (without it, "
          "0.1), or of the blur, in pixels (1)", type=POSITIVE)
     flag("--freqlevel", None, "keep low or high spatial frequencies alone", choices=["low", "high"])
-    flag("--freq_radius", 4.0, "where low ones end, in cycles an image", type=number(float, 0))
+    flag("--freq_radius", 4.0, "the highest low one, in cycles an image", type=number(float, 0))
     flag("--noisetime", [], "corrupt these timesteps, from 1; without it, all", **TIMES)
 
     flag = parser.group("loss")
     flag("--loss", "ce", "ce: cross-entropy of the mean output; tet: of each output; prefix: of "
          "early prefixes, too; centroid: steers squared residuals to --target_ic", choices=LOSSES)
     flag("--label_smoothing", 0.0, "", type=SHARE)
-    flag("--lossskiptime", [], "leave the outputs of these timesteps, from 1, out", **TIMES)
+    flag("--lossskiptime", [], "ignore these timesteps, from 1, in the loss", **TIMES)
     flag("--loss_threshold", None, "flooding: |loss - B| + B", type=number(float, 0), metavar="B")
     flag("--tet_lambda", 0.05, "tet: weight of the squared distance of outputs from 1", type=SHARE)
     flag("--prefix_time", None, "prefix: the prefixes; without it, 1 to T/2", **TIMES)
     flag("--prefix_weight", 0.5, "prefix: their weight", type=SHARE)
-    flag("--target_ic", None, "centroid: the centroid", type=number(float, 1))
+    flag("--target_ic", None, "centroid: what it steers to", type=number(float, 1))
 
 
 def attack_flags(parser, several):
@@ -158,8 +158,8 @@ def attack_flags(parser, several):
         flag("--adv_train", False, "train on inputs that are attacked")
     flag("--attack_method", list(METHODS) if several else "pgd", "one step of eps, or projected "
          "gradient descent", choices=METHODS, **nargs)
-    flag("--eps", [4, 8, 16, 32, 64] if several else 8, "most that an attack changes a pixel, in "
-         "1/255", type=number(float, 0, 255, above=True), **nargs)
+    flag("--eps", [4, 8, 16, 32, 64] if several else 8, "largest change of a pixel, in 1/255",
+         type=number(float, 0, 255, above=True), **nargs)
     flag("--attack_steps", 10, "steps of pgd", type=COUNT)
     flag("--attack_step_size", None, "in 1/255; without it, 2.5 eps / steps", type=POSITIVE)
     flag("--attack_prefix", None, "attack the prediction after t timesteps; without it, after all",
@@ -174,9 +174,10 @@ def robustness_flags(parser):
          "the attackers, of which the worst counts: own (the network's), or name:alpha", nargs="+",
          type=surrogate)
     flag("--robust_samples", 512, "test samples, the same for all", type=number(int, 2))
-    flag("--noise_levels", [0.05, 0.1, 0.2, 0.4], "standard deviations of noise, in [0, 1]",
-         nargs="*", type=POSITIVE)
-    flag("--blur_levels", [0.5, 1.0, 2.0], "those of blur, in pixels", nargs="*", type=POSITIVE)
+    flag("--noise_levels", [0.05, 0.1, 0.2, 0.4], "standard deviations of noise", nargs="*",
+         type=POSITIVE)
+    flag("--blur_levels", [0.5, 1.0, 2.0], "standard deviations of blur, in pixels", nargs="*",
+         type=POSITIVE)
     flag("--noisetime", [], "noise and blur at these timesteps; without it, at all", **TIMES)
 
 
@@ -214,7 +215,7 @@ def pruning_flags(parser):
          "without it, after the last", nargs="+", type=COUNT)
     flag("--prune_rate", 0.25, "share of the kept weights that a round prunes",
          type=number(float, 0, 0.99, above=True))
-    flag("--rewind_epoch", 10, "kept weights go back to those after it", type=number(int, 0))
+    flag("--rewind_epoch", 10, "weights that remain go back to it", type=number(int, 0))
     flag("--information_share", 0.9, "fisher: share of sum_t I_t that the timesteps of a search "
          "reach", type=number(float, 0, 1, above=True))
 # fmt: on
@@ -254,30 +255,38 @@ def parse(script, argv=None, description=None):
     """Settings of a run of `script`, checked, from the command line or the list `argv`. Bad input
     ends the process with status 2."""
     parser = make_parser(script, description)
-    given = parser.given(argv)
-
-    def settings(fixed):
-        recipe = RECIPES.get((parser.defaults | fixed | given)["dataset"], {})
-        recipe = {name: value for name, value in recipe.items() if name in parser.defaults}
-        return Namespace(**{"script": script} | parser.defaults | recipe | fixed | given)
-
+    typed = parser.typed(argv)
+    saved, source = {}, None
     try:
-        fixed, source = flags_of_checkpoint(script, given)
-        args = settings(fixed)
+        if "checkpoints" in typed:
+            source = typed["checkpoints"][0]
+            saved = saved_flags(source)
+            if script == "eval_snn_robustness":
+                saved.pop("seed", None)  # that of the attack is its own
+        args = merge(script, parser.defaults, saved, typed)
         folder = Path(args.out_dir) / run_name(args)
-        if args.resume and (folder / ARGS_FILE).exists():
-            fixed, source = flags_of_run(args, folder / ARGS_FILE), folder
-            args = settings({k: v for k, v in fixed.items() if k in parser.defaults})
-        for name in sorted(given.keys() & fixed.keys() - {"data_dir", "data_file"}):  # may move
-            if given[name] != fixed[name]:
-                raise BadInput(f"--{name} {given[name]} differs from {fixed[name]} of {source}")
-        check_checkpoints(args, given)
-        check(args, given, parser)
-        if args.resume and source != folder and rank() == 0:
-            print(f"warning: no run {folder} to --resume: a new one starts", file=sys.stderr)
+        resumed = args.resume and (folder / ARGS_FILE).exists()
+        if resumed:
+            source = folder / ARGS_FILE
+            saved = flags_of_run(source, script)
+            args = merge(script, parser.defaults, saved, typed)
+        fill_in(args, typed)
+        check(args, typed, parser.groups)
+        for name in sorted(typed.keys() & saved.keys() - {"data_dir", "data_file"}):  # may move
+            value = getattr(args, name)
+            refuse(value != saved[name], f"--{name} {value} differs from {saved[name]} of {source}")
     except BadInput as error:
         parser.error(str(error))
+    if args.resume and not resumed and rank() == 0:
+        print(f"warning: no run {folder} to --resume: a new one starts", file=sys.stderr)
     return args
+
+
+def merge(script, defaults, saved, typed):
+    """The settings: typed before saved flags, these before the recipe, this before the defaults."""
+    recipe = RECIPES.get((defaults | saved | typed)["dataset"], {})
+    values = {"script": script} | recipe | saved | typed
+    return Namespace(**defaults | {k: v for k, v in values.items() if k in {"script", *defaults}})
 
 
 def run_name(args):
@@ -287,143 +296,151 @@ def run_name(args):
     if args.script == "eval_snn_robustness":
         return f"{Path(args.checkpoints[0]).resolve().parent.name}_robustness"
     kind = "_pruning" if args.script == "prune_snn" else ""
-    kind = "_checkpoints" if vars(args).get("checkpoints") else kind
+    if vars(args).get("checkpoints"):
+        kind = "_checkpoints"
     return f"{args.dataset}_{args.arch}_T{args.timestep}_seed{args.seed}{kind}"
 
 
-def flags_of_checkpoint(script, given):
-    """(flags that the first of --checkpoints fixes, its path); none without it."""
-    if "checkpoints" not in given:
-        return {}, None
-    path = given["checkpoints"][0]
-    saved = load_checkpoint(path).get("args", {})  # the release's have none
-    # Networks of several seeds are attacked alike: the seed is the attack's own.
-    names = MODEL_FLAGS - {"seed"} if script == "eval_snn_robustness" else MODEL_FLAGS
-    return {name: value for name, value in saved.items() if name in names}, path
+def saved_flags(path):
+    """What a checkpoint knows of its input and its network; nothing, if it is a released one."""
+    saved = load_checkpoint(path).get("args", {})
+    for name, known in (("arch", ARCHS), ("dataset", DATASETS)):
+        value = saved.get(name, known[0])
+        refuse(value not in known, f"{path} has --{name} {value}, which is not known")
+    return {name: saved[name] for name in MODEL_FLAGS & saved.keys()}
 
 
-def flags_of_run(args, path):
+def flags_of_run(path, script):
     """Flags in the args.json of that path. Raises BadInput if another script wrote it."""
-    stored = read_record(path)["args"]
-    script = stored.get("script", args.script)
-    if script != args.script:
-        raise BadInput(f"{path} is of {script}.py, which alone can go on with it: "
-                       "name another --exp_name")  # fmt: skip
-    return {name: value for name, value in stored.items() if name not in START_FLAGS}
+    saved = read_record(path)["args"]
+    writer = saved.get("script", script)
+    refuse(writer != script, f"{path} is of {writer}.py, which alone can go on with it")
+    return {name: value for name, value in saved.items() if name not in START_FLAGS}
 
 
-def check_checkpoints(args, given):
-    """Raise BadInput if --checkpoints were made with other settings than `args` has."""
-    free = {"data_file"} & given.keys()
-    if args.script == "eval_snn_robustness":  # each network is built by its own flags
-        free |= MODEL_FLAGS - INPUT_FLAGS
-    elif not (args.datanum or args.label_corrupt_prob):  # else the seed chose their training data
-        free |= {"seed"}
-    for path in given.get("checkpoints", ()):
-        saved = load_checkpoint(path).get("args", {})
-        for name in sorted(MODEL_FLAGS & saved.keys() - free):
-            if saved[name] != getattr(args, name):
-                raise BadInput(f"{path} has --{name} {saved[name]}, not {getattr(args, name)}: "
-                               "give it a command of its own")  # fmt: skip
+def fill_in(args, typed):
+    """Set what depends on other flags."""
+    flags = vars(args)
+    for name in ("eps", "attack_method", "noise_levels", "blur_levels", "search_timestep"):
+        if isinstance(flags.get(name), list):
+            flags[name] = list(dict.fromkeys(flags[name]))  # each once
+    if args.script == "eval_snn_robustness":
+        return
+    if args.dry_run:
+        args.epochs = min(args.epochs, 2)
+    if args.noisetype and not args.noise_level:
+        args.noise_level = {"gaussian_noise": 0.1, "blur": 1.0}[args.noisetype]
+    if args.loss == "prefix":
+        half = range(1, max(1, args.timestep // 2) + 1)
+        args.prefix_time = sorted(set(args.prefix_time or half))
+    if args.dry_run and flags.get("fisher_estimator") == "release":  # there are two batches
+        args.fisher_batch = min(args.fisher_batch or args.batch_size, args.batch_size)
+    if args.script == "prune_snn":
+        fill_in_rounds(args, typed)
+
+
+def fill_in_rounds(args, typed):
+    """The same, for searches."""
+    if args.dry_run:
+        args.rounds, args.final_rounds = 1, [1]
+    args.final_rounds = sorted(set(args.final_rounds or [args.rounds]))
+    if "rewind_epoch" not in typed or args.dry_run:  # a recipe's, made for a longer run
+        args.rewind_epoch = min(args.rewind_epoch, args.epochs - 1)
 
 
 # ---------------------------------------------------------------- checks
 
 
-def check(args, given, parser):
-    """Raise BadInput for flags that do not fit together; fill in those that depend on others."""
+def refuse(condition, message):
+    """Raise BadInput if the condition holds."""
+    if condition:
+        raise BadInput(message)
+
+
+def check(args, typed, groups):
+    """Raise BadInput for flags that do not fit together."""
     flags = vars(args)
-    for name in sorted(given.keys() & ONLY_WITH.keys()):
+    for name in sorted(typed.keys() & ONLY_WITH.keys()):
         other, values = ONLY_WITH[name]
         chosen = flags.get(other, values)
-        if not set(chosen if isinstance(chosen, list) else [chosen]) & set(values):
-            need = "" if values == [True] else f" {' or '.join(values)}"
-            raise BadInput(f"--{name} has an effect only with --{other}{need}")
+        chosen = set(chosen if isinstance(chosen, list) else [chosen])
+        need = f"--{other}" if values == [True] else f"--{other} {' or '.join(values)}"
+        refuse(not chosen & set(values), f"--{name} has an effect only with {need}")
     for name in ("planted_time", "noisetime", "lossskiptime", "prefix_time", "attack_prefix"):
-        times = flags.get(name) or []
-        last = max(times, default=0) if isinstance(times, list) else times
-        if last > args.timestep:
-            raise BadInput(f"--{name} {last} is past --timestep {args.timestep}")
-    problems = [
-        (args.dataset == "npz" and not args.data_file, "--dataset npz needs --data_file x.npz"),
-        (len(args.fake_shape) not in (3, 4), "--fake_shape takes C H W, or T C H W"),
-        (args.dry_run and args.resume, "--dry_run keeps nothing that --resume could go on with"),
-    ]
+        times = flags.get(name) or 0
+        last = max(times) if isinstance(times, list) else times
+        refuse(last > args.timestep, f"--{name} {last} is past --timestep {args.timestep}")
+    place = args.exp_name and Path(args.exp_name).name != args.exp_name
+    refuse(place, "--exp_name is the name of one folder: --out_dir says where it is")
+    refuse(args.dataset == "npz" and not args.data_file, "--dataset npz needs --data_file x.npz")
+    refuse(len(args.fake_shape) not in (3, 4), "--fake_shape takes C H W, or T C H W")
+    refuse(args.dry_run and args.resume, "--dry_run keeps nothing that --resume could go on with")
     if args.script != "eval_snn_robustness":
-        problems += problems_of_training(args, given)
-    if args.script == "train_snn_fisherinfo":
-        problems += problems_of_measurement(args, given, parser.groups)
+        check_training(args, typed)
     if args.script == "prune_snn":
-        problems += problems_of_pruning(args, given)
-    for holds, message in problems:
-        if holds:
-            raise BadInput(message)
+        check_pruning(args, typed)
+    exact = "exact" in flags.get("fisher_labels", ()) and args.fisher_estimator == "release"
+    refuse(exact, "--fisher_labels exact has no mean gradient, which release measures")
+    if flags.get("checkpoints"):
+        check_checkpoints(args, typed, groups)
 
 
-def problems_of_training(args, given):
-    """[(whether it is one, what to do)]; --noise_level and --prefix_time are set if not given."""
-    if args.dry_run:
-        args.epochs = min(args.epochs, 2)
-    if args.noisetype:
-        args.noise_level = args.noise_level or (0.1 if args.noisetype == "gaussian_noise" else 1.0)
-    if args.loss == "prefix":
-        half = range(1, max(1, args.timestep // 2) + 1)
-        args.prefix_time = sorted(set(args.prefix_time or half))
+def check_training(args, typed):
+    """The same, for what is trained."""
+    corrupted = args.noisetype or args.freqlevel
+    refuse(args.noisetime and not corrupted, "--noisetime needs --noisetype or --freqlevel")
+    unused = typed.keys() & {"attack_steps", "attack_step_size"} and not args.adv_train
+    refuse(unused, "--attack_steps and --attack_step_size need --adv_train")
+    pixels = args.encode == "p" or args.adv_train
+    refuse(args.freqlevel and pixels, "--freqlevel leaves [0, 1], which --encode p and --adv_train "
+                                      "need")  # fmt: skip
+    steered = 1 <= (args.target_ic or 0) <= args.timestep
+    refuse(args.loss == "centroid" and not steered,
+           f"--loss centroid needs --target_ic from 1 to {args.timestep}")  # fmt: skip
     first = min([args.timestep, *(args.prefix_time or [])])
-    epochs = [*given.get("save_epochs", []), *given.get("fisher_epochs", [])]
-    last = max([int(epoch) for epoch in epochs if epoch.isdigit()], default=0)
-    unit = args.encode == "p" or args.adv_train
-    return [
-        (args.noisetime and not (args.noisetype or args.freqlevel),
-         "--noisetime has an effect only with --noisetype or --freqlevel"),
-        (args.freqlevel and unit, "--freqlevel leaves [0, 1]: --encode p and --adv_train need it"),
-        (args.loss == "centroid" and not 1 <= (args.target_ic or 0) <= args.timestep,
-         f"--loss centroid needs --target_ic from 1 to {args.timestep}"),
-        (not kept_steps(first, args.lossskiptime), f"--lossskiptime leaves no output of {first}"),
-        (last > args.epochs and not args.dry_run, f"epoch {last} is past --epochs {args.epochs}"),
-        ("0" in args.save_epochs, "--save_epochs counts from 1: before training nothing is kept"),
-        (args.warmup_epochs >= args.epochs and not args.dry_run,
-         f"--warmup_epochs {args.warmup_epochs} leaves nothing of --epochs {args.epochs}"),
-        ({"attack_steps", "attack_step_size"} & given.keys() and not args.adv_train,
-         "--attack_steps and --attack_step_size have an effect only with --adv_train"),
-    ]  # fmt: skip
-
-
-def problems_of_measurement(args, given, groups):
-    """The same."""
-    release, exact = args.fisher_estimator == "release", "exact" in args.fisher_labels
-    if args.dry_run and release:  # there are two batches
-        args.fisher_batch = min(args.fisher_batch or args.batch_size, args.batch_size)
-    of_training = {"fisher_epochs"}.union(
-        *(groups[title] for title in ("training", "loss", "attack"))
-    )
-    useless = sorted(given.keys() & of_training)
-    return [
-        (args.checkpoints and useless,
-         f"--checkpoints trains nothing: leave out --{''.join(useless[:1])}"),
-        (release and exact, "--fisher_labels exact has no mean gradient, which "
-                            "--fisher_estimator release measures"),
-    ]  # fmt: skip
-
-
-def problems_of_pruning(args, given):
-    """The same; --final_rounds and --rewind_epoch are set if not given."""
+    refuse(not kept_steps(first, args.lossskiptime),
+           f"--lossskiptime skips all of the first {first} timesteps")  # fmt: skip
     if args.dry_run:
-        args.rounds, args.final_rounds = 1, [1]
-    args.final_rounds = sorted(set(args.final_rounds or [args.rounds]))
-    if "rewind_epoch" not in given or args.dry_run:  # a recipe's, made for a longer run
-        args.rewind_epoch = min(args.rewind_epoch, args.epochs - 1)
+        return
+    epochs = [*typed.get("save_epochs", []), *typed.get("fisher_epochs", [])]
+    last = max([int(epoch) for epoch in epochs if epoch.isdigit()], default=0)
+    refuse(last > args.epochs, f"epoch {last} is past --epochs {args.epochs}")
+    refuse("0" in args.save_epochs, "--save_epochs counts from 1: before training nothing is kept")
+    idle = args.warmup_epochs >= args.epochs
+    refuse(idle, f"--warmup_epochs {args.warmup_epochs} leaves nothing of --epochs {args.epochs}")
+
+
+def check_checkpoints(args, typed, groups):
+    """The same, for --checkpoints."""
+    if args.script == "eval_snn_robustness":
+        levels = args.noise_levels + args.blur_levels
+        refuse(args.noisetime and not levels, "--noisetime needs --noise_levels or --blur_levels")
+        fixed = INPUT_FLAGS  # each network is built by its own flags
+    else:
+        idle = groups["training"] | groups["loss"] | groups["attack"] | {"fisher_epochs"}
+        for name in sorted(typed.keys() & idle):
+            raise BadInput(f"--checkpoints trains nothing: leave out --{name}")
+        drawn = args.datanum or args.label_corrupt_prob  # then the seed chose the training data
+        fixed = MODEL_FLAGS if drawn else MODEL_FLAGS - {"seed"}
+    for path in args.checkpoints:
+        saved = saved_flags(path)
+        for name in sorted(fixed & saved.keys() - ({"data_file"} & typed.keys())):
+            wanted = getattr(args, name)
+            differs = f"{path} has --{name} {saved[name]}, not {wanted}"
+            refuse(saved[name] != wanted, f"{differs}: give it a command of its own")
+
+
+def check_pruning(args, typed):
+    """The same, for searches."""
+    for name in sorted(typed.keys() & {"noisetime", "lossskiptime", "attack_prefix", "init"}):
+        raise BadInput(f"a search runs fewer timesteps: leave out --{name}")
+    refuse(args.loss in ("prefix", "centroid"), f"--loss {args.loss} is about all timesteps")
     steps = max([int(rule) for rule in args.search_timestep if rule.isdigit()], default=0)
-    fixed = sorted(given.keys() & {"noisetime", "lossskiptime", "attack_prefix", "init"})
-    kl, last = "kl" in args.search_timestep, args.final_rounds[-1]
-    return [
-        (fixed, f"a search runs fewer timesteps: leave out --{''.join(fixed[:1])}"),
-        (args.loss in ("prefix", "centroid"), f"--loss {args.loss} is about all timesteps"),
-        (steps > args.timestep, f"--search_timestep {steps} is past --timestep {args.timestep}"),
-        (kl and (args.timestep < 3 or args.epochs < 2),
-         "--search_timestep kl looks at 3 timesteps or more, after 2 epochs"),
-        (last > args.rounds, f"--final_rounds {last} is past --rounds {args.rounds}"),
-        ("rounds" in given and last < args.rounds and not args.dry_run,
-         f"--rounds {args.rounds} is past the last of --final_rounds, {last}: name it there"),
-        (args.rewind_epoch >= args.epochs, f"--rewind_epoch is past --epochs {args.epochs}"),
-    ]  # fmt: skip
+    refuse(steps > args.timestep, f"--search_timestep {steps} is past --timestep {args.timestep}")
+    short = args.timestep < 3 or args.epochs < 2
+    refuse("kl" in args.search_timestep and short,
+           "--search_timestep kl looks at 3 timesteps or more, after 2 epochs")  # fmt: skip
+    last = args.final_rounds[-1]
+    unequal = last > args.rounds or ("rounds" in typed and last < args.rounds)
+    refuse(unequal, f"--rounds {args.rounds} is not the last of --final_rounds, {last}")
+    refuse(args.rewind_epoch >= args.epochs, f"--rewind_epoch is past --epochs {args.epochs}")

@@ -1,6 +1,6 @@
 """Data sets as tensors; batches are cut, augmented, corrupted and encoded on the device.
 
-A set is two `ImageSet`s, made by `load`. Everywhere below, pixels are inputs in [0, 1]: uint8
+A set is two `ImageSet`s, made by `load`. Pixels are inputs in [0, 1] where the data allow it: uint8
 images divided by 255, and frames divided by the largest value of the training set.
 """
 
@@ -126,7 +126,8 @@ class ImageSet:
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device):
-        """The set on that device. Images that fill half of a GPU's memory stay in main memory."""
+        """The set on that device. Images that fill half of a GPU's free memory stay where they
+        are."""
         moved = {name: getattr(self, name).to(device) for name in ("labels", "mean", "std")}
         images = self.images
         if device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
@@ -150,7 +151,8 @@ class ImageSet:
                 if len(batch) < 2 * processes():
                     return  # BatchNorm has no statistics of one sample
                 batch = batch[: len(batch) // processes() * processes()][rank() :: processes()]
-            seed_all(seed, *when, number * processes() + rank())
+                number = number * processes() + rank()  # each process draws its own numbers
+            seed_all(seed, *when, number)
             yield self.pixels(batch, augment), self.labels[batch]
 
     def pixels(self, index, augment=False):
@@ -158,7 +160,7 @@ class ImageSet:
         x = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
         if augment and (self.pad or self.flip):
             x = crop_and_flip(x, self.pad, self.flip)
-        x = x / self.largest if self.largest != 1 else x.float()
+        x = x / self.largest if self.largest != 1 else x
         return self.corruption(x) if self.corruption else x
 
     def encode(self, x):

@@ -1,7 +1,6 @@
 """Accuracy of trained networks under attacks, noise and blur, after every timestep.
 
-    python eval_snn_robustness.py --checkpoints runs/A/checkpoint_latest.pt
-    runs/B/checkpoint_latest.pt
+    python eval_snn_robustness.py --checkpoints runs/*/checkpoint_latest.pt
 
 takes half a minute for two networks of `train_snn.py --dataset digits` on two CPU cores. All are
 tried on the same test samples, drawn by --seed, as are noise and the attacks' starts.
@@ -18,7 +17,6 @@ Give a False Sense of Security").
 import math
 from argparse import Namespace
 from dataclasses import replace
-from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -50,33 +48,28 @@ def clearly_below(low, high, samples):
 
 def masking_signs(lines):
     """What in the lines of one network says that its gradient misleads the attacker, in words."""
-    unbounded = [line["attacked"] for line in lines if line["threat"] == "unbounded"]
-    signs = [f"an unbounded attack leaves {accuracy:.3f}" for accuracy in unbounded if accuracy > 0]
     fgsm = {line["strength"]: line["attacked"] for line in lines if line["threat"] == "fgsm"}
     method = "pgd" if any(line["threat"] == "pgd" for line in lines) else "fgsm"
-    for line in lines:
-        if line["threat"] == method:
-            one_step = fgsm.get(line["strength"]) if method == "pgd" else None
-            words = signs_of_attack(line, one_step, method)
-            signs += [f"{word} at eps {line['strength']:g}" for word in words]
-    return signs
-
-
-def signs_of_attack(line, one_step, method):
-    """Those of one strength; `one_step` is what FGSM of that strength leaves, or None."""
-    surrogates = dict(line["surrogates"])
-    own = surrogates.pop("own", None)
-    attacked = line["attacked"]
-    comparisons = [  # what should not be lower than what
-        (one_step, attacked, "one step is stronger than pgd"),
-        (line["random"], attacked, f"random points are stronger than {method}"),
-        (line["transfer"], attacked, f"a transferred attack is stronger than {method}"),
-        (min(surrogates.values(), default=None), own, "its own surrogate is weaker than others"),
-    ]
     signs = []
-    for low, high, words in comparisons:
+
+    def compare(low, high, sentence):
+        """The first accuracy should not be below the second."""
         if low is not None and high is not None and clearly_below(low, high, line["samples"]):
-            signs.append(words)
+            signs.append(f"{sentence} at eps {line['strength']:g}")
+
+    for line in lines:
+        attacked = line["attacked"]
+        if line["threat"] == "unbounded" and attacked > 0:
+            signs.append(f"an unbounded attack leaves {attacked:.3f}")
+        if line["threat"] != method:
+            continue
+        if method == "pgd":
+            compare(fgsm.get(line["strength"]), attacked, "one step is stronger than pgd")
+        compare(line["random"], attacked, f"random points are stronger than {method}")
+        compare(line["transfer"], attacked, f"a transferred attack is stronger than {method}")
+        others = dict(line["surrogates"])
+        own = others.pop("own", None)
+        compare(min(others.values(), default=None), own, "its own surrogate is weaker than others")
     return signs
 
 
@@ -101,23 +94,25 @@ def under_attack(args, model, dataset, attack, source, unbounded):
     """The accuracies of a line that is about an attack, of the prediction that is attacked, and
     which samples every prefix gets right under every attacker [T, N]. An `unbounded` attack ends
     with the attacker that leaves none."""
-    attacked_step = (args.attack_prefix or args.timestep) - 1
-    surrogates, worst = {}, torch.ones(args.timestep, len(dataset), dtype=torch.bool)
+    prefix = args.attack_prefix or args.timestep
+
+    def accuracy(correct):
+        return correct[prefix - 1].float().mean().item()
+
+    line = {"surrogates": {}}
+    worst = torch.ones(args.timestep, len(dataset), dtype=torch.bool)
     for surrogate in args.attack_surrogate:
         correct = right(model, dataset, args, attack, surrogate=surrogate)
-        surrogates[surrogate] = correct[attacked_step].float().mean().item()
         worst &= correct
-        if unbounded and surrogates[surrogate] == 0:
+        line["surrogates"][surrogate] = accuracy(correct)
+        if unbounded and line["surrogates"][surrogate] == 0:
             break
-    line = {"surrogates": surrogates}
     if not unbounded:
-        random_points = partial(attacks.random_points, attack, args.attack_steps)
-        correct = right(model, dataset, args, random_points)
-        line["random"] = correct[attacked_step].float().mean().item()
+        points = attacks.random_search(attack, args.attack_steps)
+        line["random"] = accuracy(right(model, dataset, args, points))
         line["transfer"] = None
         if source:
-            correct = right(model, dataset, args, attack, source)
-            line["transfer"] = correct[attacked_step].float().mean().item()
+            line["transfer"] = accuracy(right(model, dataset, args, attack, source))
     return line, worst
 
 
@@ -125,35 +120,24 @@ def threats(args):
     """(name, strength, corruption or None, attack or None) of everything that is tried, the clean
     samples first."""
     yield "clean", 0.0, None, None
+    times = tuple(args.noisetime)
     for kind, levels in (("gaussian_noise", args.noise_levels), ("blur", args.blur_levels)):
         for level in levels:
-            yield (
-                kind,
-                level,
-                data.Corruption(args.timestep, tuple(args.noisetime), kind, level),
-                None,
-            )
-    for method in sorted(set(args.attack_method)):  # fgsm before pgd
+            yield kind, level, data.Corruption(args.timestep, times, kind, level), None
+    for method in sorted(args.attack_method):  # fgsm before pgd
         for eps in args.eps:
             yield method, eps, None, attacks.make(args, method, eps)
     if args.eps and args.attack_method:
         step = attacks.STEPS_PAST / UNBOUNDED_STEPS
-        yield (
-            "unbounded",
-            255.0,
-            None,
-            attacks.Attack(1, UNBOUNDED_STEPS, step, prefix=args.attack_prefix),
-        )
+        attack = attacks.Attack(1, UNBOUNDED_STEPS, step, prefix=args.attack_prefix)
+        yield "unbounded", 255.0, None, attack
 
 
 def load_network(args, path, dataset):
     """The network of a checkpoint, built by its own flags, in eval mode."""
-    checkpoint = load_checkpoint(path)
-    saved = checkpoint.get("args", {})
-    flags = {name: saved[name] for name in config.MODEL_FLAGS & saved.keys()}
-    args = Namespace(**vars(args) | flags)
+    args = Namespace(**vars(args) | config.saved_flags(path))
     model = build_model(args, dataset)
-    load_weights(model, checkpoint, path, args)
+    load_weights(model, load_checkpoint(path), path, args)
     return model.eval().requires_grad_(False)
 
 
@@ -231,11 +215,11 @@ def main(argv=None):
     seeds = [load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints]
     with run_folder(args, dataset.device) as run:
         run.keep_lines(ROBUSTNESS_FILE)
-        shown = {}
+        sets = {}
         for kind, level, corruption, attack in threats(args):
             if not attack:
-                shown[f"{kind} {level:g}"] = replace(dataset, corruption=corruption)
-        plots.inputs(run, shown, args.seed)
+                sets[f"{kind} {level:g}"] = replace(dataset, corruption=corruption)
+        plots.inputs(run, sets, args.seed)
         for number, path in enumerate(args.checkpoints):
             other = another_seed(args.checkpoints, seeds, number)
             evaluate_network(args, run, path, other, dataset)

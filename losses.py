@@ -96,7 +96,7 @@ def centroid(outputs, y, *, target, skip=(), smoothing=0.0):
     """
     r = over_all(residuals(outputs, y, skip), len(y))
     steps = torch.arange(1, len(r) + 1, device=r.device, dtype=r.dtype)
-    c = (steps * r).sum() / r.sum()
+    c = (steps * r).sum() / r.sum().clamp(min=torch.finfo(r.dtype).tiny)
     return ce(outputs, y, skip=skip, smoothing=smoothing) + CENTROID_WEIGHT * (c - target).square()
 
 

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import math
+import os
 import re
 import sys
 
@@ -31,8 +32,8 @@ def one_of(known, numbers=False):
     """An argparse type: one of the known names, in any case, or a number above 0 if `numbers`."""
 
     def convert(text):
-        name = text.lower()
-        if name in known or (numbers and name.isdigit() and int(name)):
+        name = str(int(text)) if numbers and text.isdigit() else text.lower()
+        if name in known or (numbers and name.isdigit() and name != "0"):
             return name
         choices = f"choose from {', '.join(known)}{', or a number' if numbers else ''}"
         raise argparse.ArgumentTypeError(f"unknown {text!r}: {choices}{suggestion(name, known)}")
@@ -100,7 +101,8 @@ class Parser(argparse.ArgumentParser):
         return flag
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+        self.exit(2, f"{self.prog}: error: {message}\n" if first else None)
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
@@ -111,7 +113,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unknown argument {unknown[0]}, see --help{close}")
         return values
 
-    def given(self, args):
+    def typed(self, args):
         """{flag: value} of the flags that the list `args` gives."""
         unset = object()
         values = self.parse_args(args, argparse.Namespace(**dict.fromkeys(self.defaults, unset)))

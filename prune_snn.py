@@ -27,7 +27,7 @@ import plots
 import pruning
 from fisher import prefix_outputs
 from train_snn import build_model, evaluate, fit, record_inputs, run_folder, setup
-from train_snn_fisherinfo import Kind, fisher_subset, measure
+from train_snn_fisherinfo import Measurement, fisher_subset, measure
 from utils import LOG_FILE, PRUNING_FILE, Run, load_checkpoint, load_weights, run_script
 
 KL_EPOCH, KL_RATIO = 2, 0.6  # of the early-time ticket rule
@@ -143,8 +143,8 @@ class Search:
         whole = build_model(self.args, self.train_set)
         whole.load_state_dict(model.state_dict())
         accuracy = evaluate(whole, self.test_set, self.args)["prefix_accuracy"]
-        kind = Kind(batch=self.args.fisher_batch, seed=self.args.seed)
-        fisher = measure(kind, whole, self.subset)[0]
+        measurement = Measurement(batch=self.args.fisher_batch, seed=self.args.seed)
+        fisher = measure(measurement, whole, self.subset)[0]
         return {
             "test_accuracy": accuracy[-1],
             "prefix_accuracy": accuracy,
@@ -164,7 +164,8 @@ class Search:
         early = build_model(self.args, self.train_set).eval()
         load_weights(early, load_checkpoint(path), path, self.args)
         with torch.no_grad():
-            return fewest_by_kl(early(self.subset.x))
+            parts = [early(x) for x in self.subset.x.split(self.args.batch_size)]
+        return fewest_by_kl(torch.cat(parts, 1))
 
     def rewound(self, folder):
         """The checkpoint of the first round that later rounds start from; None is

@@ -14,12 +14,11 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 def all_kept(model):
     """Masks that keep every weight of the convolutions and linear layers but the first."""
-    modules = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, LAYERS)
-    ]
-    return {
-        f"{name}.weight": torch.ones_like(m.weight, dtype=torch.bool) for name, m in modules[1:]
-    }
+    masks = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LAYERS):
+            masks[f"{name}.weight"] = torch.ones_like(module.weight, dtype=torch.bool)
+    return dict(list(masks.items())[1:])
 
 
 def prune(model, masks, rate):
@@ -61,19 +60,19 @@ def sparsity(masks):
 
 
 @torch.no_grad()
-def synaptic_operations(model, masks, x):
+def synaptic_operations(model, masks, x, batch_size=128):
     """Additions an image, estimated: over layers, kept multiply-accumulates of a timestep x share
     of its inputs that is not 0 x timesteps. The first layer counts once where all timesteps see the
-    same image."""
+    same image. x are inputs [N, ...]."""
     operations = []
 
     def count(name, module, inputs, output):
         mask = masks.get(f"{name}.weight")
         kept = 1 if mask is None else mask.float().mean().item()
         active = (inputs[0] != 0).float().mean().item()
-        macs = module.weight[0].numel() * output.numel() / len(x)  # of all timesteps
-        operations.append(kept * active * macs)
+        operations.append(kept * active * module.weight[0].numel() * output.numel())
 
     with after_each(model, LAYERS, count):
-        model(x)
-    return sum(operations)
+        for batch in x.split(batch_size):
+            model(batch)
+    return sum(operations) / len(x)

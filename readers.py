@@ -1,7 +1,6 @@
 """Where inputs and labels come from: arrays that are made, or read from files."""
 
 import fcntl
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -160,11 +159,8 @@ def import_torchvision():
             raise
         # PyPI's torchvision is built for CUDA and does not load its operators next to a CPU torch.
         # Nothing here calls them: declare the two that its import looks for, and import again.
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import_torchvision.library = library  # the declarations live as long as this object
+        for name in ("nms", "qnms"):
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{name}", schema)
         from torchvision import datasets
     return datasets

@@ -21,6 +21,7 @@ import sys
 import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -138,18 +139,18 @@ def adversarial(args, model, dataset, x, y):
     return x
 
 
-def check_finite(losses, epoch):
-    """Raise BadInput if the loss of a step is not finite."""
-    for step, loss in enumerate(torch.stack(losses).tolist(), 1):
-        if not math.isfinite(loss):
-            raise BadInput(f"the loss is not finite at epoch {epoch}, step {step}: try a lower "
-                           "--learning_rate; what is on disk is from before")  # fmt: skip
+def check_finite(steps, epoch):
+    """Raise BadInput if the loss or the gradient of a step is not finite."""
+    for step, values in enumerate(torch.stack(steps).tolist(), 1):
+        if not all(map(math.isfinite, values)):
+            raise BadInput(f"the loss or a gradient is not finite at epoch {epoch}, step {step}: try "
+                           "a lower --learning_rate; the last checkpoint is kept")  # fmt: skip
 
 
 def train_epoch(args, model, optimizer, train_set, epoch):
     """Train one epoch. Returns {"train_loss", "train_accuracy", "images_per_second"}.
 
-    Raises BadInput if a loss is not finite, and so if a gradient before it was not.
+    Raises BadInput if a loss or a gradient is not finite.
     """
     model.train()
     network = getattr(model, "module", model)  # without DistributedDataParallel
@@ -167,15 +168,19 @@ def train_epoch(args, model, optimizer, train_set, epoch):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        steps.append(loss.detach() * len(y))
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        steps.append(torch.stack([loss.detach() * len(y), norm]))
         correct += (outputs.detach().mean(0).argmax(1) == y).sum()
         images += len(y)
         if len(steps) % CHECK_EVERY == 0:
             check_finite(steps, epoch)
     check_finite(steps, epoch)
-    for buffer in network.buffers() if processes() > 1 else ():
-        dist.broadcast(buffer, 0)  # running statistics: those of the first process
-    sums = of_all((sum(torch.stack(steps).tolist()), correct.item(), images))
+    if processes() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)  # running statistics: those of the first process
+    loss_sum = torch.stack(steps)[:, 0].double().sum().item()
+    sums = of_all((loss_sum, correct.item(), images))
     loss_sum, correct, images = (sum(values) for values in zip(*sums))
     return {
         "train_loss": loss_sum / images,
@@ -187,18 +192,18 @@ def train_epoch(args, model, optimizer, train_set, epoch):
 @torch.no_grad()
 def evaluate(model, dataset, args):
     """Loss (nats) and accuracy after each prefix t = 1..T, and spikes per neuron and timestep of
-    each LIF layer. Several processes share the samples."""
+    each LIF layer. Several processes share the batches."""
     model.eval()
-    loss = correct = 0
+    loss = correct = torch.zeros(args.timestep, device=dataset.device)
     rates = {}
 
     def count_spikes(name, module, inputs, spikes):
         rates[name] = rates.get(name, 0) + spikes.mean() * spikes.shape[1]
 
-    share = dataset.subset(utils.own_share(len(dataset)))
+    batches = dataset.batches(args.batch_size, args.seed)
     with utils.after_each(model, archs.LIF, count_spikes):
-        for x, y in share.batches(args.batch_size, args.seed):
-            outputs = model(share.encode(x))  # (T, N, classes)
+        for x, y in islice(batches, rank(), None, processes()):
+            outputs = model(dataset.encode(x))  # (T, N, classes)
             loss = loss + prefix_losses(outputs, y).sum(1)
             correct = correct + (prefix_outputs(outputs).argmax(2) == y).sum(1)
     sums = (loss.cpu(), correct.cpu(), {name: rate.item() for name, rate in rates.items()})
@@ -206,14 +211,16 @@ def evaluate(model, dataset, args):
     prefix_loss = (sum(loss_sums) / len(dataset)).tolist()
     prefix_accuracy = (sum(corrects) / len(dataset)).tolist()
     if not math.isfinite(sum(prefix_loss)):
-        raise BadInput("the test loss is not finite: try a lower --learning_rate; what is on disk "
-                       "is from before")  # fmt: skip
+        raise BadInput("the test loss is not finite: try a lower --learning_rate; the last "
+                       "checkpoint is from before")  # fmt: skip
     return {
         "test_loss": prefix_loss[-1],
         "test_accuracy": prefix_accuracy[-1],
         "prefix_loss": prefix_loss,
         "prefix_accuracy": prefix_accuracy,
-        "spike_rate": {name: sum(r[name] for r in rates) / len(dataset) for name in rates[0]},
+        "spike_rate": {
+            name: sum(r.get(name, 0) for r in rates) / len(dataset) for name in rates[0]
+        },
     }
 
 
@@ -294,10 +301,13 @@ def resume(args, run, model, optimizer, start):
 
 def warn(validation, before, epoch):
     """Warn of layers that hardly spike, or nearly always, and did not after the epoch before."""
-    for name, rate in validation["spike_rate"].items() if rank() == 0 else ():
+    if rank():
+        return
+    for name, rate in validation["spike_rate"].items():
         normal = SILENT < before["spike_rate"][name] < SATURATED
         if not SILENT < rate < SATURATED and (normal or epoch == 1):
-            tqdm.write(f"warning: after epoch {epoch} {name} spikes at {rate:.2g}", sys.stderr)
+            word = "hardly spikes" if rate <= SILENT else "spikes nearly always"
+            tqdm.write(f"warning: {name} {word} after epoch {epoch}", sys.stderr)
 
 
 def distribute(model, device):
@@ -315,18 +325,17 @@ def compile_neurons(model):
     no compiler."""
     cpu = next(model.parameters()).device.type == "cpu"
     name, variable = ("g++", "CXX") if cpu else ("gcc", "CC")
-    if not shutil.which(os.environ.get(variable, name)):
+    if not shutil.which(os.environ.get(variable, name).split()[0]):
         raise BadInput(f"--compile needs {name}: leave it out, or name a compiler in {variable}")
     torch._dynamo.config.recompile_limit = 64  # all layers count together
     for module in model.modules():
         if isinstance(module, archs.LIF):
-            module.compile()
+            module.compile_loop()
 
 
 def print_line(line):
     """One line an epoch on standard output."""
-    if line["epoch"] == 0:
-        tqdm.write("epoch        lr  train loss  accuracy  test loss  accuracy  images/s")
+    if line["train_loss"] is None:  # before training
         return
     tqdm.write(
         f"{line['epoch']:5d}  {line['lr']:8.5f}  {line['train_loss']:10.4f}  "
@@ -340,6 +349,7 @@ def main(argv=None):
     model, train_set, test_set, replaced = setup(args)
     with run_folder(args, train_set.device) as run:
         record_inputs(args, run, test_set, replaced)
+        print("epoch        lr  train loss  accuracy  test loss  accuracy  images/s")
         line = fit(args, run, model, train_set, test_set, print_line)
         print(f"test accuracy {line['test_accuracy']:.4f} after {line['epoch']} epochs")
         if rank() == 0:

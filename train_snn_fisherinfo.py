@@ -12,9 +12,8 @@ The paper's network and epochs (ResNet19, CIFAR-10, T = 10, epochs 20, 120 and 3
 
 Saved models, this project's or those that the release published, instead of training one:
 
-    python train_snn_fisherinfo.py --checkpoints runs/NAME/checkpoint_0010.pt
-    runs/NAME/checkpoint_latest.pt python train_snn_fisherinfo.py --dataset cifar10 --arch resnet19
-    --timestep 10 --checkpoints *_ckpt_0020.pth.tar
+    python train_snn_fisherinfo.py --checkpoints runs/NAME/checkpoint_*.pt
+    python train_snn_fisherinfo.py --checkpoints T10_Dcifar10_Aresnet19_ce/*_ckpt_0020.pth.tar
 
 Under torchrun each process takes its share of the samples, with the same result. Measuring changes
 nothing in the training: the weights are those of train_snn.py with the same flags. The run folder
@@ -80,7 +79,7 @@ def fisher_subset(args, dataset, split, whole=1):
 
 
 @dataclass(frozen=True)
-class Kind:
+class Measurement:
     """What is measured: labels "data", "model" or "exact", a prefix of PREFIXES, an estimator
     "exact" or "release", samples in one pass, and the seed of labels that are drawn."""
 
@@ -91,44 +90,44 @@ class Kind:
     seed: int = 0
 
 
-def weighted_labels(kind, outputs, y, generator):
+def weighted_labels(measurement, outputs, y, generator):
     """Labels whose gradients are squared, each [N] or [T, N], with their weights, 1 or [T, N]."""
-    if kind.labels == "data":
+    if measurement.labels == "data":
         return [(y, 1)]
-    if kind.labels == "model":
-        return [(draw_labels(outputs, generator, kind.prefix), 1)]
-    shares = PREFIXES[kind.prefix](outputs).softmax(2).unbind(2)
+    if measurement.labels == "model":
+        return [(draw_labels(outputs, generator, measurement.prefix), 1)]
+    shares = PREFIXES[measurement.prefix](outputs).softmax(2).unbind(2)
     return [(torch.full_like(y, k), share) for k, share in enumerate(shares)]
 
 
-def squared_norms(kind, model, x):
+def squared_norms(measurement, model, x):
     """(function of x and y -> {parameter name: [T, N]}, samples in one call). That of the released
     estimator gives a column a batch instead of a column a sample."""
-    if kind.estimator == "release":
-        size = kind.batch or RELEASE_BATCH
-        return lambda x, y: batch_means(model, x, y, size, prefix=kind.prefix), size
-    estimator = TemporalFisher(model, kind.prefix)
-    return estimator, kind.batch or estimator.chunk(x)
+    if measurement.estimator == "release":
+        size = measurement.batch or RELEASE_BATCH
+        return lambda x, y: batch_means(model, x, y, size, prefix=measurement.prefix), size
+    estimator = TemporalFisher(model, measurement.prefix)
+    return estimator, measurement.batch or estimator.chunk(x)
 
 
-def measure_share(kind, model, subset):
+def measure_share(measurement, model, subset):
     """Of this process's samples: [squared norms, losses, residuals, right or wrong], each [T, N],
     and {layer: sum over samples [T]}."""
-    generator = torch.Generator().manual_seed(kind.seed)
+    generator = torch.Generator().manual_seed(measurement.seed)
     steps = model(subset.x[:1]).shape[0]
     torch.rand(
         subset.before * steps, generator=generator, dtype=torch.float64
     )  # of other processes
-    norms_of, size = squared_norms(kind, model, subset.x)
+    norms_of, size = squared_norms(measurement, model, subset.x)
     parts, layers = [], {}
     chunks = list(zip(subset.x.split(size), subset.y.split(size)))
     for x, y in tqdm(chunks, "fisher", disable=utils.no_bar(), leave=False):
         outputs = model(x)
-        correct = PREFIXES[kind.prefix](outputs).argmax(2) == y
+        correct = PREFIXES[measurement.prefix](outputs).argmax(2) == y
         fisher = loss = residual = 0
-        for label, weight in weighted_labels(kind, outputs, y, generator):
-            loss = loss + weight * prefix_losses(outputs, label, kind.prefix)
-            residual = residual + weight * prefix_residuals(outputs, label, kind.prefix)
+        for label, weight in weighted_labels(measurement, outputs, y, generator):
+            loss = loss + weight * prefix_losses(outputs, label, measurement.prefix)
+            residual = residual + weight * prefix_residuals(outputs, label, measurement.prefix)
             for name, norm in norms_of(x, label).items():
                 norm, layer = (weight * norm).cpu().double(), name.rpartition(".")[0]  # (T, N)
                 fisher = fisher + norm
@@ -138,14 +137,14 @@ def measure_share(kind, model, subset):
 
 
 @torch.no_grad()
-def measure(kind, model, subset):
+def measure(measurement, model, subset):
     """The measured part of a line of fisher.jsonl, and the squared norms [T, N] that it is of.
 
     Raises BadInput if all gradients are 0 or one is not finite.
     """
     start = time.perf_counter()
     model.eval()
-    columns, sums = zip(*of_all(measure_share(kind, model, subset)))
+    columns, sums = zip(*of_all(measure_share(measurement, model, subset)))
     per_sample, losses, residuals, right = (torch.cat(column, 1) for column in zip(*columns))
     curve, loss, residual, correct = (v.mean(1) for v in (per_sample, losses, residuals, right))
     if not 0 < curve.sum() < math.inf:
@@ -162,8 +161,8 @@ def measure(kind, model, subset):
     line = {
         "timestep": len(curve),
         "samples": subset.total,
-        "prefix": kind.prefix,
-        "estimator": kind.estimator,
+        "prefix": measurement.prefix,
+        "estimator": measurement.estimator,
         "fisher": curve.tolist(),
         "fisher_stderr": (per_sample.std(1) / per_sample.shape[1] ** 0.5).tolist(),
         "ic": centroid(curve).item(),
@@ -177,7 +176,7 @@ def measure(kind, model, subset):
         "prefix_accuracy": correct.tolist(),
         "seconds": time.perf_counter() - start,
     }
-    if kind.estimator == "exact":
+    if measurement.estimator == "exact":
         gain = quotient(per_sample, residuals).mean(1)
         line |= {"gain": gain.tolist(), "ic_gain": centroid(gain).item()}
     return line, per_sample
@@ -218,8 +217,10 @@ def measure_all(args, run, model, subsets, about, accuracy):
             continue
         path = run.path(SAMPLES_FILE)
         samples = utils.read_tensors(path) if lines and rank() == 0 else {}
-        kind = Kind(labels, args.fisher_prefix, args.fisher_estimator, args.fisher_batch, args.seed)
-        measured, per_sample = measure(kind, model, subset)
+        measurement = Measurement(
+            labels, args.fisher_prefix, args.fisher_estimator, args.fisher_batch, args.seed
+        )
+        measured, per_sample = measure(measurement, model, subset)
         line |= measured
         alike = [key(x) for x in lines if (x["split"], x["labels"]) == (split, labels)]
         if alike and samples.get(alike[-1], per_sample[:0]).shape == per_sample.shape:

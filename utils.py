@@ -35,8 +35,16 @@ class BadInput(Exception):
 def run_script(main, name, several_processes=False, hint="--resume goes on after the last epoch"):
     """Call main() as a script. Bad input and unusable files end it with one line on stderr and
     status 2, Ctrl-C and SIGTERM with one line and status 130 or 143."""
+
+    def end_in_finaliser(dropped):
+        """Python drops an exception that is raised in a finaliser, that of a signal, too."""
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            os._exit(report_stop(name, hint, dropped.exc_value))
+        sys.__unraisablehook__(dropped)
+
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
+    sys.unraisablehook = end_in_finaliser
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     keep_freed_memory()
@@ -44,33 +52,40 @@ def run_script(main, name, several_processes=False, hint="--resume goes on after
         join_processes(several_processes)
         main()
     except (BadInput, OSError) as error:
-        end(f"{name}: error: {error}", 2)
+        sys.exit(report(f"{name}: error: {error}", 2))
     except KeyboardInterrupt as error:
-        message = f"{name}: stopped by {error}; {hint}" if rank() == 0 else ""
-        end(message, 128 + signal.Signals[str(error)])
+        sys.exit(report_stop(name, hint, error))
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(
-            error
-        ):
-            cure = "take a smaller --batch_size or --fisher_batch, or --checkpoint_activations"
-            end(f"{name}: error: out of memory: {cure} ({str(error).splitlines()[0]})", 2)
+        memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if memory or "allocate memory" in str(error):
+            cure = (
+                "a smaller --batch_size or --fisher_batch, or --checkpoint_activations, needs less"
+            )
+            sys.exit(report(f"{name}: error: out of memory: {cure}", 2))
         if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            end(f"{name}: process {rank()} lost the others; --resume goes on", 1)
+            lost = f"process {rank()} lost contact with the others"
+            sys.exit(report(f"{name}: {lost}: start again with --resume", 1))
         raise
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def end(message, status):
-    """End the process with one line on stderr."""
-    print(message.replace("\n", " "), file=sys.stderr, end="\n" if message else "")
-    sys.exit(status)
+def report(message, status):
+    """Print one line on stderr; returns the status."""
+    print(message.replace("\n", " "), file=sys.stderr, flush=True)
+    return status
 
 
 def stop(number, frame):
     """The answer to a signal. Files are replaced atomically, so any moment is a good one."""
-    signal.signal(number, signal.SIG_IGN)
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process
     raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def report_stop(name, hint, error):
+    """Say which signal ended the script, in the first process; returns the exit status."""
+    status = 128 + signal.Signals[str(error)]
+    return status if rank() else report(f"{name}: stopped by {error}; {hint}", status)
 
 
 def keep_freed_memory():
@@ -84,7 +99,7 @@ def keep_freed_memory():
 
 def join_processes(several):
     """Under torchrun, meet the other processes. The first one alone writes and prints."""
-    if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return
     if not several:
         raise BadInput("this script runs in one process: start it without torchrun")
@@ -168,11 +183,13 @@ class Run:
         fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until close()
         for torn in self.folder.glob(".part-*"):  # of a killed process
             torn.unlink()
+        record = {"command": sys.argv, **environment(device)}
         if begun:
-            read_record(self.path(ARGS_FILE))
+            first = read_record(self.path(ARGS_FILE))
+            record = first | {"resumed": [*first.get("resumed", []), record]}
         else:
-            record = {"args": vars(args), "command": sys.argv, **environment(device)}
-            self.write_json(ARGS_FILE, record)
+            record["args"] = vars(args)
+        self.write_json(ARGS_FILE, record)
 
     def close(self):
         """Let another process have the folder."""
@@ -261,7 +278,7 @@ def read_tensors(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise BadInput(f"there is no checkpoint {path}") from error
+        raise BadInput(f"there is no file {path}") from error
     except Exception as error:  # torch.load has many words for a file that is not whole
         unknown = re.search(r"GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and unknown:
@@ -273,7 +290,8 @@ def read_tensors(path):
 def load_checkpoint(path):
     """A checkpoint of this project or of the release: a dict with "state_dict". Raises BadInput."""
     content = read_tensors(path)
-    state = content.get("state_dict") if isinstance(content, dict) else None
+    plain = isinstance(content, dict) and isinstance(content.get("args", {}), dict)
+    state = content.get("state_dict") if plain else None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise BadInput(f"{path} is no checkpoint: it needs a dict of tensors under 'state_dict'")
     return content
@@ -285,8 +303,9 @@ def load_weights(model, checkpoint, path, args):
         saved, wanted = checkpoint.get("args", {}).get(name), getattr(args, name)
         if saved not in (None, wanted):
             raise BadInput(f"{path} was trained with --{name} {saved}, not {wanted}")
-    # DataParallel and torch.compile put a word of their own before each name.
-    state = {re.sub(r"module\.|_orig_mod\.", "", k): v for k, v in checkpoint["state_dict"].items()}
+    state = {}
+    for name, value in checkpoint["state_dict"].items():  # of DataParallel, of torch.compile
+        state[name.replace("_orig_mod.", "").removeprefix("module.")] = value
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -297,13 +316,13 @@ def load_weights(model, checkpoint, path, args):
 # ---------------------------------------------------------------- seeds, device, hooks
 
 
-def seed_all(seed, purpose, *when):
-    """Seed torch's generators from the run's seed, a purpose and a moment (epoch, batch).
+def seed_all(seed, purpose, first=0, second=0):
+    """Seed torch's generators from the run's seed, a purpose and a moment: epoch and batch.
 
     What is drawn at a moment depends on that moment alone. So a run that is resumed or measured in
     between draws the same numbers as one that is not, and no generator's state has to be saved.
     """
-    key = [seed, PURPOSES.index(purpose), *when, 0, 0][:4]
+    key = [seed, PURPOSES.index(purpose), first, second]
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
@@ -316,7 +335,7 @@ def pick_device(name):
         device = torch.zeros(1, device=name)
         device.item()  # "meta" holds no numbers
         return device.device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise BadInput(
             f"--device {name} is not there ({reason}); --device cpu always is"

@@ -75,7 +75,7 @@ class LIF(nn.Module):
                 raise ValueError(f"unknown {name!r}: choose from {', '.join(known)}")
         if surrogate_alpha is None:
             surrogate_alpha = PEAK_ONE_ALPHA[surrogate]
-        if tau <= 1 or threshold <= 0 or surrogate_alpha <= 0:
+        if not (tau > 1 and threshold > 0 and surrogate_alpha > 0):
             raise ValueError("an LIF neuron needs tau > 1, threshold > 0 and surrogate_alpha > 0")
         self.tau, self.threshold, self.reset = tau, threshold, reset
         self.surrogate, self.surrogate_alpha = surrogate, surrogate_alpha
@@ -104,7 +104,7 @@ class LIF(nn.Module):
             spikes.append(s.to(x.dtype))
         return torch.stack(spikes)
 
-    def compile(self, backend="inductor"):
+    def compile_loop(self, backend="inductor"):
         """From now on, training runs `loop`, compiled: one kernel each way."""
         self.compiled = torch.compile(type(self).loop, backend=backend)
 
@@ -177,6 +177,7 @@ def run_forward(lif, x, spikes, slopes, membranes):
     s, a = torch.empty_like(v), 1 - 1 / lif.tau
     for t in range(len(x)):
         x_t = x[t].to(v.dtype)
+        # x + a (v - x) = v + (x - v) / tau, or x + a v
         h = torch.lerp(x_t, v, a) if lif.decay_input else torch.add(x_t, v, alpha=a)
         spikes[t] = torch.ge(h, lif.threshold, out=s)
         v = h * (1 - s) if lif.reset == "hard" else h - lif.threshold * s
@@ -191,10 +192,12 @@ def run_backward(lif, grad, grad_x, spikes, slopes, membranes):
     grad_h = torch.zeros_like(grad[0], dtype=torch.promote_types(grad.dtype, torch.float32))
     a = 0 if lif.detach_membrane else 1 - 1 / lif.tau
     for t in reversed(range(len(grad))):
-        grad_s, s, later = grad[t].to(grad_h.dtype), spikes[t].to(grad_h.dtype), grad_h
+        grad_s = grad[t].to(grad_h.dtype)
+        later = grad_h
         if not lif.detach_reset:
-            grad_s = grad_s - a * later * (lif.threshold if membranes is None else membranes[t])
-        if lif.reset == "hard":
-            later = torch.addcmul(later, later, s, value=-1)  # later (1 - s)
+            reset = lif.threshold if membranes is None else membranes[t]
+            grad_s = grad_s - a * later * reset
+        if lif.reset == "hard":  # later (1 - s)
+            later = torch.addcmul(later, later, spikes[t].to(later.dtype), value=-1)
         grad_h = (grad_s * slopes[t].to(grad_h.dtype)).add_(later, alpha=a)
         grad_x[t] = grad_h / lif.tau if lif.decay_input else grad_h

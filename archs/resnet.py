@@ -57,15 +57,14 @@ class ResNet(nn.Module):
                 stage.append(BasicBlock(channels, out_channels, stride, norm, make_lif))
                 channels, stride = out_channels, 1
             self.add_module(f"layer{number}", stage)
-        self.stages = [f"layer{number}" for number in range(1, len(stages) + 1)]
         self.fc1 = nn.Linear(channels, num_classes)
 
     def forward(self, x):
         x = time_first(x, self.timestep)  # (1, N, C, H, W) of an image
         x = self.repeat(self.bn1(self.conv1(x)))  # (T, N, C, H, W)
         x = self.lif_input(x)
-        for stage in self.stages:
-            for block in self.get_submodule(stage):
+        for block in self.modules():
+            if isinstance(block, BasicBlock):
                 again = self.checkpoint_activations and self.training
                 x = again_in_backward(block, x) if again else block(x)
         return self.fc1(x.mean((3, 4)))  # (T, N, classes)

@@ -27,7 +27,8 @@ def vgg(arch, *, timestep, num_classes, in_channels, image_size, width, norm, ma
             channels = max(1, round(planned * width))
             layers[f"conv{convs}"] = Conv2d(in_channels, channels, 3, padding=1, bias=False)
             layers[f"bn{convs}"] = BatchNorm(channels, norm)
-            layers.setdefault("repeat", Repeat(timestep))  # before the first neurons
+            if convs == 1:
+                layers["repeat"] = Repeat(timestep)
             layers[f"lif{convs}"] = make_lif()
             in_channels = channels
         elif min(rows, cols) >= 2:

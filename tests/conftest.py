@@ -1,13 +1,12 @@
-"""What tests share: a run, and a precision."""
+"""What tests share: a run, a precision, and figures that take no time to draw."""
 
 import pytest
 import torch
 
+import plots
+
 pytest.register_assert_rewrite("helpers", "models")
-
 from helpers import ALL, run  # noqa: E402
-
-import plots  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +24,6 @@ def float64():
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Figures are empty files: rendering takes longer than the runs."""
-
     def touch(figure, path):
         path.touch()
         return path

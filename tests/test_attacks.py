@@ -66,7 +66,7 @@ def test_random_points_are_anywhere_in_the_ball_and_the_strongest_counts(float64
     start = Attack(0.1, 0, 0.1)(distance, x, y) - x
     assert start.min().item() == pytest.approx(-0.1, abs=1e-3)
     assert start.abs().mean().item() == pytest.approx(0.1 / 2, rel=0.05)
-    strongest = attacks.random_points(attacks.fgsm(0.1), 20, distance, x, y) - x
+    strongest = attacks.random_search(attacks.fgsm(0.1), 20)(distance, x, y) - x
     assert strongest.abs().mean().item() == pytest.approx(0.1 * 20 / 21, rel=0.01)
 
 

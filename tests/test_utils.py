@@ -1,0 +1,137 @@
+"""What surrounds a run: how a script ends, the run folder, checkpoints, seeds and devices."""
+
+import resource
+import signal
+import time
+from argparse import Namespace
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+from helpers import run, start
+
+import archs
+import utils
+from utils import BadInput, Run
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BadInput("no such\nfile"), "x.py: error: no such file\n"),
+        (PermissionError(13, "Denied", "x.pt"), "x.py: error: [Errno 13] Denied: 'x.pt'\n"),
+        (MemoryError(), "x.py: error: out of memory: a smaller --batch_size"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(error, message, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        utils.run_script(main, "x.py")
+    shown = capsys.readouterr().err
+    assert end.value.code == 2
+    assert shown.startswith(message) and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_script_with_one_line(number, tmp_path):
+    process = start(tmp_path, "--epochs", "2000", "--threshold", "0.1")
+    while process.poll() is None and not (tmp_path / "run" / "checkpoint_latest.pt").exists():
+        time.sleep(0.05)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name}; --resume" in error and error.count("\n") == 1
+
+
+def test_a_signal_in_a_finaliser_ends_a_script_too(tmp_path):
+    process = start(tmp_path, script="tests/signalled")
+    shown, error = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT
+    assert error.startswith("signalled.py: stopped by SIGINT; --resume") and shown == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "environment"),
+    [
+        ("eval_snn_robustness", {"PYTHONIOENCODING": "ascii"}),  # its manual has another letter
+        ("train_snn", {"MPLBACKEND": "module://nowhere"}),
+        ("train_snn", {"MPLBACKEND": "unknown"}),
+    ],
+)
+def test_a_script_needs_no_special_terminal(script, environment, tmp_path):
+    process = start(tmp_path, "--help", script=script, flags=[], **environment)
+    shown, error = process.communicate()
+    assert (process.returncode, error) == (0, "")
+    assert "--timestep" in shown
+
+
+def test_a_folder_in_use_or_out_of_reach_is_bad_input(tmp_path):
+    with pytest.raises(BadInput, match="cannot be written"):
+        Run("/dev/null/run", Namespace(), CPU)
+    with closing(Run(tmp_path / "run", Namespace(), CPU)):
+        with pytest.raises(BadInput, match="another process is at work"):
+            Run(tmp_path / "run", Namespace(), CPU, resume=True)
+    Run(tmp_path / "run", Namespace(), CPU, resume=True).close()
+
+
+def test_a_full_disk_leaves_the_file_before(tmp_path):
+    """A limit on the size of files stands in for the disk."""
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with closing(Run(tmp_path / "run", Namespace(), CPU)) as folder:
+        folder.save("x.pt", {"a": 1})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, most))
+        with pytest.raises(BadInput, match=r"x\.pt cannot be written"):
+            folder.save("x.pt", {"a": torch.zeros(2**20)})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    assert utils.read_tensors(tmp_path / "run" / "x.pt") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {}, "mean": np.float64(1)}, "holds numpy.*, which is neither a tensor"),
+        ({"weights": {}}, "is no checkpoint: it needs"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_says_why(content, message, tmp_path):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(BadInput, match=rf"x\.pt {message}"):
+        utils.load_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_of_a_wrapped_model_are_read(prefix):
+    shape = {"timestep": 2, "num_classes": 3, "image_size": 8, "width": 0.1}
+    saved, model = archs.build("fc", **shape), archs.build("fc", **shape)
+    state = {prefix + name: value for name, value in saved.state_dict().items()}
+    args = Namespace(arch="fc", timestep=2)
+    utils.load_weights(model, {"state_dict": state}, "x.pt", args)
+    assert torch.equal(model.fc1.weight, saved.fc1.weight)
+
+
+@pytest.mark.parametrize("flag", ["--timestep 3", "--arch vgg5", "--width 0.2"])
+def test_a_checkpoint_of_another_network_is_refused(flag, unbroken, tmp_path):
+    with pytest.raises(BadInput, match=r"checkpoint_best\.pt (was trained with|does not fit) --"):
+        run(tmp_path, *flag.split(), "--init", str(unbroken / "checkpoint_best.pt"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_moment_has_its_own_random_numbers():
+    moments = [(0, "step", 1, 0), (0, "step", 0, 1), (1, "step", 1, 0), (0, "order", 1)]
+    numbers = []
+    for moment in [*moments, *moments]:
+        utils.seed_all(*moment)
+        numbers.append(torch.rand(1).item())
+    assert numbers[:4] == numbers[4:]
+    assert len(set(numbers)) == 4
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "nonsense", "meta"])
+def test_a_device_that_is_not_there_is_bad_input(name):
+    with pytest.raises(BadInput, match=f"--device {name} is not there"):
+        utils.pick_device(name)
