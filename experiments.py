@@ -231,6 +231,11 @@ def end_worker(number, frame):
     sys.exit(1)
 
 
+def interrupt(number, frame):
+    """The first process's answer to a signal: it ends the workers on its way out."""
+    raise KeyboardInterrupt(number)
+
+
 def answer_signals():
     """Ctrl-C reaches all processes: the first one answers, and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -249,6 +254,8 @@ def perform_all(jobs, args):
             perform(job, args, threads)
         return
     spawn = multiprocessing.get_context("spawn")
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     with ProcessPoolExecutor(args.jobs, spawn, answer_signals) as pool:
         futures = [pool.submit(perform, job, args, threads) for job in todo]
         try:

@@ -235,9 +235,8 @@ class TemporalFisher:
             warnings.warn(f"measured one sample at a time, which is slow: {names}", stacklevel=3)
             self.slow |= rest
         norms = part | one_by_one(self.model, x, y, prefix=self.prefix, names=rest)
-        return {
-            name: norms[name] for name in self.params
-        }  # in the order of the network: sums depend on it
+        # In the order of the network: sums depend on it.
+        return {name: norms[name] for name in self.params if name in norms}
 
 
 def one_by_one(model, x, y, *, prefix="cumulative", names=None):

@@ -143,8 +143,9 @@ def check_finite(steps, epoch):
     """Raise BadInput if the loss or the gradient of a step is not finite."""
     for step, values in enumerate(torch.stack(steps).tolist(), 1):
         if not all(map(math.isfinite, values)):
-            raise BadInput(f"the loss or a gradient is not finite at epoch {epoch}, step {step}: try "
-                           "a lower --learning_rate; the last checkpoint is kept")  # fmt: skip
+            place = f"epoch {epoch}, step {step}"
+            raise BadInput(f"the loss or a gradient is not finite at {place}: try a lower "
+                           "--learning_rate; the last checkpoint is kept")  # fmt: skip
 
 
 def train_epoch(args, model, optimizer, train_set, epoch):

@@ -35,26 +35,18 @@ class BadInput(Exception):
 def run_script(main, name, several_processes=False, hint="--resume goes on after the last epoch"):
     """Call main() as a script. Bad input and unusable files end it with one line on stderr and
     status 2, Ctrl-C and SIGTERM with one line and status 130 or 143."""
-
-    def end_in_finaliser(dropped):
-        """Python drops an exception that is raised in a finaliser, that of a signal, too."""
-        if isinstance(dropped.exc_value, KeyboardInterrupt):
-            os._exit(report_stop(name, hint, dropped.exc_value))
-        sys.__unraisablehook__(dropped)
-
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
-    sys.unraisablehook = end_in_finaliser
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, partial(stop, name, hint))
     keep_freed_memory()
     try:
         join_processes(several_processes)
         main()
     except (BadInput, OSError) as error:
         sys.exit(report(f"{name}: error: {error}", 2))
-    except KeyboardInterrupt as error:
-        sys.exit(report_stop(name, hint, error))
+    except KeyboardInterrupt as interrupt:  # of a script that ends other processes first
+        sys.exit(report_stop(name, hint, interrupt.args[0]))
     except (RuntimeError, MemoryError) as error:
         memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if memory or "allocate memory" in str(error):
@@ -76,16 +68,19 @@ def report(message, status):
     return status
 
 
-def stop(number, frame):
-    """The answer to a signal. Files are replaced atomically, so any moment is a good one."""
-    signal.signal(number, signal.SIG_DFL)  # a second one ends the process
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-
-def report_stop(name, hint, error):
+def report_stop(name, hint, number):
     """Say which signal ended the script, in the first process; returns the exit status."""
-    status = 128 + signal.Signals[str(error)]
-    return status if rank() else report(f"{name}: stopped by {error}; {hint}", status)
+    if rank() == 0:
+        report(f"{name}: stopped by {signal.Signals(number).name}; {hint}", 0)
+    return 128 + number
+
+
+def stop(name, hint, number, frame):
+    """The answer to a signal. Files are replaced atomically, so any moment is a good one. An
+    exception instead would be lost in a finaliser, or become an error of torch.save."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(report_stop(name, hint, number))
 
 
 def keep_freed_memory():

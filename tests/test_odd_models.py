@@ -404,7 +404,7 @@ class SilentMembrane(nn.Module):
     def forward(self, x):
         self.v = self.v.detach() if self.detach and torch.is_tensor(self.v) else self.v
         self.v = self.v / 2 + self.layer(x)
-        spikes = archs.neuron.Spike.apply(self.v - 100, archs.neuron.SURROGATES["atan"], 2.0)
+        spikes = archs.neuron.Spike.apply(self.v - 100, archs.LIF())
         return self.head(self.readout(spikes)).unsqueeze(0)
 
 
