@@ -1,12 +1,9 @@
-"""Adversarial inputs: the fast gradient sign method and projected gradient descent, in the
-L-infinity ball of pixels.
+"""Adversarial inputs: FGSM and PGD in the L-infinity ball of pixels.
 
 An attack changes pixels by at most eps, so that the prediction of a prefix goes wrong. It knows the
-whole network and every timestep, encoding and normalisation included: `model` maps pixels to
-outputs. An image is changed once for all timesteps, the frames of [N, T, ...] each for itself.
-
-A spiking network has no gradient but its surrogate's, which is the attacker's to choose
-(`surrogates_of`): a network can look robust because its own surrogate says little about it.
+whole network: `model` maps pixels to outputs, encoding and normalisation included. An image is
+changed once for all timesteps, frames each for itself. The surrogate gradient is the attacker's to
+choose (`surrogates_of`): a network can look robust because its own says little about it.
 """
 
 from contextlib import contextmanager
@@ -102,18 +99,17 @@ def make(args, method, eps):
 
 @contextmanager
 def surrogates_of(model, surrogate):
-    """Within, every LIF layer of `model` has that surrogate gradient: "own", its own, or
-    name:alpha, "atan:0.5" say."""
+    """Within, every LIF layer has that surrogate: "own", its own, or name:alpha ("atan:0.5")."""
     layers = [module for module in model.modules() if isinstance(module, LIF)]
     before = [(lif.surrogate, lif.surrogate_alpha) for lif in layers]
-    if surrogate != "own":
-        for lif in layers:
-            lif.surrogate, lif.surrogate_alpha = parse_surrogate(surrogate)
     try:
+        for lif in layers:
+            if surrogate != "own":
+                lif.surrogate, lif.surrogate_alpha = parse_surrogate(surrogate)
         yield
     finally:
-        for lif, (name, alpha) in zip(layers, before):
-            lif.surrogate, lif.surrogate_alpha = name, alpha
+        for lif, names in zip(layers, before):
+            lif.surrogate, lif.surrogate_alpha = names
 
 
 def parse_surrogate(text):

@@ -173,12 +173,6 @@ class ImageSet:
         spikes = (chance < frames).to(x.dtype)
         return spikes + (frames - frames.detach()) if x.requires_grad else spikes
 
-    def shown(self, number):
-        """One sample as a figure shows it: frames [S, C, H, W]; S = 1 if all timesteps see it."""
-        x = self.pixels(torch.tensor([number], device=self.device))
-        x = self.encode(x) if self.poisson_steps else x
-        return x[0] if x.dim() == 5 else x
-
 
 def load(args, device):
     """The training and the test set that `args` names, on `device`, and the replaced labels.

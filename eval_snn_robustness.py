@@ -214,7 +214,6 @@ def main(argv=None):
     dataset = dataset.subset(torch.randperm(len(dataset))[: args.robust_samples])
     seeds = [load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints]
     with run_folder(args, dataset.device) as run:
-        run.keep_lines(ROBUSTNESS_FILE)
         sets = {}
         for kind, level, corruption, attack in threats(args):
             if not attack:

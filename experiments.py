@@ -207,7 +207,7 @@ def perform(job, args, threads):
         raise BadInput(
             f"{job.folder(args)} is of another command line: remove it and {asked}, or name an --out_dir"
         )
-    write_atomically(asked, lambda file: file.write(job.content().encode()))
+    write_atomically(asked, job.content().encode())
     log = Path(args.out_dir) / f"{job.name}.txt"
     with (
         open(log, "a") as shown,

@@ -2,6 +2,7 @@
 again."""
 
 import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -25,7 +26,6 @@ from utils import (  # noqa: E402
     rank,
     read_lines,
     run_script,
-    seed_all,
     write_atomically,
 )
 
@@ -43,7 +43,9 @@ def write(figure, path):
     """Write the figure there; returns the path."""
     path.parent.mkdir(exist_ok=True)
     dpi = min(150, MOST_PIXELS / figure.get_figwidth())
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    write_atomically(path, buffer.getbuffer())
     return path
 
 
@@ -237,8 +239,9 @@ def inputs(run, sets, seed):
     set}, a column a timestep; a single frame is what every timestep sees."""
     rows = {}
     for name, dataset in sets.items():
-        seed_all(seed, "evaluate", 0)
-        rows[name] = dataset.shown(0)  # (S, C, H, W)
+        x, _ = next(dataset.subset(slice(1)).batches(1, seed))
+        x = dataset.encode(x) if dataset.poisson_steps else x
+        rows[name] = x[0] if x.dim() == 5 else x  # (S, C, H, W)
     if rank():
         return
     columns = max(map(len, rows.values()))

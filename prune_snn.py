@@ -28,7 +28,7 @@ import pruning
 from fisher import prefix_outputs
 from train_snn import build_model, evaluate, fit, record_inputs, run_folder, setup
 from train_snn_fisherinfo import Measurement, fisher_subset, measure
-from utils import LOG_FILE, PRUNING_FILE, Run, load_checkpoint, load_weights, run_script
+from utils import LOG_FILE, PRUNING_FILE, Run, load_checkpoint, run_script
 
 KL_EPOCH, KL_RATIO = 2, 0.6  # of the early-time ticket rule
 MASKS_FILE = "masks.json"
@@ -68,29 +68,29 @@ class Search:
 
     def search(self):
         """Go through the rounds, and train the networks of --final_rounds with all timesteps."""
-        args = self.args
-        steps = int(self.rule) if self.rule.isdigit() else args.timestep
+        args, finals = self.args, self.args.final_rounds
         masks = pruning.all_kept(build_model(args, self.train_set))
-        start = None  # the checkpoint that a round starts from; None is initialisation
-        for number in range(args.final_rounds[-1]):
-            model, folder, seconds = self.train(f"round_{number:02d}", steps, masks, start)
-            line = self.record("search", number, steps, model, masks, seconds)
-            if number in args.final_rounds and steps == args.timestep:
-                self.record("final", number, steps, model, masks, seconds)
-            elif number in args.final_rounds:
-                self.final(number, masks, start)
-            if number == 0:
-                steps = self.steps_after(line, steps, folder)
-                start = self.rewound(folder)
-                if self.rule == "one_shot":
-                    break
-            masks = pruning.prune(model, masks, args.prune_rate)
-        if self.rule != "one_shot":
-            self.final(args.final_rounds[-1], masks, start)
+        steps = int(self.rule) if self.rule.isdigit() else args.timestep
+        model, folder, seconds = self.train("round_00", steps, masks, None)
+        line = self.record("search", 0, steps, model, masks, seconds)
+        start = None  # the checkpoint that later rounds start from; None is initialisation
+        if args.rewind_epoch:
+            start = load_checkpoint(folder / f"checkpoint_{args.rewind_epoch:04d}.pt")
+        if self.rule == "one_shot":
+            for number in finals:
+                rate = 1 - (1 - args.prune_rate) ** number
+                self.final(number, pruning.prune(model, masks, rate), start)
             return
-        for number in args.final_rounds:
-            rate = 1 - (1 - args.prune_rate) ** number
-            self.final(number, pruning.prune(model, masks, rate), start)
+        steps = self.steps_after(line, steps, folder)
+        for number in range(1, finals[-1]):
+            masks = pruning.prune(model, masks, args.prune_rate)
+            model, _, seconds = self.train(f"round_{number:02d}", steps, masks, start)
+            self.record("search", number, steps, model, masks, seconds)
+            if number in finals and steps == args.timestep:
+                self.record("final", number, steps, model, masks, seconds)
+            elif number in finals:
+                self.final(number, masks, start)
+        self.final(finals[-1], pruning.prune(model, masks, args.prune_rate), start)
 
     def final(self, number, masks, start):
         """Train the network after so many rounds with all timesteps."""
@@ -162,17 +162,10 @@ class Search:
             return steps
         path = folder / f"checkpoint_{KL_EPOCH:04d}.pt"
         early = build_model(self.args, self.train_set).eval()
-        load_weights(early, load_checkpoint(path), path, self.args)
+        early.load_state_dict(load_checkpoint(path)["state_dict"])
         with torch.no_grad():
             parts = [early(x) for x in self.subset.x.split(self.args.batch_size)]
         return fewest_by_kl(torch.cat(parts, 1))
-
-    def rewound(self, folder):
-        """The checkpoint of the first round that later rounds start from; None is
-        initialisation."""
-        if not self.args.rewind_epoch:
-            return None
-        return load_checkpoint(folder / f"checkpoint_{self.args.rewind_epoch:04d}.pt")
 
 
 def main(argv=None):
@@ -181,7 +174,6 @@ def main(argv=None):
     subset = fisher_subset(args, train_set, "train")
     with run_folder(args, train_set.device) as run:
         record_inputs(args, run, test_set, replaced)
-        run.keep_lines(PRUNING_FILE)
         columns = "steps  sparsity  accuracy     IC   seconds  operations"
         print(f"{'search':>8} {'stage':>7} round {columns}")
         for rule in args.search_timestep:

@@ -25,13 +25,11 @@ def prune(model, masks, rate):
     """Masks without the share `rate` of the kept weights, rounded to whole weights: the smallest
     |w| over all layers (global magnitude; Frankle and Carbin 2019, "The Lottery Ticket
     Hypothesis")."""
-    kept = torch.cat([mask.flatten() for mask in masks.values()]).nonzero().squeeze(1)
+    kept = torch.cat([mask.flatten() for mask in masks.values()])
     sizes = torch.cat([model.get_parameter(name).detach().abs().flatten() for name in masks])
-    pruned = kept[sizes[kept].argsort(stable=True)[: round(rate * len(kept))]]
-    left = torch.zeros(len(sizes), dtype=torch.bool, device=sizes.device)
-    left[kept] = True
-    left[pruned] = False
-    parts = left.split([mask.numel() for mask in masks.values()])
+    order = sizes.masked_fill(~kept, torch.inf).argsort(stable=True)  # smallest first
+    kept[order[: round(rate * kept.sum().item())]] = False
+    parts = kept.split([mask.numel() for mask in masks.values()])
     return {name: part.view_as(mask) for (name, mask), part in zip(masks.items(), parts)}
 
 

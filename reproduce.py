@@ -52,7 +52,7 @@ def report(args, claim):
         "\n".join(f"    {words}" for words in dict.fromkeys(job.words() for job in args.performed))
     ]
     path = Path(args.results) / f"{claim}.md"
-    write_atomically(path, lambda file: file.write(("\n\n".join(text) + "\n").encode()))
+    write_atomically(path, ("\n\n".join(text) + "\n").encode())
     print(
         "\n".join(
             [f"{claim}: {said}", *parts, *map(str, [path, *figures]), f"{minutes:.1f} minutes"]

@@ -252,7 +252,6 @@ def main(argv=None):
     epochs = expand_epochs(args.fisher_epochs, args.epochs)
     with run_folder(args, train_set.device) as run:
         record_inputs(args, run, test_set, replaced)
-        run.keep_lines(FISHER_FILE)
 
         def after_epoch(line):
             if line["epoch"] in epochs:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import fcntl
+import io
 import json
 import os
 import pickle
@@ -48,11 +49,9 @@ def run_script(main, name, several_processes=False, hint="--resume goes on after
     except KeyboardInterrupt as interrupt:  # of a script that ends other processes first
         sys.exit(report_stop(name, hint, interrupt.args[0]))
     except (RuntimeError, MemoryError) as error:
-        memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if memory or "allocate memory" in str(error):
-            cure = (
-                "a smaller --batch_size or --fisher_batch, or --checkpoint_activations, needs less"
-            )
+        kinds = (MemoryError, torch.OutOfMemoryError)
+        if isinstance(error, kinds) or "allocate memory" in str(error):
+            cure = "--checkpoint_activations or a smaller --batch_size or --fisher_batch needs less"
             sys.exit(report(f"{name}: error: out of memory: {cure}", 2))
         if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             lost = f"process {rank()} lost contact with the others"
@@ -136,11 +135,11 @@ def no_bar():
 # ---------------------------------------------------------------- the run folder
 
 
-def write_atomically(path, write):
-    """Call write(file) on a temporary file beside `path`; put it in its place when it is whole."""
+def write_atomically(path, content):
+    """Write the bytes to a temporary file beside `path`, which takes its place when it is whole."""
     temporary = Path(path).with_name(f".part-{Path(path).name}")
     with open(temporary, "wb") as file:
-        write(file)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -162,11 +161,11 @@ class Run:
                 self.close()
                 busy = isinstance(error, BlockingIOError)
                 reason = "another process is at work there" if busy else error
-                raise BadInput(f"the folder {self.folder} cannot be written: {reason}") from error
+                raise BadInput(f"the folder {folder} cannot be written: {reason}") from error
         of_all(None)  # the others wait until the folder is there
 
     def start(self, args, device, resume):
-        """Make the folder, lock it, and write args.json, or check that it is there."""
+        """Make the folder, lock it, write args.json, and drop what a killed process left torn."""
         begun = self.path(ARGS_FILE).exists()
         if begun and not resume:
             raise BadInput(f"{self.folder} holds a run: --resume goes on with it, "
@@ -176,8 +175,11 @@ class Run:
         (self.folder / "figures").mkdir(parents=True, exist_ok=True)
         self.lock = os.open(self.folder, os.O_RDONLY)
         fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until close()
-        for torn in self.folder.glob(".part-*"):  # of a killed process
+        for torn in self.folder.glob(".part-*"):
             torn.unlink()
+        for path in self.folder.glob("*.jsonl"):
+            text = path.read_bytes()
+            write_atomically(path, text[: text.rfind(b"\n") + 1])
         record = {"command": sys.argv, **environment(device)}
         if begun:
             first = read_record(self.path(ARGS_FILE))
@@ -206,26 +208,22 @@ class Run:
         """The records of a JSON-lines file; process 0 reads them for all."""
         return of_all(read_lines(self.path(name)) if rank() == 0 else None)[0]
 
-    def keep_lines(self, name, keep=lambda record: True):
-        """Rewrite a JSON-lines file with the records for which keep(record) is true. A last line
-        that a killed process left torn goes, too."""
+    def keep_lines(self, name, keep):
+        """Rewrite a JSON-lines file with the records for which keep(record) is true."""
         if rank() == 0 and self.path(name).exists():
             text = "".join(json.dumps(r) + "\n" for r in read_lines(self.path(name)) if keep(r))
-            write_atomically(self.path(name), lambda file: file.write(text.encode()))
+            write_atomically(self.path(name), text.encode())
 
     def write_json(self, name, content):
-        text = json.dumps(content, indent=1)
-        write_atomically(self.path(name), lambda file: file.write(text.encode()))
+        if rank() == 0:
+            write_atomically(self.path(name), json.dumps(content, indent=1).encode())
 
     def save(self, name, content):
-        """torch.save. Raises BadInput if the disk is full."""
+        """torch.save."""
         if rank() == 0:
-            try:
-                write_atomically(self.path(name), lambda file: torch.save(content, file))
-            except RuntimeError as error:  # torch's word for a full disk
-                reason = error.__context__ or error
-                path = self.path(name)
-                raise BadInput(f"{path} cannot be written ({reason}); it is as before") from error
+            buffer = io.BytesIO()
+            torch.save(content, buffer)
+            write_atomically(self.path(name), buffer.getbuffer())
 
 
 def read_lines(path):
@@ -249,12 +247,12 @@ def read_record(path):
 
 def environment(device):
     """Versions, device and git revision, for args.json."""
-    revision = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    git = ""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    revision = None
     with contextlib.suppress(OSError):  # no git on this machine
-        git = subprocess.run(revision, capture_output=True, text=True).stdout.strip()
+        revision = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {"versions": versions, "device": device_name(device), "git": git or None}
+    return {"versions": versions, "device": device_name(device), "git": revision}
 
 
 def device_name(device):

@@ -174,23 +174,32 @@ def pieces(*tensors):
 def run_forward(lif, x, spikes, slopes, membranes):
     """Fill spikes, and the last two if they are not None."""
     v = torch.zeros_like(x[0], dtype=torch.promote_types(x.dtype, torch.float32))
-    s, a = torch.empty_like(v), 1 - 1 / lif.tau
+    room = torch.empty_like(v)
+    a = 1 - 1 / lif.tau
     for t in range(len(x)):
         x_t = x[t].to(v.dtype)
         # x + a (v - x) = v + (x - v) / tau, or x + a v
         h = torch.lerp(x_t, v, a) if lif.decay_input else torch.add(x_t, v, alpha=a)
-        spikes[t] = torch.ge(h, lif.threshold, out=s)
-        v = h * (1 - s) if lif.reset == "hard" else h - lif.threshold * s
+        s = room if room.dtype != x.dtype else spikes[t]
+        torch.ge(h, lif.threshold, out=s)
+        if lif.reset == "hard":
+            v = torch.addcmul(h, h, s, value=-1)  # h (1 - s)
+        else:
+            v = torch.sub(h, s, alpha=lif.threshold)
         if membranes is not None:
             membranes[t] = h
         if slopes is not None:
             slopes[t] = lif.slope(h.sub_(lif.threshold))
+        if s is room:
+            spikes[t] = s
 
 
 def run_backward(lif, grad, grad_x, spikes, slopes, membranes):
-    """Fill grad_x."""
+    """Fill grad_x; membranes may be None."""
     grad_h = torch.zeros_like(grad[0], dtype=torch.promote_types(grad.dtype, torch.float32))
+    room = torch.empty_like(grad_h)
     a = 0 if lif.detach_membrane else 1 - 1 / lif.tau
+    factor = 1 / lif.tau if lif.decay_input else 1
     for t in reversed(range(len(grad))):
         grad_s = grad[t].to(grad_h.dtype)
         later = grad_h
@@ -200,4 +209,7 @@ def run_backward(lif, grad, grad_x, spikes, slopes, membranes):
         if lif.reset == "hard":  # later (1 - s)
             later = torch.addcmul(later, later, spikes[t].to(later.dtype), value=-1)
         grad_h = (grad_s * slopes[t].to(grad_h.dtype)).add_(later, alpha=a)
-        grad_x[t] = grad_h / lif.tau if lif.decay_input else grad_h
+        gradient = room if room.dtype != grad.dtype else grad_x[t]
+        torch.mul(grad_h, factor, out=gradient)
+        if gradient is room:
+            grad_x[t] = gradient
