@@ -99,17 +99,6 @@ def test_neurons_are_their_loop(reset, decay_input, detach_reset, detach_membran
     torch.testing.assert_close(gradient, expected_gradient)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_samples_of_a_large_layer_are_those_samples_alone_to_the_bit(dtype):
-    lif = LIF(detach_reset=False)
-    x = 2 * torch.randn(2, 3, 2**18, dtype=dtype)  # in pieces of two samples and of one
-    cotangent = torch.randn_like(x)
-    spikes, gradient = spikes_and_gradient(lif, x, cotangent)
-    alone = [spikes_and_gradient(lif, x[:, [n]], cotangent[:, [n]]) for n in range(3)]
-    assert torch.equal(spikes, torch.cat([sample[0] for sample in alone], 1))
-    assert torch.equal(gradient, torch.cat([sample[1] for sample in alone], 1))
-
-
 def test_half_precision_has_the_spikes_of_single_precision():
     x, cotangent = 2 * torch.randn(6, 5, 40).bfloat16(), torch.randn(6, 5, 40).bfloat16()
     spikes, gradient = spikes_and_gradient(LIF(), x, cotangent)
