@@ -136,13 +136,17 @@ def no_bar():
 
 
 def write_atomically(path, content):
-    """Write the bytes to a temporary file beside `path`, which takes its place when it is whole."""
+    """Write the bytes to a temporary file beside `path`, which takes its place when it is whole.
+    Raises BadInput if the disk is full, say."""
     temporary = Path(path).with_name(f".part-{Path(path).name}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written ({error}); what was there is whole") from error
 
 
 class Run:

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
     [
         (BadInput("no such\nfile"), "x.py: error: no such file\n"),
         (PermissionError(13, "Denied", "x.pt"), "x.py: error: [Errno 13] Denied: 'x.pt'\n"),
-        (MemoryError(), "x.py: error: out of memory: a smaller --batch_size"),
+        (MemoryError(), "x.py: error: out of memory: --checkpoint_activations or a smaller"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(error, message, capsys):
