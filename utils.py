@@ -136,8 +136,7 @@ def no_bar():
 
 
 def write_atomically(path, content):
-    """Write the bytes to a temporary file beside `path`, which takes its place when it is whole.
-    Raises BadInput if the disk is full, say."""
+    """Write the bytes to `path`, whole or not at all. Raises BadInput if the disk is full, say."""
     temporary = Path(path).with_name(f".part-{Path(path).name}")
     try:
         with open(temporary, "wb") as file:
@@ -270,8 +269,7 @@ def device_name(device):
 
 
 def read_tensors(path):
-    """What torch.save wrote there, on the CPU. Raises BadInput if it is damaged, or holds more than
-    tensors and plain values."""
+    """What torch.save wrote there, on the CPU: tensors and plain values. Raises BadInput."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -314,11 +312,9 @@ def load_weights(model, checkpoint, path, args):
 
 
 def seed_all(seed, purpose, first=0, second=0):
-    """Seed torch's generators from the run's seed, a purpose and a moment: epoch and batch.
-
-    What is drawn at a moment depends on that moment alone. So a run that is resumed or measured in
-    between draws the same numbers as one that is not, and no generator's state has to be saved.
-    """
+    """Seed torch's generators from the run's seed, a purpose and a moment: epoch and batch. So a
+    run that is resumed, or measured in between, draws the same numbers as one that is not, and no
+    generator's state has to be saved."""
     key = [seed, PURPOSES.index(purpose), first, second]
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
