@@ -265,14 +265,14 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
         # The line before the checkpoint: a resumed run drops lines that are past its checkpoint.
         line = {"epoch": epoch, "lr": learning_rate(args, epoch)} | trained | validation
         run.append(LOG_FILE, line)
-        save(args, run, model, optimizer, masks, line, best)
-        best = max(best, line["test_accuracy"])
+        best = save(args, run, model, optimizer, masks, line, best)
         after_epoch(line)
     return line
 
 
 def save(args, run, model, optimizer, masks, line, best):
-    """Write the checkpoints of an epoch; `best` is the best test accuracy before it."""
+    """Write the checkpoints of an epoch; `best` is the best test accuracy before it. Returns the
+    best so far."""
     epoch = line["epoch"]
     weights = {"state_dict": model.state_dict(), "args": vars(args), "epoch": epoch}
     weights |= {"masks": masks} if masks else {}
@@ -282,6 +282,7 @@ def save(args, run, model, optimizer, masks, line, best):
         run.save(f"checkpoint_{epoch:04d}.pt", weights)
     best = max(best, line["test_accuracy"])
     run.save(LATEST, weights | {"optimizer": optimizer.state_dict(), "best": best})
+    return best
 
 
 def resume(args, run, model, optimizer, start):
