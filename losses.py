@@ -67,9 +67,9 @@ def tet(outputs, y, *, lam, skip=(), level=None, smoothing=0.0):
     """(1 - lam) mean_t CE(o_t) + lam mean_t MSE(o_t, phi), phi = 1, of temporal efficient training
     (Deng et al. 2022, "Temporal Efficient Training of Spiking Neural Network via Gradient
     Re-weighting", eq. 9 to 11)."""
-    kept = at_steps(outputs, kept_steps(len(outputs), skip))
-    per_step = flooded(cross_entropies(kept, y, smoothing), level, len(y)).mean()
-    return (1 - lam) * per_step + lam * (kept - TET_TARGET).square().mean()
+    counted = at_steps(outputs, kept_steps(len(outputs), skip))
+    per_step = flooded(cross_entropies(counted, y, smoothing), level, len(y)).mean()
+    return (1 - lam) * per_step + lam * (counted - TET_TARGET).square().mean()
 
 
 def prefix(outputs, y, *, times, weight, skip=(), level=None, smoothing=0.0):
@@ -85,9 +85,9 @@ def residuals(outputs, y, skip=()):
     where no output is left. The gradient of CE_t by any weight is a Jacobian times p_t - y.
     """
     first = kept_steps(len(outputs), skip)[0]
-    shares = prefix_means(outputs, range(first, len(outputs) + 1), skip).softmax(2)
-    found = (shares - F.one_hot(y, outputs.shape[2])).square().sum(2).mean(1)
-    return F.pad(found, (first - 1, 0))
+    probabilities = prefix_means(outputs, range(first, len(outputs) + 1), skip).softmax(2)
+    squares = (probabilities - F.one_hot(y, outputs.shape[2])).square().sum(2).mean(1)
+    return F.pad(squares, (first - 1, 0))
 
 
 def centroid(outputs, y, *, target, skip=(), smoothing=0.0):
