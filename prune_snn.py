@@ -16,7 +16,6 @@ finished epoch of a round.
 """
 
 from argparse import Namespace
-from contextlib import closing
 from dataclasses import replace
 
 import torch
@@ -110,7 +109,7 @@ class Search:
             model.load_state_dict(start["state_dict"])
         pruning.apply(model, masks)
         folder = self.run.folder / self.rule / name
-        with closing(Run(folder, args, self.train_set.device, resume=True)) as run:
+        with Run(folder, args, self.train_set.device) as run:
             sets = [first_steps(dataset, steps) for dataset in (self.train_set, self.test_set)]
             epoch = start["epoch"] if start else 0
             fit(args, run, model, *sets, lambda line: None, masks=masks, start=epoch)

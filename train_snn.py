@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -88,7 +88,7 @@ def run_folder(args, device):
     """The Run of `args`, which no other process may use. That of a dry run is temporary."""
     with TemporaryDirectory() as temporary:
         out_dir = of_all(temporary)[0] if args.dry_run else args.out_dir
-        with closing(Run(Path(out_dir) / config.run_name(args), args, device, args.resume)) as run:
+        with Run(Path(out_dir) / config.run_name(args), args, device) as run:
             yield run
     if args.dry_run:
         print("dry run: it went through, and its folder is deleted")
@@ -249,11 +249,12 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
     if masks:
         pruning.hold(optimizer, model, masks)
     done, best = resume(args, run, model, optimizer, start)
-    run.keep_lines(LOG_FILE, lambda line: line["epoch"] <= done)
-    if not run.lines(LOG_FILE):
-        before = dict.fromkeys(("lr", "train_loss", "train_accuracy", "images_per_second"))
-        run.append(LOG_FILE, {"epoch": start} | before | evaluate(model, test_set, args))
-    line = run.lines(LOG_FILE)[-1]
+    log = [line for line in run.lines(LOG_FILE) if line["epoch"] <= done]
+    if not log:
+        untrained = dict.fromkeys(("lr", "train_loss", "train_accuracy", "images_per_second"))
+        log = [{"epoch": start} | untrained | evaluate(model, test_set, args)]
+    run.write_lines(LOG_FILE, log)
+    line = log[-1]
     after_epoch(line)
     replica = distribute(model, train_set.device)
     for epoch in range(done + 1, args.epochs + 1):
@@ -288,7 +289,7 @@ def save(args, run, model, optimizer, masks, line, best):
 def resume(args, run, model, optimizer, start):
     """Load checkpoint_latest.pt into model and optimizer. Returns its epoch and the best accuracy
     so far; of a new run, `start` and -1."""
-    path = run.path(LATEST)
+    path = run.folder / LATEST
     if not path.exists():
         if len(run.lines(LOG_FILE)) > 2:  # a kill in the first epoch leaves two lines at most
             raise BadInput(f"{run.folder} has epochs in {LOG_FILE} but no {LATEST}: restore it")

@@ -215,7 +215,7 @@ def measure_all(args, run, model, subsets, about, accuracy):
         lines = run.lines(FISHER_FILE)
         if key(line) in map(key, lines):
             continue
-        path = run.path(SAMPLES_FILE)
+        path = run.folder / SAMPLES_FILE
         samples = utils.read_tensors(path) if lines and rank() == 0 else {}
         measurement = Measurement(
             labels, args.fisher_prefix, args.fisher_estimator, args.fisher_batch, args.seed

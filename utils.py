@@ -149,84 +149,75 @@ def write_atomically(path, content):
 
 
 class Run:
-    """A run folder. JSON lines are appended whole, other files replaced atomically, by process 0.
+    """A run folder. `with Run(...) as run:` keeps other processes out of it.
 
-    Raises BadInput if the folder cannot be made or written, is in use by another process, or holds
-    a run and `resume` is False.
+    Process 0 writes. Files are replaced whole, so a kill leaves none half written. Raises BadInput
+    if the folder cannot be written, is in use by another process, or holds a run that `args` does
+    not resume.
     """
 
-    def __init__(self, folder, args, device, resume=False):
-        self.folder, self.lock = Path(folder), None
+    def __init__(self, folder, args, device):
+        self.folder = Path(folder)
         if rank() == 0:
-            try:
-                self.start(args, device, resume)
-            except OSError as error:
-                self.close()
-                busy = isinstance(error, BlockingIOError)
-                reason = "another process is at work there" if busy else error
-                raise BadInput(f"the folder {folder} cannot be written: {reason}") from error
+            self.start(args, device)
         of_all(None)  # the others wait until the folder is there
 
-    def start(self, args, device, resume):
-        """Make the folder, lock it, write args.json, and drop what a killed process left torn."""
-        begun = self.path(ARGS_FILE).exists()
-        if begun and not resume:
+    def start(self, args, device):
+        """Make the folder, lock it, and write args.json, or add this start to it."""
+        record = {"command": sys.argv, **environment(device)}
+        begun = (self.folder / ARGS_FILE).exists()
+        if begun and not args.resume:
             raise BadInput(f"{self.folder} holds a run: --resume goes on with it, "
                            "--exp_name NAME makes another")  # fmt: skip
-        if not begun and any(self.folder.glob("*.jsonl")):
-            raise BadInput(f"{self.folder} holds a run without its {ARGS_FILE}: restore that file")
-        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
-        self.lock = os.open(self.folder, os.O_RDONLY)
-        fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until close()
-        for torn in self.folder.glob(".part-*"):
-            torn.unlink()
-        for path in self.folder.glob("*.jsonl"):
-            text = path.read_bytes()
-            write_atomically(path, text[: text.rfind(b"\n") + 1])
-        record = {"command": sys.argv, **environment(device)}
         if begun:
-            first = read_record(self.path(ARGS_FILE))
+            first = read_record(self.folder / ARGS_FILE)
             record = first | {"resumed": [*first.get("resumed", []), record]}
+        elif any(self.folder.glob("*.jsonl")):
+            raise BadInput(f"{self.folder} holds a run without its {ARGS_FILE}: restore that file")
         else:
             record["args"] = vars(args)
+        try:
+            (self.folder / "figures").mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.folder, os.O_RDONLY)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(f"another process is at work in {self.folder}") from error
+        except OSError as error:
+            raise BadInput(f"{self.folder} cannot be written: {error}") from error
         self.write_json(ARGS_FILE, record)
 
-    def close(self):
-        """Let another process have the folder."""
-        if self.lock is not None:
-            os.close(self.lock)
-            self.lock = None
+    def __enter__(self):
+        return self
 
-    def path(self, name):
-        return self.folder / name
-
-    def append(self, name, record):
-        """Append one JSON line."""
+    def __exit__(self, *error):
         if rank() == 0:
-            with open(self.path(name), "ab") as file:
-                file.write((json.dumps(record, allow_nan=False) + "\n").encode())
-                os.fsync(file.fileno())
-
-    def lines(self, name):
-        """The records of a JSON-lines file; process 0 reads them for all."""
-        return of_all(read_lines(self.path(name)) if rank() == 0 else None)[0]
-
-    def keep_lines(self, name, keep):
-        """Rewrite a JSON-lines file with the records for which keep(record) is true."""
-        if rank() == 0 and self.path(name).exists():
-            text = "".join(json.dumps(r) + "\n" for r in read_lines(self.path(name)) if keep(r))
-            write_atomically(self.path(name), text.encode())
-
-    def write_json(self, name, content):
-        if rank() == 0:
-            write_atomically(self.path(name), json.dumps(content, indent=1).encode())
+            os.close(self.lock)  # which unlocks the folder
 
     def save(self, name, content):
         """torch.save."""
         if rank() == 0:
             buffer = io.BytesIO()
             torch.save(content, buffer)
-            write_atomically(self.path(name), buffer.getbuffer())
+            write_atomically(self.folder / name, buffer.getbuffer())
+
+    def write_json(self, name, content):
+        if rank() == 0:
+            write_atomically(self.folder / name, json.dumps(content, indent=1).encode())
+
+    def write_lines(self, name, records):
+        """Write a JSON-lines file."""
+        if rank() == 0:
+            text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+            write_atomically(self.folder / name, text.encode())
+
+    def append(self, name, record):
+        """Add a record to a JSON-lines file."""
+        if rank() == 0:
+            self.write_lines(name, [*read_lines(self.folder / name), record])
+
+    def lines(self, name):
+        """The records of a JSON-lines file; process 0 reads them for all."""
+        return of_all(read_lines(self.folder / name) if rank() == 0 else None)[0]
 
 
 def read_lines(path):

@@ -4,7 +4,6 @@ import resource
 import signal
 import time
 from argparse import Namespace
-from contextlib import closing
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ import utils
 from utils import BadInput, Run
 
 CPU = torch.device("cpu")
+START = Namespace(resume=True)
 
 
 @pytest.mark.parametrize(
@@ -72,21 +72,24 @@ def test_a_script_needs_no_special_terminal(script, environment, tmp_path):
 
 def test_a_folder_in_use_or_out_of_reach_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match="cannot be written"):
-        Run("/dev/null/run", Namespace(), CPU)
-    with closing(Run(tmp_path / "run", Namespace(), CPU)):
+        Run("/dev/null/run", START, CPU)
+    with Run(tmp_path / "run", START, CPU):
         with pytest.raises(BadInput, match="another process is at work"):
-            Run(tmp_path / "run", Namespace(), CPU, resume=True)
-    Run(tmp_path / "run", Namespace(), CPU, resume=True).close()
+            Run(tmp_path / "run", START, CPU)
+    with Run(tmp_path / "run", START, CPU):
+        pass
 
 
 def test_a_full_disk_leaves_the_file_before(tmp_path):
     """A limit on the size of files stands in for the disk."""
     limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with closing(Run(tmp_path / "run", Namespace(), CPU)) as folder:
+    with Run(tmp_path / "run", START, CPU) as folder:
         folder.save("x.pt", {"a": 1})
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, most))
         with pytest.raises(BadInput, match=r"x\.pt cannot be written"):
             folder.save("x.pt", {"a": torch.zeros(2**20)})
+        with pytest.raises(BadInput, match=r"log\.jsonl cannot be written"):
+            folder.append("log.jsonl", {"text": "x" * 2**20})
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
     assert utils.read_tensors(tmp_path / "run" / "x.pt") == {"a": 1}
 
