@@ -6,7 +6,6 @@ import fcntl
 import io
 import json
 import os
-import pickle
 import platform
 import re
 import signal
@@ -34,65 +33,61 @@ class BadInput(Exception):
 
 
 def run_script(main, name, several_processes=False, hint="--resume goes on after the last epoch"):
-    """Call main() as a script. Bad input and unusable files end it with one line on stderr and
-    status 2, Ctrl-C and SIGTERM with one line and status 130 or 143."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
+    """Call main() as a script. Bad input ends it with one line on stderr and status 2, Ctrl-C and
+    SIGTERM with one line and status 130 or 143."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know only ASCII
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, partial(stop, name, hint))
     keep_freed_memory()
     try:
         join_processes(several_processes)
         main()
-    except (BadInput, OSError) as error:
-        sys.exit(report(f"{name}: error: {error}", 2))
-    except KeyboardInterrupt as interrupt:  # of a script that ends other processes first
+    except KeyboardInterrupt as interrupt:  # of reproduce.py, which ends its workers first
         sys.exit(report_stop(name, hint, interrupt.args[0]))
+    except (BadInput, OSError) as error:
+        report(f"{name}: error: {error}")
+        sys.exit(2)
     except (RuntimeError, MemoryError) as error:
-        kinds = (MemoryError, torch.OutOfMemoryError)
-        if isinstance(error, kinds) or "allocate memory" in str(error):
-            cure = "--checkpoint_activations or a smaller --batch_size or --fisher_batch needs less"
-            sys.exit(report(f"{name}: error: out of memory: {cure}", 2))
-        if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            lost = f"process {rank()} lost contact with the others"
-            sys.exit(report(f"{name}: {lost}: start again with --resume", 1))
-        raise
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            raise
+        report(f"{name}: error: out of memory: --checkpoint_activations or a smaller --batch_size "
+               "or --fisher_batch needs less")  # fmt: skip
+        sys.exit(2)
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def report(message, status):
-    """Print one line on stderr; returns the status."""
+def report(message):
+    """Print one line on stderr."""
     print(message.replace("\n", " "), file=sys.stderr, flush=True)
-    return status
 
 
 def report_stop(name, hint, number):
-    """Say which signal ended the script, in the first process; returns the exit status."""
+    """Say which signal ended the script. Returns the exit status."""
     if rank() == 0:
-        report(f"{name}: stopped by {signal.Signals(number).name}; {hint}", 0)
+        report(f"{name}: stopped by {signal.Signals(number).name}; {hint}")
     return 128 + number
 
 
 def stop(name, hint, number, frame):
-    """The answer to a signal. Files are replaced atomically, so any moment is a good one. An
-    exception instead would be lost in a finaliser, or become an error of torch.save."""
+    """End the process at a signal. Any moment is good, since files are replaced atomically. An
+    exception would be lost in a finaliser, or become an error of torch.save."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(report_stop(name, hint, number))
 
 
 def keep_freed_memory():
-    """Have glibc keep freed buffers for later ones. Else each step takes its activations from the
-    system anew, page by page: 1.8 times the time of a CPU epoch of VGG5 with batch 128."""
-    with contextlib.suppress(OSError, AttributeError):  # another system
+    """Let glibc keep freed memory. Otherwise each step gets new pages from the system, and a CPU
+    epoch of VGG5 with batch 128 takes 1.8 times as long."""
+    with contextlib.suppress(AttributeError):  # no glibc
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: large buffers, too, come from the heap
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which keeps what is freed
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large buffers come from the heap too
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap never shrinks
 
 
 def join_processes(several):
-    """Under torchrun, meet the other processes. The first one alone writes and prints."""
+    """Under torchrun, meet the other processes. Only the first one writes and prints."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return
     if not several:
@@ -105,17 +100,17 @@ def join_processes(several):
 
 
 def rank():
-    """Which of the processes this is, from 0."""
+    """Number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def processes():
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def of_all(value):
-    """[value in process 0, value in process 1, ...], the same in all; all have to call it."""
+    """[value in process 0, value in process 1, ...]. All processes have to call it."""
     values = [value] * processes()
     if dist.is_initialized():
         dist.all_gather_object(values, value)
@@ -123,12 +118,12 @@ def of_all(value):
 
 
 def own_share(count):
-    """This process's share of `count` things, as a slice. Each thing is in one share."""
+    """This process's share of `count` things, as a slice."""
     return slice(rank() * count // processes(), (rank() + 1) * count // processes())
 
 
 def no_bar():
-    """tqdm's `disable`: the first process alone has a progress bar, and only at a terminal."""
+    """tqdm's `disable`: a progress bar in the first process, if that has a terminal."""
     return True if rank() else None
 
 
@@ -136,7 +131,7 @@ def no_bar():
 
 
 def write_atomically(path, content):
-    """Write the bytes to `path`, whole or not at all. Raises BadInput if the disk is full, say."""
+    """Write the bytes to `path`, whole or not at all. Raises BadInput."""
     temporary = Path(path).with_name(f".part-{Path(path).name}")
     try:
         with open(temporary, "wb") as file:
@@ -221,10 +216,11 @@ class Run:
 
 
 def read_lines(path):
-    """The records of a JSON-lines file, without a torn last line; none if there is no file."""
-    path = Path(path)
-    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    """The records of a JSON-lines file, without a torn last line. No file has no records."""
+    if not Path(path).exists():
+        return []
     try:
+        lines = Path(path).read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
     except ValueError as error:
         raise BadInput(f"{path} is damaged ({error}): restore it, or start another run") from error
@@ -241,16 +237,14 @@ def read_record(path):
 
 def environment(device):
     """Versions, device and git revision, for args.json."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    revision = None
-    with contextlib.suppress(OSError):  # no git on this machine
-        revision = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    command, folder = "git describe --always --dirty", Path(__file__).parent
+    git = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {"versions": versions, "device": device_name(device), "git": revision}
+    return {"versions": versions, "device": device_name(device), "git": git.stdout.strip() or None}
 
 
 def device_name(device):
-    """What a torch device is called."""
+    """The name of a GPU, or the number of threads on a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device}, {torch.get_num_threads()} threads"
@@ -260,14 +254,14 @@ def device_name(device):
 
 
 def read_tensors(path):
-    """What torch.save wrote there, on the CPU: tensors and plain values. Raises BadInput."""
+    """The tensors and plain values of a file of torch.save, on the CPU. Raises BadInput."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise BadInput(f"there is no file {path}") from error
-    except Exception as error:  # torch.load has many words for a file that is not whole
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # a file that is not whole raises one of many
         unknown = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and unknown:
+        if unknown:
             raise BadInput(f"{path} holds {unknown[1]}, which is neither a tensor nor a plain "
                            "value: save it again without") from error  # fmt: skip
         raise BadInput(f"{path} is damaged: restore it ({type(error).__name__})") from error
@@ -276,10 +270,8 @@ def read_tensors(path):
 def load_checkpoint(path):
     """A checkpoint of this project or of the release: a dict with "state_dict". Raises BadInput."""
     content = read_tensors(path)
-    plain = isinstance(content, dict) and isinstance(content.get("args", {}), dict)
-    state = content.get("state_dict") if plain else None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise BadInput(f"{path} is no checkpoint: it needs a dict of tensors under 'state_dict'")
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise BadInput(f"{path} is no checkpoint: it needs a dict with 'state_dict'")
     return content
 
 
@@ -290,7 +282,7 @@ def load_weights(model, checkpoint, path, args):
         if saved not in (None, wanted):
             raise BadInput(f"{path} was trained with --{name} {saved}, not {wanted}")
     state = {}
-    for name, value in checkpoint["state_dict"].items():  # of DataParallel, of torch.compile
+    for name, value in checkpoint["state_dict"].items():  # torch.compile and DDP add prefixes
         state[name.replace("_orig_mod.", "").removeprefix("module.")] = value
     try:
         model.load_state_dict(state)
@@ -303,32 +295,27 @@ def load_weights(model, checkpoint, path, args):
 
 
 def seed_all(seed, purpose, first=0, second=0):
-    """Seed torch's generators from the run's seed, a purpose and a moment: epoch and batch. So a
-    run that is resumed, or measured in between, draws the same numbers as one that is not, and no
-    generator's state has to be saved."""
+    """Seed torch's generators from the run's seed, a purpose, and a moment: epoch and batch. So a
+    resumed run draws the same numbers, and no generator's state has to be saved."""
     key = [seed, PURPOSES.index(purpose), first, second]
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
 def pick_device(name):
-    """A torch device by name; "cuda" is each process's own. Raises BadInput if it is not there."""
+    """A torch device by name. With "cuda" each process has its own. Raises BadInput."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
     try:
-        device = torch.zeros(1, device=name)
-        device.item()  # "meta" holds no numbers
-        return device.device
+        return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise BadInput(
-            f"--device {name} is not there ({reason}); --device cpu always is"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"--device {name} is not there ({reason})") from error
 
 
 @contextlib.contextmanager
 def after_each(model, kinds, note):
-    """Within, note(name, module, inputs, output) is called after each forward of such modules."""
+    """In the `with` block, such modules call note(name, module, inputs, output) after forward."""
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, kinds):
