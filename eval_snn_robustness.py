@@ -213,7 +213,7 @@ def main(argv=None):
     seed_all(args.seed, "subset")
     dataset = dataset.subset(torch.randperm(len(dataset))[: args.robust_samples])
     seeds = [load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints]
-    with run_folder(args, dataset.device) as run:
+    with run_folder(args, dataset) as run:
         sets = {}
         for kind, level, corruption, attack in threats(args):
             if not attack:

@@ -25,7 +25,7 @@ import config
 import plots
 import pruning
 from fisher import prefix_outputs
-from train_snn import build_model, evaluate, fit, record_inputs, run_folder, setup
+from train_snn import build_model, evaluate, fit, run_folder, setup
 from train_snn_fisherinfo import Measurement, fisher_subset, measure
 from utils import LOG_FILE, PRUNING_FILE, Run, load_checkpoint, run_script
 
@@ -171,8 +171,7 @@ def main(argv=None):
     args = config.parse("prune_snn", argv, __doc__)
     _, train_set, test_set, replaced = setup(args)
     subset = fisher_subset(args, train_set, "train")
-    with run_folder(args, train_set.device) as run:
-        record_inputs(args, run, test_set, replaced)
+    with run_folder(args, test_set, replaced) as run:
         columns = "steps  sparsity  accuracy     IC   seconds  operations"
         print(f"{'search':>8} {'stage':>7} round {columns}")
         for rule in args.search_timestep:

@@ -46,7 +46,6 @@ from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, of_all, pr
 NETWORK_FLAGS = ("arch", "timestep", "width", "layernum", "norm", "tau", "threshold", "reset",
                  "surrogate", "surrogate_alpha", "detach_membrane")  # fmt: skip
 SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and timestep
-CHECK_EVERY = 50  # steps between looks at the loss: a look waits for the device
 
 
 # ---------------------------------------------------------------- what is trained
@@ -70,7 +69,7 @@ def build_model(args, dataset, checkpoint_activations=False):
 
 
 def setup(args):
-    """What a training script trains: (model, training set, test set, replaced labels)."""
+    """(model, training set, test set, replaced labels) of a training script."""
     train_set, test_set, replaced = data.load(args, utils.pick_device(args.device))
     corruption = data.make_corruption(args, train_set, test_set)
     train_set, test_set = (replace(s, corruption=corruption) for s in (train_set, test_set))
@@ -84,23 +83,20 @@ def setup(args):
 
 
 @contextmanager
-def run_folder(args, device):
-    """The Run of `args`, which no other process may use. That of a dry run is temporary."""
+def run_folder(args, test_set, replaced=None):
+    """The Run of `args`, with the replaced labels and a figure of corrupted inputs. The folder of a
+    dry run is temporary."""
     with TemporaryDirectory() as temporary:
         out_dir = of_all(temporary)[0] if args.dry_run else args.out_dir
-        with Run(Path(out_dir) / config.run_name(args), args, device) as run:
+        with Run(Path(out_dir) / config.run_name(args), args, test_set.device) as run:
+            if replaced:
+                run.save(LABELS_FILE, replaced)
+            if test_set.corruption:
+                sets = {"clean": replace(test_set, corruption=None), "corrupted": test_set}
+                plots.inputs(run, sets, args.seed)
             yield run
     if args.dry_run:
         print("dry run: it went through, and its folder is deleted")
-
-
-def record_inputs(args, run, test_set, replaced):
-    """Keep which labels were replaced, and draw what is done to inputs."""
-    if replaced:
-        run.save(LABELS_FILE, replaced)
-    if test_set.corruption:
-        sets = {"clean": replace(test_set, corruption=None), "corrupted": test_set}
-        plots.inputs(run, sets, args.seed)
 
 
 # ---------------------------------------------------------------- an epoch
@@ -109,8 +105,7 @@ def record_inputs(args, run, test_set, replaced):
 def make_optimizer(args, model):
     """The optimizer of the parameters of `model`."""
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    options = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
-    options["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")
+    options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True}
     if args.optimizer == "sgd":
         options |= {"momentum": args.momentum, "dampening": args.dampening}
     return kinds[args.optimizer](model.parameters(), **options)
@@ -130,8 +125,7 @@ def learning_rate(args, epoch):
 
 
 def adversarial(args, model, dataset, x, y):
-    """The pixels x attacked. BatchNorm is in eval mode meanwhile: its running statistics do not see
-    the attempts."""
+    """The pixels x after the attack. BatchNorm is in eval mode, so its statistics do not change."""
     model.eval()
     attack = attacks.make(args, args.attack_method, args.eps)
     x = attack(lambda pixels: model(dataset.encode(pixels)), x, y)
@@ -139,13 +133,11 @@ def adversarial(args, model, dataset, x, y):
     return x
 
 
-def check_finite(steps, epoch):
-    """Raise BadInput if the loss or the gradient of a step is not finite."""
-    for step, values in enumerate(torch.stack(steps).tolist(), 1):
-        if not all(map(math.isfinite, values)):
-            place = f"epoch {epoch}, step {step}"
-            raise BadInput(f"the loss or a gradient is not finite at {place}: try a lower "
-                           "--learning_rate; the last checkpoint is kept")  # fmt: skip
+def check_finite(values, place):
+    """Raise BadInput if one of the values, losses or gradient norms, is not finite."""
+    if not values.isfinite().all():
+        raise BadInput(f"the loss or a gradient is not finite at {place}: try a lower "
+                       "--learning_rate; the last checkpoint is kept")  # fmt: skip
 
 
 def train_epoch(args, model, optimizer, train_set, epoch):
@@ -174,14 +166,13 @@ def train_epoch(args, model, optimizer, train_set, epoch):
         steps.append(torch.stack([loss.detach() * len(y), norm]))
         correct += (outputs.detach().mean(0).argmax(1) == y).sum()
         images += len(y)
-        if len(steps) % CHECK_EVERY == 0:
-            check_finite(steps, epoch)
-    check_finite(steps, epoch)
+    steps = torch.stack(steps).cpu()  # (steps, 2)
+    for number, step in enumerate(steps, 1):
+        check_finite(step, f"epoch {epoch}, step {number}")
     if processes() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)  # running statistics: those of the first process
-    loss_sum = torch.stack(steps)[:, 0].double().sum().item()
-    sums = of_all((loss_sum, correct.item(), images))
+    sums = of_all((steps[:, 0].double().sum().item(), correct.item(), images))
     loss_sum, correct, images = (sum(values) for values in zip(*sums))
     return {
         "train_loss": loss_sum / images,
@@ -209,19 +200,18 @@ def evaluate(model, dataset, args):
             correct = correct + (prefix_outputs(outputs).argmax(2) == y).sum(1)
     sums = (loss.cpu(), correct.cpu(), {name: rate.item() for name, rate in rates.items()})
     loss_sums, corrects, rates = zip(*of_all(sums))
-    prefix_loss = (sum(loss_sums) / len(dataset)).tolist()
+    prefix_loss = sum(loss_sums) / len(dataset)
     prefix_accuracy = (sum(corrects) / len(dataset)).tolist()
-    if not math.isfinite(sum(prefix_loss)):
-        raise BadInput("the test loss is not finite: try a lower --learning_rate; the last "
-                       "checkpoint is from before")  # fmt: skip
+    check_finite(prefix_loss, "validation")
+    spike_rate = {}
+    for name in rates[0]:  # a process may have no batch
+        spike_rate[name] = sum(process.get(name, 0) for process in rates) / len(dataset)
     return {
-        "test_loss": prefix_loss[-1],
+        "test_loss": prefix_loss[-1].item(),
         "test_accuracy": prefix_accuracy[-1],
-        "prefix_loss": prefix_loss,
+        "prefix_loss": prefix_loss.tolist(),
         "prefix_accuracy": prefix_accuracy,
-        "spike_rate": {
-            name: sum(r.get(name, 0) for r in rates) / len(dataset) for name in rates[0]
-        },
+        "spike_rate": spike_rate,
     }
 
 
@@ -229,12 +219,11 @@ def evaluate(model, dataset, args):
 
 
 def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0):
-    """Train `model` in place and write the run folder; go on with it if it is there.
+    """Train `model` in place and write the run folder, or go on with it. Returns the last line.
 
-    after_epoch(line) is called with each new line of log.jsonl, epoch 0 (before training) included,
-    and again with the last one of a run that is resumed. The epoch's checkpoint is on disk then.
-    Random numbers that it draws change nothing. The weights that `masks` prune stay 0; `start` is
-    the number of epochs that the model has behind it.
+    after_epoch(line) is called with each new line of log.jsonl, from epoch 0 (before training), and
+    with the last line of a resumed run. The checkpoint of the epoch is on disk then. It may draw
+    random numbers. The weights that `masks` prune stay 0. `start` is the epoch of the weights.
 
     Raises BadInput if a loss is not finite.
     """
@@ -256,13 +245,16 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
     run.write_lines(LOG_FILE, log)
     line = log[-1]
     after_epoch(line)
-    replica = distribute(model, train_set.device)
+    replica = model
+    if processes() > 1:  # train_epoch broadcasts the buffers, once
+        replica = DistributedDataParallel(model, broadcast_buffers=False)
     for epoch in range(done + 1, args.epochs + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, epoch)
         trained = train_epoch(args, replica, optimizer, train_set, epoch)
         validation = evaluate(model, test_set, args)
-        warn(validation, line, epoch)
+        if epoch in (1, args.epochs):
+            warn(validation["spike_rate"], epoch)
         # The line before the checkpoint: a resumed run drops lines that are past its checkpoint.
         line = {"epoch": epoch, "lr": learning_rate(args, epoch)} | trained | validation
         run.append(LOG_FILE, line)
@@ -272,11 +264,12 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
 
 
 def save(args, run, model, optimizer, masks, line, best):
-    """Write the checkpoints of an epoch; `best` is the best test accuracy before it. Returns the
-    best so far."""
+    """Write the checkpoints of an epoch. `best` is the best test accuracy before it. Returns the
+    best one so far."""
     epoch = line["epoch"]
     weights = {"state_dict": model.state_dict(), "args": vars(args), "epoch": epoch}
-    weights |= {"masks": masks} if masks else {}
+    if masks:
+        weights["masks"] = masks
     if line["test_accuracy"] > best:
         run.save(BEST, weights)
     if epoch in expand_epochs(args.save_epochs, args.epochs):
@@ -288,7 +281,7 @@ def save(args, run, model, optimizer, masks, line, best):
 
 def resume(args, run, model, optimizer, start):
     """Load checkpoint_latest.pt into model and optimizer. Returns its epoch and the best accuracy
-    so far; of a new run, `start` and -1."""
+    so far. A new run has `start` and -1."""
     path = run.folder / LATEST
     if not path.exists():
         if len(run.lines(LOG_FILE)) > 2:  # a kill in the first epoch leaves two lines at most
@@ -296,36 +289,21 @@ def resume(args, run, model, optimizer, start):
         return start, -1.0
     checkpoint = utils.load_checkpoint(path)
     utils.load_weights(model, checkpoint, path, args)
-    if "best" not in checkpoint:
-        raise BadInput(f"{path} has weights alone: start a new run from it with --init")
     optimizer.load_state_dict(checkpoint["optimizer"])
     return checkpoint["epoch"], checkpoint["best"]
 
 
-def warn(validation, before, epoch):
-    """Warn of layers that hardly spike, or nearly always, and did not after the epoch before."""
-    if rank():
-        return
-    for name, rate in validation["spike_rate"].items():
-        normal = SILENT < before["spike_rate"][name] < SATURATED
-        if not SILENT < rate < SATURATED and (normal or epoch == 1):
-            word = "hardly spikes" if rate <= SILENT else "spikes nearly always"
-            tqdm.write(f"warning: {name} {word} after epoch {epoch}", sys.stderr)
-
-
-def distribute(model, device):
-    """The model as several processes train it."""
-    if processes() == 1:
-        return model
-    devices = [device] if device.type == "cuda" else None
-    replica = DistributedDataParallel(model, devices)
-    replica.broadcast_buffers = False  # train_epoch does, once
-    return replica
+def warn(spike_rate, epoch):
+    """Warn of layers that hardly spike, or nearly always."""
+    for name, rate in spike_rate.items():
+        if rank() == 0 and not SILENT < rate < SATURATED:
+            message = f"warning: {name} has a spike rate of {rate:.2g} after epoch {epoch}"
+            print(message, file=sys.stderr)
 
 
 def compile_neurons(model):
-    """Have each layer of neurons compiled at its first training step. Raises BadInput if there is
-    no compiler."""
+    """Let each layer of neurons be compiled at its first training step. Raises BadInput without a
+    compiler."""
     cpu = next(model.parameters()).device.type == "cpu"
     name, variable = ("g++", "CXX") if cpu else ("gcc", "CC")
     if not shutil.which(os.environ.get(variable, name).split()[0]):
@@ -337,7 +315,7 @@ def compile_neurons(model):
 
 
 def print_line(line):
-    """One line an epoch on standard output."""
+    """Print the line of an epoch."""
     if line["train_loss"] is None:  # before training
         return
     tqdm.write(
@@ -350,8 +328,7 @@ def print_line(line):
 def main(argv=None):
     args = config.parse("train_snn", argv, __doc__)
     model, train_set, test_set, replaced = setup(args)
-    with run_folder(args, train_set.device) as run:
-        record_inputs(args, run, test_set, replaced)
+    with run_folder(args, test_set, replaced) as run:
         print("epoch        lr  train loss  accuracy  test loss  accuracy  images/s")
         line = fit(args, run, model, train_set, test_set, print_line)
         print(f"test accuracy {line['test_accuracy']:.4f} after {line['epoch']} epochs")

@@ -46,7 +46,7 @@ from fisher import (
     quotient,
 )
 from parser import expand_epochs
-from train_snn import evaluate, fit, record_inputs, run_folder, setup
+from train_snn import evaluate, fit, run_folder, setup
 from utils import FISHER_FILE, SAMPLES_FILE, BadInput, of_all, rank
 
 
@@ -250,8 +250,7 @@ def main(argv=None):
     sets = {"train": train_set, "test": test_set}
     subsets = {split: fisher_subset(args, sets[split], split, whole) for split in args.fisher_split}
     epochs = expand_epochs(args.fisher_epochs, args.epochs)
-    with run_folder(args, train_set.device) as run:
-        record_inputs(args, run, test_set, replaced)
+    with run_folder(args, test_set, replaced) as run:
 
         def after_epoch(line):
             if line["epoch"] in epochs:

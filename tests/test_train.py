@@ -99,7 +99,7 @@ def test_a_training_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
         if line["epoch"] == 1:
             model.get_submodule(layer).weight.data.fill_(torch.nan)
 
-    with train_snn.run_folder(args, train_set.device) as folder:
+    with train_snn.run_folder(args, test_set) as folder:
         with pytest.raises(BadInput, match=r"not finite at epoch 2, step 1: .*--learning_rate"):
             train_snn.fit(args, folder, model, train_set, test_set, spoil)
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint_latest.pt")
@@ -136,7 +136,7 @@ def test_the_learning_rate_follows_its_schedule(argv, expected):
 
 def test_a_layer_that_hardly_spikes_is_warned_about(undrawn, tmp_path, capsys):
     run(tmp_path, "--threshold", "1000")
-    assert "lif_fc1 hardly spikes after epoch 1" in capsys.readouterr().err
+    assert "lif_fc1 has a spike rate of 0 after epoch 1" in capsys.readouterr().err
 
 
 def test_a_dry_run_goes_through_and_leaves_nothing(tmp_path, capsys):
