@@ -187,10 +187,10 @@ def evaluate(model, dataset, args):
     each LIF layer. Several processes share the batches."""
     model.eval()
     loss = correct = torch.zeros(args.timestep, device=dataset.device)
-    rates = {}
+    rates = {name: 0 for name, module in model.named_modules() if isinstance(module, archs.LIF)}
 
     def count_spikes(name, module, inputs, spikes):
-        rates[name] = rates.get(name, 0) + spikes.mean() * spikes.shape[1]
+        rates[name] += spikes.mean() * spikes.shape[1]
 
     batches = dataset.batches(args.batch_size, args.seed)
     with utils.after_each(model, archs.LIF, count_spikes):
@@ -198,20 +198,17 @@ def evaluate(model, dataset, args):
             outputs = model(dataset.encode(x))  # (T, N, classes)
             loss = loss + prefix_losses(outputs, y).sum(1)
             correct = correct + (prefix_outputs(outputs).argmax(2) == y).sum(1)
-    sums = (loss.cpu(), correct.cpu(), {name: rate.item() for name, rate in rates.items()})
+    sums = (loss.cpu(), correct.cpu(), {name: float(rate) for name, rate in rates.items()})
     loss_sums, corrects, rates = zip(*of_all(sums))
     prefix_loss = sum(loss_sums) / len(dataset)
     prefix_accuracy = (sum(corrects) / len(dataset)).tolist()
     check_finite(prefix_loss, "validation")
-    spike_rate = {}
-    for name in rates[0]:  # a process may have no batch
-        spike_rate[name] = sum(process.get(name, 0) for process in rates) / len(dataset)
     return {
         "test_loss": prefix_loss[-1].item(),
         "test_accuracy": prefix_accuracy[-1],
         "prefix_loss": prefix_loss.tolist(),
         "prefix_accuracy": prefix_accuracy,
-        "spike_rate": spike_rate,
+        "spike_rate": {name: sum(rate[name] for rate in rates) / len(dataset) for name in rates[0]},
     }
 
 
@@ -237,17 +234,17 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
     optimizer = make_optimizer(args, model)
     if masks:
         pruning.hold(optimizer, model, masks)
-    done, best = resume(args, run, model, optimizer, start)
+    done = resume(args, run, model, optimizer, start)
     log = [line for line in run.lines(LOG_FILE) if line["epoch"] <= done]
     if not log:
         untrained = dict.fromkeys(("lr", "train_loss", "train_accuracy", "images_per_second"))
         log = [{"epoch": start} | untrained | evaluate(model, test_set, args)]
     run.write_lines(LOG_FILE, log)
-    line = log[-1]
-    after_epoch(line)
+    after_epoch(log[-1])
     replica = model
-    if processes() > 1:  # train_epoch broadcasts the buffers, once
-        replica = DistributedDataParallel(model, broadcast_buffers=False)
+    if processes() > 1:
+        replica = DistributedDataParallel(model)
+        replica.broadcast_buffers = False  # train_epoch does, once
     for epoch in range(done + 1, args.epochs + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, epoch)
@@ -255,42 +252,42 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
         validation = evaluate(model, test_set, args)
         if epoch in (1, args.epochs):
             warn(validation["spike_rate"], epoch)
+        log.append({"epoch": epoch, "lr": learning_rate(args, epoch)} | trained | validation)
         # The line before the checkpoint: a resumed run drops lines that are past its checkpoint.
-        line = {"epoch": epoch, "lr": learning_rate(args, epoch)} | trained | validation
-        run.append(LOG_FILE, line)
-        best = save(args, run, model, optimizer, masks, line, best)
-        after_epoch(line)
-    return line
+        run.write_lines(LOG_FILE, log)
+        save(args, run, model, optimizer, masks, log)
+        after_epoch(log[-1])
+    return log[-1]
 
 
-def save(args, run, model, optimizer, masks, line, best):
-    """Write the checkpoints of an epoch. `best` is the best test accuracy before it. Returns the
-    best one so far."""
-    epoch = line["epoch"]
+def save(args, run, model, optimizer, masks, log):
+    """Write the checkpoints of the epoch that `log` ends with."""
+    epoch = log[-1]["epoch"]
+    accuracies = [line["test_accuracy"] for line in log[1:]]  # after training
+    best = max(accuracies)
     weights = {"state_dict": model.state_dict(), "args": vars(args), "epoch": epoch}
     if masks:
         weights["masks"] = masks
-    if line["test_accuracy"] > best:
+    if best not in accuracies[:-1]:
         run.save(BEST, weights)
     if epoch in expand_epochs(args.save_epochs, args.epochs):
         run.save(f"checkpoint_{epoch:04d}.pt", weights)
-    best = max(best, line["test_accuracy"])
     run.save(LATEST, weights | {"optimizer": optimizer.state_dict(), "best": best})
-    return best
 
 
 def resume(args, run, model, optimizer, start):
-    """Load checkpoint_latest.pt into model and optimizer. Returns its epoch and the best accuracy
-    so far. A new run has `start` and -1."""
+    """Load checkpoint_latest.pt into model and optimizer. Returns its epoch, or `start`."""
     path = run.folder / LATEST
     if not path.exists():
         if len(run.lines(LOG_FILE)) > 2:  # a kill in the first epoch leaves two lines at most
             raise BadInput(f"{run.folder} has epochs in {LOG_FILE} but no {LATEST}: restore it")
-        return start, -1.0
+        return start
     checkpoint = utils.load_checkpoint(path)
     utils.load_weights(model, checkpoint, path, args)
+    if "optimizer" not in checkpoint:
+        raise BadInput(f"{path} has only weights: start a new run from it with --init")
     optimizer.load_state_dict(checkpoint["optimizer"])
-    return checkpoint["epoch"], checkpoint["best"]
+    return checkpoint["epoch"]
 
 
 def warn(spike_rate, epoch):
