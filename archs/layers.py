@@ -1,13 +1,8 @@
 """Layers that take every timestep at once, [T, N, ...], and the way in for images and frames."""
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
-
-from archs.neuron import LIF
 
 NORMS = ("step", "folded")
 
@@ -85,28 +80,3 @@ class BatchNorm(nn.BatchNorm2d):
         settings = (mean, var, self.weight, self.bias, True, self.momentum, self.eps)
         normalised = [F.batch_norm(batch, *settings) for batch in batches]
         return torch.cat(normalised).unflatten(0, x.shape[:2])  # cat keeps channels-last
-
-
-def again_in_backward(part, x):
-    """part(x), whose activations are not kept, but computed again in the backward pass."""
-    return checkpoint(part, x, use_reentrant=False, preserve_rng_state=False)
-
-
-class SpikingSequential(nn.Sequential):
-    """Layers in order: images [N, C, H, W] or frames [N, T, C, H, W] -> outputs [T, N, classes]."""
-
-    checkpoint_activations = False
-
-    def __init__(self, layers, timestep):
-        super().__init__(layers)
-        self.timestep = timestep
-
-    def forward(self, x):
-        x = time_first(x, self.timestep)
-        if not (self.checkpoint_activations and self.training):
-            return super().forward(x)
-        layers = list(self)
-        ends = [number for number, layer in enumerate(layers, 1) if isinstance(layer, LIF)]
-        for start, end in pairwise([0, *ends, len(layers)]):
-            x = again_in_backward(nn.Sequential(*layers[start:end]), x)
-        return x
