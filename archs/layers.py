@@ -13,8 +13,7 @@ def time_first(x, timestep):
     if x.dim() == 4:
         return x.unsqueeze(0)
     if x.dim() != 5 or x.shape[1] != timestep:
-        raise ValueError(f"input must be images [N, C, H, W] or frames [N, {timestep}, C, H, W], "
-                         f"not {list(x.shape)}")  # fmt: skip
+        raise ValueError(f"not [N, C, H, W] or frames [N, {timestep}, C, H, W]: {list(x.shape)}")
     return x.transpose(0, 1)
 
 
@@ -53,10 +52,9 @@ class AvgPool2d(nn.AvgPool2d):
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation of [T, N, C, ...] over samples and positions.
 
-    norm="step": each timestep has its own batch statistics, and the running statistics are updated
-    T times, as if the layer stood inside a loop over t. norm="folded": time counts as batch, one
-    update (as threshold-dependent BN, Zheng et al. 2021). In eval mode both are the same affine
-    map.
+    norm="step": each timestep has its own batch statistics and updates the running statistics, as
+    in a loop over t. norm="folded": time counts as batch (threshold-dependent BN, Zheng et al.
+    2021). In eval mode both are the same affine map.
     """
 
     def __init__(self, channels, norm="step"):
