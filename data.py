@@ -43,7 +43,6 @@ class Corruption:
     radius: float = 0.0
 
     def __call__(self, x):
-        """Noise is drawn from torch's generator of the device."""
         changed = x
         if self.kind == "gaussian_noise":
             changed = (changed + self.level * torch.randn_like(x)).clamp(0, 1)
@@ -56,9 +55,10 @@ class Corruption:
         if x.dim() == 4:  # (B, C, H, W) -> (B, T, C, H, W)
             x = x.unsqueeze(1).expand(-1, self.timestep, -1, -1, -1)
             changed = changed.unsqueeze(1).expand_as(x)
-        steps = torch.arange(1, self.timestep + 1, device=x.device)
-        chosen = sum(steps == t for t in self.times).bool()
-        return torch.where(chosen.view(-1, 1, 1, 1), changed, x)
+        steps = [t - 1 for t in self.times]
+        frames = x.clone()
+        frames[:, steps] = changed[:, steps]
+        return frames
 
 
 def blurred(x, sigma):
@@ -127,39 +127,38 @@ class ImageSet:
     def to(self, device):
         """The set on that device. Images that fill half of a GPU's free memory stay where they
         are."""
-        moved = {name: getattr(self, name).to(device) for name in ("labels", "mean", "std")}
-        images = self.images
+        images, labels = self.images, self.labels.to(device)
         if device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
             images = images.to(device)
-        return replace(self, images=images, **moved)
+        mean, std = self.mean.to(device), self.std.to(device)
+        return replace(self, images=images, labels=labels, mean=mean, std=std)
 
     def batches(self, size, seed, epoch=None, augment=False):
-        """Batches of pixels x and labels y [B], on the device: `for x, y in dataset.batches(64,
-        0)`.
+        """Batches of pixels x and labels y [B], on the device: `for x, y in dataset.batches(...)`.
 
-        Without `epoch` they are all samples in order. With it, they are those of that training
-        epoch in random order, augmented if `augment`; of each batch this process gets its share.
-        What is random depends on seed, epoch and batch alone.
+        Without `epoch`, all samples in order. With it, a training epoch: random order, augmented if
+        `augment`, and of each batch the share of this process. What is random depends on seed,
+        epoch and batch alone.
         """
-        index, when = torch.arange(len(self), device=self.device), ["evaluate"]
+        index, moment = torch.arange(len(self), device=self.device), ["evaluate"]
         if epoch is not None:
             seed_all(seed, "order", epoch)
-            index, when = torch.randperm(len(self), device=self.device), ["step", epoch]
+            index, moment = torch.randperm(len(self), device=self.device), ["step", epoch]
         for number, batch in enumerate(index.split(size)):
             if epoch is not None:
                 if len(batch) < 2 * processes():
                     return  # BatchNorm has no statistics of one sample
                 batch = batch[: len(batch) // processes() * processes()][rank() :: processes()]
                 number = number * processes() + rank()  # each process draws its own numbers
-            seed_all(seed, *when, number)
+            seed_all(seed, *moment, number)
             yield self.pixels(batch, augment), self.labels[batch]
 
     def pixels(self, index, augment=False):
-        """The samples of that index as pixels, float32: augmented, and corrupted."""
+        """The samples of that index as pixels, float32, augmented and corrupted."""
         x = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
         if augment and (self.pad or self.flip):
             x = crop_and_flip(x, self.pad, self.flip)
-        x = x / self.largest if self.largest != 1 else x
+        x = x / self.largest
         return self.corruption(x) if self.corruption else x
 
     def encode(self, x):
@@ -210,24 +209,23 @@ def load(args, device):
 
 
 def statistics(args, images, largest):
-    """Mean and standard deviation [C] of pixels, as --standardise says."""
+    """Mean and standard deviation [C] that `ImageSet.encode` takes, as --standardise says."""
     rule = args.standardise or ("std" if images.dim() == 5 else "mean_std")
     mean, std = MEAN_STD.get(args.dataset) or channel_statistics(images, largest)
-    mean, std = torch.as_tensor(mean), torch.as_tensor(std)
     if rule != "mean_std":
         mean = torch.zeros_like(mean)
     return mean, torch.ones_like(std) if rule == "none" else std
 
 
-def channel_statistics(images, largest=1.0):
-    """Mean and standard deviation [C] over samples, timesteps and positions, in pieces of bounded
-    memory. A constant channel has 1."""
+def channel_statistics(images, largest):
+    """Mean and standard deviation of pixels by channel, in pieces of bounded memory. A constant
+    channel has 1."""
     total = square = 0
     for piece in images.split(max(1, PIECE_BYTES // (8 * images[0].numel()))):
         flat = piece.transpose(0, -3).flatten(1).double() / largest  # (C, everything else)
         total = total + flat.sum(1)
         square = square + flat.square().sum(1)
-    count = images.numel() / images.shape[-3]
+    count = images.numel() / len(total)
     std = (square / count - (total / count) ** 2).clamp(min=0).sqrt()
     return (total / count).float(), torch.where(std > 1e-6, std, 1.0).float()
 
@@ -248,13 +246,8 @@ def make_corruption(args, *sets):
     if not (args.noisetype or args.freqlevel):
         return None
     need_pixels("corruption of inputs", *sets)
-    most = math.hypot(*(size // 2 for size in sets[0].images.shape[-2:]))  # cycles an image
-    if args.freqlevel and args.freq_radius >= most:
-        raise BadInput(
-            f"--freq_radius {args.freq_radius:g} separates nothing: pass less than {most:.2f}"
-        )
-    times, level, radius = tuple(args.noisetime), args.noise_level, args.freq_radius
-    return Corruption(args.timestep, times, args.noisetype, level, args.freqlevel, radius)
+    noise = (args.noisetime, args.noisetype, args.noise_level)
+    return Corruption(args.timestep, *noise, args.freqlevel, args.freq_radius)
 
 
 def need_pixels(what, *sets):
