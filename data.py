@@ -30,9 +30,9 @@ class Corruption:
     """What is done to pixels, images [B, C, H, W] or frames [B, T, C, H, W].
 
     kind "gaussian_noise" adds noise of standard deviation `level` and cuts at 0 and 1; "blur" is
-    Gaussian, of standard deviation `level` in pixels. `band` "low" keeps the spatial frequencies up
-    to `radius` cycles an image, "high" those above. An image is corrupted once, and seen so at the
-    timesteps of `times`, counted from 1; without `times`, at all.
+    Gaussian, of standard deviation `level` in pixels. band "low" or "high" keeps the frequencies up
+    to or above `radius` cycles an image. An image is corrupted once, and seen so at the timesteps
+    `times`, from 1; without `times`, at all.
     """
 
     timestep: int
@@ -56,18 +56,16 @@ class Corruption:
             x = x.unsqueeze(1).expand(-1, self.timestep, -1, -1, -1)
             changed = changed.unsqueeze(1).expand_as(x)
         steps = [t - 1 for t in self.times]
-        frames = x.clone()
-        frames[:, steps] = changed[:, steps]
-        return frames
+        x = x.clone()
+        x[:, steps] = changed[:, steps]
+        return x
 
 
 def blurred(x, sigma):
     """Gaussian blur of [..., H, W], standard deviation in pixels, mirrored at the edges."""
-    import_torchvision()
-    from torchvision.transforms.functional import gaussian_blur
-
     reach = min(math.ceil(3 * sigma), min(x.shape[-2:]) - 1)
-    return gaussian_blur(x.flatten(1, -3), 2 * reach + 1, sigma).view(x.shape)
+    functional = import_torchvision("transforms.functional")
+    return functional.gaussian_blur(x.flatten(1, -3), 2 * reach + 1, sigma).view(x.shape)
 
 
 def filtered(x, band, radius):
@@ -211,10 +209,15 @@ def load(args, device):
 def statistics(args, images, largest):
     """Mean and standard deviation [C] that `ImageSet.encode` takes, as --standardise says."""
     rule = args.standardise or ("std" if images.dim() == 5 else "mean_std")
-    mean, std = MEAN_STD.get(args.dataset) or channel_statistics(images, largest)
+    if args.dataset in MEAN_STD:
+        mean, std = torch.tensor(MEAN_STD[args.dataset])
+    else:
+        mean, std = channel_statistics(images, largest)
     if rule != "mean_std":
         mean = torch.zeros_like(mean)
-    return mean, torch.ones_like(std) if rule == "none" else std
+    if rule == "none":
+        std = torch.ones_like(std)
+    return mean, std
 
 
 def channel_statistics(images, largest):
@@ -246,8 +249,8 @@ def make_corruption(args, *sets):
     if not (args.noisetype or args.freqlevel):
         return None
     need_pixels("corruption of inputs", *sets)
-    noise = (args.noisetime, args.noisetype, args.noise_level)
-    return Corruption(args.timestep, *noise, args.freqlevel, args.freq_radius)
+    times, kind, level = tuple(args.noisetime), args.noisetype, args.noise_level
+    return Corruption(args.timestep, times, kind, level, args.freqlevel, args.freq_radius)
 
 
 def need_pixels(what, *sets):

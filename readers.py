@@ -1,6 +1,7 @@
 """Where inputs and labels come from: arrays that are made, or read from files."""
 
 import fcntl
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def read_npz(args):
 def read_torchvision(args):
     """A data set of torchvision, from --data_dir or downloaded to it."""
     name, arrays = TORCHVISION[args.dataset], []
-    source = getattr(import_torchvision(), name)
+    source = getattr(import_torchvision("datasets"), name)
     for split in ("train", "test"):
         choice = {"split": split} if args.dataset == "svhn" else {"train": split == "train"}
         try:
@@ -139,13 +140,12 @@ def read_or_download(source, args, choice):
         return source(args.data_dir, download=True, **choice)
 
 
-def import_torchvision():
-    """torchvision.datasets, also where PyPI's torchvision, built for CUDA, meets a CPU torch."""
+def import_torchvision(module):
+    """That module of torchvision, also where PyPI's, built for CUDA, meets a CPU torch."""
     try:
-        from torchvision import datasets
-    except RuntimeError:  # it did not load its operators: declare those that its import looks for
+        return import_module(f"torchvision.{module}")
+    except RuntimeError:  # its operators did not load: declare those that the import looks for
         for name in ("nms", "qnms"):
             schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             torch.library.define(f"torchvision::{name}", schema)
-        from torchvision import datasets
-    return datasets
+        return import_module(f"torchvision.{module}")
