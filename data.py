@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from archs import SMALLEST_IMAGE
 from readers import import_torchvision, read
 from utils import BadInput, processes, rank, seed_all
 
@@ -31,9 +30,9 @@ class Corruption:
     """What is done to pixels, images [B, C, H, W] or frames [B, T, C, H, W].
 
     kind "gaussian_noise" adds noise of standard deviation `level` and cuts at 0 and 1; "blur" is
-    Gaussian, of standard deviation `level` in pixels. `band` "low" keeps the spatial frequencies up
-    to `radius` cycles an image, "high" those above. An image is corrupted once, and seen so at the
-    timesteps of `times`, counted from 1; without `times`, at all.
+    Gaussian, of standard deviation `level` in pixels. band "low" or "high" keeps the frequencies up
+    to or above `radius` cycles an image. An image is corrupted once, and seen so at the timesteps
+    `times`, from 1; without `times`, at all.
     """
 
     timestep: int
@@ -44,7 +43,6 @@ class Corruption:
     radius: float = 0.0
 
     def __call__(self, x):
-        """Noise is drawn from torch's generator of the device."""
         changed = x
         if self.kind == "gaussian_noise":
             changed = (changed + self.level * torch.randn_like(x)).clamp(0, 1)
@@ -57,18 +55,17 @@ class Corruption:
         if x.dim() == 4:  # (B, C, H, W) -> (B, T, C, H, W)
             x = x.unsqueeze(1).expand(-1, self.timestep, -1, -1, -1)
             changed = changed.unsqueeze(1).expand_as(x)
-        steps = torch.arange(1, self.timestep + 1, device=x.device)
-        chosen = sum(steps == t for t in self.times).bool()
-        return torch.where(chosen.view(-1, 1, 1, 1), changed, x)
+        steps = [t - 1 for t in self.times]
+        x = x.clone()
+        x[:, steps] = changed[:, steps]
+        return x
 
 
 def blurred(x, sigma):
     """Gaussian blur of [..., H, W], standard deviation in pixels, mirrored at the edges."""
-    import_torchvision()
-    from torchvision.transforms.functional import gaussian_blur
-
     reach = min(math.ceil(3 * sigma), min(x.shape[-2:]) - 1)
-    return gaussian_blur(x.flatten(1, -3), 2 * reach + 1, sigma).view(x.shape)
+    functional = import_torchvision("transforms.functional")
+    return functional.gaussian_blur(x.flatten(1, -3), 2 * reach + 1, sigma).view(x.shape)
 
 
 def filtered(x, band, radius):
@@ -128,39 +125,38 @@ class ImageSet:
     def to(self, device):
         """The set on that device. Images that fill half of a GPU's free memory stay where they
         are."""
-        moved = {name: getattr(self, name).to(device) for name in ("labels", "mean", "std")}
-        images = self.images
+        images, labels = self.images, self.labels.to(device)
         if device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
             images = images.to(device)
-        return replace(self, images=images, **moved)
+        mean, std = self.mean.to(device), self.std.to(device)
+        return replace(self, images=images, labels=labels, mean=mean, std=std)
 
     def batches(self, size, seed, epoch=None, augment=False):
-        """Batches of pixels x and labels y [B], on the device: `for x, y in dataset.batches(64,
-        0)`.
+        """Batches of pixels x and labels y [B], on the device: `for x, y in dataset.batches(...)`.
 
-        Without `epoch` they are all samples in order. With it, they are those of that training
-        epoch in random order, augmented if `augment`; of each batch this process gets its share.
-        What is random depends on seed, epoch and batch alone.
+        Without `epoch`, all samples in order. With it, a training epoch: random order, augmented if
+        `augment`, and of each batch the share of this process. What is random depends on seed,
+        epoch and batch alone.
         """
-        index, when = torch.arange(len(self), device=self.device), ["evaluate"]
+        index, moment = torch.arange(len(self), device=self.device), ["evaluate"]
         if epoch is not None:
             seed_all(seed, "order", epoch)
-            index, when = torch.randperm(len(self), device=self.device), ["step", epoch]
+            index, moment = torch.randperm(len(self), device=self.device), ["step", epoch]
         for number, batch in enumerate(index.split(size)):
             if epoch is not None:
                 if len(batch) < 2 * processes():
                     return  # BatchNorm has no statistics of one sample
                 batch = batch[: len(batch) // processes() * processes()][rank() :: processes()]
                 number = number * processes() + rank()  # each process draws its own numbers
-            seed_all(seed, *when, number)
+            seed_all(seed, *moment, number)
             yield self.pixels(batch, augment), self.labels[batch]
 
     def pixels(self, index, augment=False):
-        """The samples of that index as pixels, float32: augmented, and corrupted."""
+        """The samples of that index as pixels, float32, augmented and corrupted."""
         x = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
         if augment and (self.pad or self.flip):
             x = crop_and_flip(x, self.pad, self.flip)
-        x = x / self.largest if self.largest != 1 else x
+        x = x / self.largest
         return self.corruption(x) if self.corruption else x
 
     def encode(self, x):
@@ -182,14 +178,13 @@ def load(args, device):
     missing or damaged, or does not fit the flags.
     """
     x_train, y_train, x_test, y_test = read(args)
-    check_shape(args, x_train)
     frames = x_train.dim() == 5
     largest = 255.0 if x_train.dtype == torch.uint8 else 1.0
     if frames and args.dataset != "planted" and x_train.min() >= 0:  # counts of events
         largest = float(x_train.max()) or 1.0
         x_test = x_test.clamp(max=largest)
     mean, std = statistics(args, x_train, largest)
-    classes = count_classes(args, y_train, y_test)
+    classes = int(torch.cat([y_train, y_test]).max()) + 1
     train = ImageSet(x_train, y_train, classes, largest, mean, std, *AUGMENT[args.dataset])
     test = replace(train, images=x_test, labels=y_test)
     if args.encode == "p":
@@ -211,45 +206,29 @@ def load(args, device):
     return train.to(device), test.to(device), replaced
 
 
-def check_shape(args, images):
-    """Raise BadInput for samples that are too few, too small, or of another T."""
-    if len(images) < 2 or min(images.shape[-2:]) < SMALLEST_IMAGE:
-        raise BadInput(f"{args.dataset} has training samples {list(images.shape)}: at least 2 are "
-                       f"needed, of {SMALLEST_IMAGE} pixels a side")  # fmt: skip
-    if images.dim() == 5 and images.shape[1] != args.timestep:
-        raise BadInput(f"{args.dataset} has frames [N, T, C, H, W] = {list(images.shape)}: pass "
-                       f"--timestep {images.shape[1]}, if that is T")  # fmt: skip
-
-
-def count_classes(args, *labels):
-    """K. Raises BadInput if the labels are not 0..K-1: a gap would be a class without samples."""
-    values = torch.cat(labels).unique().tolist()
-    if values != list(range(len(values))):
-        words = f"{values[:10]}"[1:-1] + (", ..." if len(values) > 10 else "")
-        raise BadInput(f"the labels of {args.dataset} are {words}: number the classes from 0, "
-                       "without gaps")  # fmt: skip
-    return len(values)
-
-
 def statistics(args, images, largest):
-    """Mean and standard deviation [C] of pixels, as --standardise says."""
+    """Mean and standard deviation [C] that `ImageSet.encode` takes, as --standardise says."""
     rule = args.standardise or ("std" if images.dim() == 5 else "mean_std")
-    mean, std = MEAN_STD.get(args.dataset) or channel_statistics(images, largest)
-    mean, std = torch.as_tensor(mean), torch.as_tensor(std)
+    if args.dataset in MEAN_STD:
+        mean, std = torch.tensor(MEAN_STD[args.dataset])
+    else:
+        mean, std = channel_statistics(images, largest)
     if rule != "mean_std":
         mean = torch.zeros_like(mean)
-    return mean, torch.ones_like(std) if rule == "none" else std
+    if rule == "none":
+        std = torch.ones_like(std)
+    return mean, std
 
 
-def channel_statistics(images, largest=1.0):
-    """Mean and standard deviation [C] over samples, timesteps and positions, in pieces of bounded
-    memory. A constant channel has 1."""
+def channel_statistics(images, largest):
+    """Mean and standard deviation of pixels by channel, in pieces of bounded memory. A constant
+    channel has 1."""
     total = square = 0
     for piece in images.split(max(1, PIECE_BYTES // (8 * images[0].numel()))):
         flat = piece.transpose(0, -3).flatten(1).double() / largest  # (C, everything else)
         total = total + flat.sum(1)
         square = square + flat.square().sum(1)
-    count = images.numel() / images.shape[-3]
+    count = images.numel() / len(total)
     std = (square / count - (total / count) ** 2).clamp(min=0).sqrt()
     return (total / count).float(), torch.where(std > 1e-6, std, 1.0).float()
 
@@ -270,13 +249,8 @@ def make_corruption(args, *sets):
     if not (args.noisetype or args.freqlevel):
         return None
     need_pixels("corruption of inputs", *sets)
-    most = math.hypot(*(size // 2 for size in sets[0].images.shape[-2:]))  # cycles an image
-    if args.freqlevel and args.freq_radius >= most:
-        raise BadInput(
-            f"--freq_radius {args.freq_radius:g} separates nothing: pass less than {most:.2f}"
-        )
-    times, level, radius = tuple(args.noisetime), args.noise_level, args.freq_radius
-    return Corruption(args.timestep, times, args.noisetype, level, args.freqlevel, radius)
+    times, kind, level = tuple(args.noisetime), args.noisetype, args.noise_level
+    return Corruption(args.timestep, times, kind, level, args.freqlevel, args.freq_radius)
 
 
 def need_pixels(what, *sets):

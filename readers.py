@@ -1,26 +1,53 @@
 """Where inputs and labels come from: arrays that are made, or read from files."""
 
 import fcntl
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from archs import SMALLEST_IMAGE
 from utils import BadInput
 
 # name -> torchvision's class
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN", "mnist": "MNIST",
                "fashion_mnist": "FashionMNIST"}  # fmt: skip
-FAKE_SIZE, FAKE_CLASSES = (256, 128), 10
-PLANTED_SIZE, PLANTED_SHAPE = (2000, 500), (1, 8, 8)
-LAYOUTS = {4: "[N, C, H, W]", 5: "[N, T, C, H, W]"}
+FAKE_CLASSES = 10
 
 
 def read(args):
     """x_train, y_train, x_test, y_test of the data set that `args` name: images [N, C, H, W] or
     frames [N, T, C, H, W], uint8 or float32; labels [N] int64. Raises BadInput."""
     made = {"digits": read_digits, "npz": read_npz, "fake": read_fake, "planted": read_planted}
-    return made.get(args.dataset, read_torchvision)(args)
+    arrays = made.get(args.dataset, read_torchvision)(args)
+    x_train, y_train, x_test, y_test = (torch.as_tensor(array) for array in arrays)
+    x_train, x_test = (x if x.dtype == torch.uint8 else x.float() for x in (x_train, x_test))
+    check(args, x_train, y_train, x_test, y_test)
+    return x_train, y_train.long(), x_test, y_test.long()
+
+
+def check(args, x_train, y_train, x_test, y_test):
+    """Raise BadInput for inputs or labels that no network takes, and for frames of another T."""
+    for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        name, shape = f"x_{split} of {args.dataset}", list(x.shape)
+        if len(shape) not in (4, 5) or len(x) < 2 or min(shape[-2:]) < SMALLEST_IMAGE:
+            raise BadInput(
+                f"{name} has shape {shape}, not [N, C, H, W] or [N, T, C, H, W] with N >= 2 and H, "
+                f"W >= {SMALLEST_IMAGE}: transpose channels-last arrays, add an axis for C = 1"
+            )
+        if len(shape) == 5 and shape[1] != args.timestep:
+            raise BadInput(f"{name} has T = {shape[1]}, of {shape}: pass --timestep {shape[1]}")
+        if not x.sum().isfinite():
+            raise BadInput(f"{name} holds values that are not finite in float32")
+        if y.shape != x.shape[:1]:
+            raise BadInput(f"y_{split} of {args.dataset} must be one label for each of {name}")
+    if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
+        raise BadInput(f"x_train and x_test of {args.dataset} differ in shape or type of samples")
+    labels = torch.cat([y_train, y_test]).double().unique().tolist()
+    if labels != list(range(len(labels))):
+        raise BadInput(f"the labels of {args.dataset} start with {labels[:10]}: number the classes "
+                       "from 0, without gaps")  # fmt: skip
 
 
 def read_digits(args):
@@ -29,10 +56,9 @@ def read_digits(args):
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.tensor(digits.target)
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
-    test, train = order[::5], order[torch.arange(len(order)) % 5 != 0]
+    images, labels = digits.images[:, None] / 16, digits.target
+    order = np.random.default_rng(0).permutation(len(labels))
+    train, test = np.delete(order, np.s_[::5]), order[::5]
     return images[train], labels[train], images[test], labels[test]
 
 
@@ -41,87 +67,52 @@ def read_fake(args):
     rng = np.random.default_rng(0)
     patterns = rng.uniform(0, 1, (FAKE_CLASSES, *args.fake_shape))
     arrays = []
-    for size in FAKE_SIZE:
+    for size in (256, 128):
         labels = np.arange(size) % FAKE_CLASSES
-        noise = rng.uniform(0, 1, (size, *args.fake_shape))
-        images = (255 * (patterns[labels] + noise) / 2).astype(np.uint8)
-        arrays += [torch.from_numpy(images), torch.from_numpy(labels)]
-    return tuple(arrays)
+        images = noisy(patterns[labels], rng)
+        arrays += [(255 * images).astype(np.uint8), labels]
+    return arrays
 
 
 def read_planted(args):
-    """Seeded frames [N, T, 1, 8, 8] in [0, 1], each the mean of random black and white pixels and
-    of uniform noise. At --planted_time, counted from 1, the pixels are those of the class."""
+    """Seeded frames [N, T, 1, 8, 8] in [0, 1] of random black and white pixels and noise. At
+    --planted_time, counted from 1, the pixels are those of the class."""
     rng = np.random.default_rng(0)
-    patterns = rng.integers(2, size=(FAKE_CLASSES, 1, *PLANTED_SHAPE))
+    patterns = rng.integers(2, size=(FAKE_CLASSES, 1, 1, 8, 8))
     arrays = []
-    for size in PLANTED_SIZE:
+    for size in (2000, 500):
         labels = np.arange(size) % FAKE_CLASSES
-        pixels = rng.integers(2, size=(size, args.timestep, *PLANTED_SHAPE))
+        pixels = rng.integers(2, size=(size, args.timestep, 1, 8, 8))
         pixels[:, [t - 1 for t in args.planted_time]] = patterns[labels]
-        frames = (pixels + rng.uniform(0, 1, pixels.shape)) / 2
-        arrays += [torch.from_numpy(frames.astype(np.float32)), torch.from_numpy(labels)]
-    return tuple(arrays)
+        arrays += [noisy(pixels, rng), labels]
+    return arrays
+
+
+def noisy(pixels, rng):
+    """The mean of the pixels and of noise that is uniform in [0, 1]."""
+    return (pixels + rng.uniform(0, 1, pixels.shape)) / 2
 
 
 def read_npz(args):
-    """x_train, y_train, x_test, y_test of --data_file: uint8 or float inputs, integer labels."""
-    path = args.data_file
+    """x_train, y_train, x_test, y_test of --data_file."""
+    names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = [file[name] for name in ("x_train", "y_train", "x_test", "y_test")]
-    except FileNotFoundError as error:
-        raise BadInput(f"there is no {path}") from error
-    except KeyError as error:
-        raise BadInput(f"{path} lacks an array: {error.args[0]}") from error
-    except Exception as error:  # zipfile, zlib and numpy each have their own
-        if "Object arrays" in str(error):
-            raise BadInput(
-                f"{path} holds Python objects: save arrays of one number type"
-            ) from error
-        raise BadInput(f"{path} is damaged, or no .npz file ({type(error).__name__})") from error
-    return check_arrays(path, *arrays)
-
-
-def check_arrays(source, x_train, y_train, x_test, y_test):
-    """The arrays as tensors: inputs uint8 or float32, labels int64. Raises BadInput for inputs or
-    labels that no network takes."""
-    arrays = []
-    for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-        check_inputs(f"x_{split} of {source}", x)
-        if y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer):
-            raise BadInput(f"y_{split} of {source} must be one whole number for each of x_{split}")
-        x = x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
-        if not all(np.isfinite(sample).all() for sample in x):
-            raise BadInput(f"x_{split} of {source} holds values that are not finite in float32")
-        arrays += [torch.from_numpy(x), torch.from_numpy(y.astype(np.int64, copy=False))]
-    if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
-        raise BadInput(f"x_train and x_test of {source} must have samples of one shape and type")
-    return tuple(arrays)
-
-
-def check_inputs(name, x):
-    """Raise BadInput for inputs of another layout or type."""
-    shape = list(x.shape)
-    if x.ndim not in LAYOUTS or 0 in shape:
-        layouts = " or ".join(LAYOUTS.values())
-        raise BadInput(f"{name} has shape {shape}: it must be {layouts}, with an axis for a single "
-                       "channel, too")  # fmt: skip
-    if shape[-1] <= 3 < min(shape[-3], shape[-2]):
-        raise BadInput(f"{name} has shape {shape} and looks channels-last: transpose it to "
-                       f"{LAYOUTS[x.ndim]}")  # fmt: skip
-    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
-        raise BadInput(f"{name} is {x.dtype}: it must be uint8 or float")
+        with np.load(args.data_file, allow_pickle=False) as file:
+            return [torch.from_numpy(file[name]) for name in names]
+    except Exception as error:  # zipfile, zlib, numpy and torch each have their own
+        raise BadInput(
+            f"{args.data_file} is no .npz file of arrays of numbers {', '.join(names)} ({error})"
+        ) from error
 
 
 def read_torchvision(args):
     """A data set of torchvision, from --data_dir or downloaded to it."""
     name, arrays = TORCHVISION[args.dataset], []
-    source = getattr(import_torchvision(), name)
+    source = getattr(import_torchvision("datasets"), name)
     for split in ("train", "test"):
-        which = {"split": split} if args.dataset == "svhn" else {"train": split == "train"}
+        choice = {"split": split} if args.dataset == "svhn" else {"train": split == "train"}
         try:
-            dataset = read_or_download(source, args, which)
+            dataset = read_or_download(source, args, choice)
         except Exception as error:  # URLError, OSError, ValueError, ... of a foreign reader
             raise BadInput(
                 f"{args.dataset} in {Path(args.data_dir).resolve()} is missing or damaged and was "
@@ -133,34 +124,28 @@ def read_torchvision(args):
             images = images.unsqueeze(1)  # (N, 1, H, W)
         elif images.shape[-1] == 3:
             images = images.permute(0, 3, 1, 2).contiguous()  # (N, 3, H, W)
-        labels = dataset.labels if args.dataset == "svhn" else dataset.targets
-        arrays += [images, torch.as_tensor(labels).long()]
-    return tuple(arrays)
+        arrays += [images, dataset.labels if args.dataset == "svhn" else dataset.targets]
+    return arrays
 
 
-def read_or_download(source, args, which):
+def read_or_download(source, args, choice):
     """A torchvision data set. Of several runs one downloads it, the others wait."""
     try:
-        return source(args.data_dir, download=False, **which)
+        return source(args.data_dir, download=False, **choice)
     except RuntimeError:  # torchvision's word for missing, or of the wrong checksum
         print(f"{args.dataset} is not in {args.data_dir} yet: downloading")
     Path(args.data_dir).mkdir(parents=True, exist_ok=True)
     with open(Path(args.data_dir) / "download.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return source(args.data_dir, download=True, **which)
+        return source(args.data_dir, download=True, **choice)
 
 
-def import_torchvision():
-    """torchvision.datasets, also beside a torch that torchvision's operators were not built for."""
+def import_torchvision(module):
+    """That module of torchvision, also where PyPI's, built for CUDA, meets a CPU torch."""
     try:
-        from torchvision import datasets
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        # PyPI's torchvision is built for CUDA and does not load its operators next to a CPU torch.
-        # Nothing here calls them: declare the two that its import looks for, and import again.
+        return import_module(f"torchvision.{module}")
+    except RuntimeError:  # its operators did not load: declare those that the import looks for
         for name in ("nms", "qnms"):
             schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             torch.library.define(f"torchvision::{name}", schema)
-        from torchvision import datasets
-    return datasets
+        return import_module(f"torchvision.{module}")

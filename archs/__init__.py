@@ -7,10 +7,9 @@ to outputs [T, N, classes]. Membranes live inside one forward call.
 from functools import partial
 
 from archs import resnet, vgg
-from archs.fc import fc
 from archs.neuron import LIF
 
-ARCHS = (*resnet.PLANS, *vgg.PLANS, "fc")
+ARCHS = (*resnet.PLANS, *vgg.PLANS)
 SMALLEST_IMAGE = 8
 
 
@@ -23,28 +22,26 @@ def build(arch, *, timestep, num_classes, in_channels=3, image_size=32, width=1.
         width: factor on the number of channels.
         layernum: linear layers of `fc`, the read-out included; other networks ignore it.
         norm: "step" (BatchNorm statistics per timestep) or "folded" (time counts as batch).
-        checkpoint_activations: a training step keeps the inputs of each block (ResNet) or layer
-            alone, and computes the rest again in the backward pass.
+        checkpoint_activations: a training step keeps the inputs of each block alone, and computes
+            the rest again in the backward pass.
         neuron: arguments of `archs.neuron.LIF`: tau, threshold, reset, surrogate, ...
 
     Raises ValueError for an unknown name or a size out of range.
     """
     if arch not in ARCHS:
         raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if min(timestep, num_classes, in_channels) < 1 or width <= 0 or layernum < 2:
-        raise ValueError(
-            "timestep, num_classes, in_channels and width are above 0, layernum above 1"
-        )
+        raise ValueError("timestep, num_classes, in_channels, width must be > 0, layernum > 1")
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(size) < SMALLEST_IMAGE:
         raise ValueError(f"image_size must be at least {SMALLEST_IMAGE}, not {size}")
-    shape = {"timestep": timestep, "num_classes": num_classes, "in_channels": in_channels}
-    shape |= {"width": width, "norm": norm, "make_lif": partial(LIF, **neuron)}
+    shared = {"timestep": timestep, "num_classes": num_classes, "in_channels": in_channels,
+              "width": width, "norm": norm, "make_lif": partial(LIF, **neuron)}  # fmt: skip
     if arch in resnet.PLANS:
-        model = resnet.ResNet(arch, **shape)
-    elif arch in vgg.PLANS:
-        model = vgg.vgg(arch, image_size=size, **shape)
+        model = resnet.ResNet(*resnet.PLANS[arch], **shared)
     else:
-        model = fc(image_size=size, layernum=layernum, **shape)
+        convolutions, hidden = vgg.PLANS[arch]
+        hidden = hidden * (layernum - 1) if arch == "fc" else hidden
+        model = vgg.VGG(convolutions, hidden, image_size=size, **shared)
     model.checkpoint_activations = checkpoint_activations
     return model

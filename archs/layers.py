@@ -1,13 +1,8 @@
 """Layers that take every timestep at once, [T, N, ...], and the way in for images and frames."""
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
-
-from archs.neuron import LIF
 
 NORMS = ("step", "folded")
 
@@ -18,8 +13,7 @@ def time_first(x, timestep):
     if x.dim() == 4:
         return x.unsqueeze(0)
     if x.dim() != 5 or x.shape[1] != timestep:
-        raise ValueError(f"input must be images [N, C, H, W] or frames [N, {timestep}, C, H, W], "
-                         f"not {list(x.shape)}")  # fmt: skip
+        raise ValueError(f"not [N, C, H, W] or frames [N, {timestep}, C, H, W]: {list(x.shape)}")
     return x.transpose(0, 1)
 
 
@@ -58,10 +52,9 @@ class AvgPool2d(nn.AvgPool2d):
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation of [T, N, C, ...] over samples and positions.
 
-    norm="step": each timestep has its own batch statistics, and the running statistics are updated
-    T times, as if the layer stood inside a loop over t. norm="folded": time counts as batch, one
-    update (as threshold-dependent BN, Zheng et al. 2021). In eval mode both are the same affine
-    map.
+    norm="step": each timestep has its own batch statistics and updates the running statistics, as
+    in a loop over t. norm="folded": time counts as batch (threshold-dependent BN, Zheng et al.
+    2021). In eval mode both are the same affine map.
     """
 
     def __init__(self, channels, norm="step"):
@@ -85,28 +78,3 @@ class BatchNorm(nn.BatchNorm2d):
         settings = (mean, var, self.weight, self.bias, True, self.momentum, self.eps)
         normalised = [F.batch_norm(batch, *settings) for batch in batches]
         return torch.cat(normalised).unflatten(0, x.shape[:2])  # cat keeps channels-last
-
-
-def again_in_backward(part, x):
-    """part(x), whose activations are not kept, but computed again in the backward pass."""
-    return checkpoint(part, x, use_reentrant=False, preserve_rng_state=False)
-
-
-class SpikingSequential(nn.Sequential):
-    """Layers in order: images [N, C, H, W] or frames [N, T, C, H, W] -> outputs [T, N, classes]."""
-
-    checkpoint_activations = False
-
-    def __init__(self, layers, timestep):
-        super().__init__(layers)
-        self.timestep = timestep
-
-    def forward(self, x):
-        x = time_first(x, self.timestep)
-        if not (self.checkpoint_activations and self.training):
-            return super().forward(x)
-        layers = list(self)
-        ends = [number for number, layer in enumerate(layers, 1) if isinstance(layer, LIF)]
-        for start, end in pairwise([0, *ends, len(layers)]):
-            x = again_in_backward(nn.Sequential(*layers[start:end]), x)
-        return x

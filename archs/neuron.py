@@ -69,15 +69,13 @@ class LIF(nn.Module):
     def __init__(self, tau=2.0, threshold=1.0, reset="hard", surrogate="atan", surrogate_alpha=None,
                  decay_input=True, detach_reset=True, detach_membrane=False):  # fmt: skip
         super().__init__()
-        for name, known in ((surrogate, SURROGATES), (reset, RESETS)):
-            if name not in known:
-                raise ValueError(f"unknown {name!r}: choose from {', '.join(known)}")
-        if surrogate_alpha is None:
-            surrogate_alpha = PEAK_ONE_ALPHA[surrogate]
-        if not (tau > 1 and threshold > 0 and surrogate_alpha > 0):
+        if surrogate not in SURROGATES or reset not in RESETS:
+            raise ValueError(f"surrogate is one of {list(SURROGATES)}, reset one of {RESETS}")
+        alpha = PEAK_ONE_ALPHA[surrogate] if surrogate_alpha is None else surrogate_alpha
+        if not (tau > 1 and threshold > 0 and alpha > 0):
             raise ValueError("an LIF neuron needs tau > 1, threshold > 0 and surrogate_alpha > 0")
         self.tau, self.threshold, self.reset = tau, threshold, reset
-        self.surrogate, self.surrogate_alpha = surrogate, surrogate_alpha
+        self.surrogate, self.surrogate_alpha = surrogate, alpha
         self.decay_input, self.detach_reset = decay_input, detach_reset
         self.detach_membrane, self.compiled = detach_membrane, None
 
@@ -103,9 +101,9 @@ class LIF(nn.Module):
             spikes.append(s.to(x.dtype))
         return torch.stack(spikes)
 
-    def compile_loop(self, backend="inductor"):
+    def compile_loop(self):
         """From now on, training runs `loop`, compiled: one kernel each way."""
-        self.compiled = torch.compile(type(self).loop, backend=backend)
+        self.compiled = torch.compile(type(self).loop)
 
     def forward(self, x):
         if torch.compiler.is_compiling():  # somebody compiles the whole network
@@ -143,24 +141,20 @@ class AllSteps(torch.autograd.Function):
         slopes = torch.empty_like(x) if trained else None
         membranes = torch.empty_like(x) if keep_h else None
         v = torch.zeros_like(x[0], dtype=torch.promote_types(x.dtype, torch.float32))
-        room = torch.empty_like(v)
         a = 1 - 1 / lif.tau
         for t in range(len(x)):
             x_t = x[t].to(v.dtype)
-            # x + a (v - x) = v + (x - v) / tau, or x + a v
+            # h = v + (x - v) / tau = x + a (v - x), or x + a v
             h = torch.lerp(x_t, v, a) if lif.decay_input else torch.add(x_t, v, alpha=a)
-            s = room if room.dtype != x.dtype else spikes[t]
-            torch.ge(h, lif.threshold, out=s)
+            torch.ge(h, lif.threshold, out=spikes[t])
             if lif.reset == "hard":
-                v = torch.addcmul(h, h, s, value=-1)  # h (1 - s)
+                v = torch.addcmul(h, h, spikes[t], value=-1)  # h (1 - s)
             else:
-                v = torch.sub(h, s, alpha=lif.threshold)
+                v = torch.sub(h, spikes[t], alpha=lif.threshold)
             if keep_h:
                 membranes[t] = h
             if trained:
                 slopes[t] = lif.slope(h.sub_(lif.threshold))
-            if s is room:
-                spikes[t] = s
         ctx.lif = lif
         ctx.save_for_backward(spikes, slopes, membranes)
         return spikes
@@ -172,20 +166,15 @@ class AllSteps(torch.autograd.Function):
         spikes, slopes, membranes = ctx.saved_tensors
         grad_x = torch.empty_like(grad)
         grad_h = torch.zeros_like(grad[0], dtype=torch.promote_types(grad.dtype, torch.float32))
-        room = torch.empty_like(grad_h)
         a = 0 if lif.detach_membrane else 1 - 1 / lif.tau
         factor = 1 / lif.tau if lif.decay_input else 1
         for t in reversed(range(len(grad))):
             grad_s = grad[t].to(grad_h.dtype)
-            later = grad_h
             if not lif.detach_reset:
-                reset = lif.threshold if membranes is None else membranes[t]
-                grad_s = grad_s - a * later * reset
-            if lif.reset == "hard":  # later (1 - s)
-                later = torch.addcmul(later, later, spikes[t].to(later.dtype), value=-1)
-            grad_h = (grad_s * slopes[t].to(grad_h.dtype)).add_(later, alpha=a)
-            gradient = room if room.dtype != grad.dtype else grad_x[t]
-            torch.mul(grad_h, factor, out=gradient)
-            if gradient is room:
-                grad_x[t] = gradient
+                reset = lif.threshold if lif.reset == "soft" else membranes[t]
+                grad_s = grad_s - a * grad_h * reset
+            if lif.reset == "hard":
+                grad_h = torch.addcmul(grad_h, grad_h, spikes[t], value=-1)  # gh (1 - s)
+            grad_h = (grad_s * slopes[t]).add_(grad_h, alpha=a)
+            torch.mul(grad_h, factor, out=grad_x[t])
         return grad_x, None

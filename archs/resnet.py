@@ -1,8 +1,9 @@
 """Spiking ResNets for small images. `resnet19` is the released model, its names included."""
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from archs.layers import BatchNorm, Conv2d, Repeat, again_in_backward, time_first
+from archs.layers import BatchNorm, Conv2d, Repeat, time_first
 
 # name -> (stem channels, [(channels, blocks, stride of the first block), ...])
 PLANS = {
@@ -41,9 +42,8 @@ class ResNet(nn.Module):
 
     checkpoint_activations = False
 
-    def __init__(self, arch, *, timestep, num_classes, in_channels, width, norm, make_lif):
+    def __init__(self, stem, stages, *, timestep, num_classes, in_channels, width, norm, make_lif):
         super().__init__()
-        stem, stages = PLANS[arch]
         channels = max(1, round(stem * width))
         self.timestep = timestep
         self.conv1 = Conv2d(in_channels, channels, 3, padding=1, bias=False)
@@ -63,8 +63,8 @@ class ResNet(nn.Module):
         x = time_first(x, self.timestep)  # (1, N, C, H, W) of an image
         x = self.repeat(self.bn1(self.conv1(x)))  # (T, N, C, H, W)
         x = self.lif_input(x)
+        again = self.checkpoint_activations and self.training
         for block in self.modules():
             if isinstance(block, BasicBlock):
-                again = self.checkpoint_activations and self.training
-                x = again_in_backward(block, x) if again else block(x)
+                x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return self.fc1(x.mean((3, 4)))  # (T, N, classes)

@@ -1,11 +1,11 @@
 """Spiking VGG: convolution, BatchNorm, LIF; average pooling; hidden linear layers; a linear
-read-out at every timestep."""
-
-from collections import OrderedDict
+read-out at every timestep. `fc` has no convolutions."""
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint_sequential
 
-from archs.layers import AvgPool2d, BatchNorm, Conv2d, Repeat, SpikingSequential
+from archs.layers import AvgPool2d, BatchNorm, Conv2d, Repeat, time_first
+from archs.neuron import LIF
 
 # name -> (convolution channels, 0 a 2x2 average pooling; hidden linear layers). The number in the
 # name counts the layers with weights, the read-out included.
@@ -14,37 +14,53 @@ PLANS = {
     "vgg9": ([64, 64, 0, 128, 128, 0, 256, 256, 256, 0], [512]),
     "vgg11": ([64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0], [512, 512]),
     "vgg16": ([64, 64, 0, 128, 128, 0, *[256] * 3, 0, *[512] * 3, 0, *[512] * 3, 0], [512, 512]),
+    "fc": ([], [256]),  # as often as `layernum` says
 }
 
 
-def vgg(arch, *, timestep, num_classes, in_channels, image_size, width, norm, make_lif):
-    """The VGG of that name, channels times `width`. A pooling of less than 2x2 is left out."""
-    plan, hidden = PLANS[arch]
-    layers, (rows, cols), convs = OrderedDict(), image_size, 0
-    for planned in plan:
-        if planned:
-            convs += 1
+class VGG(nn.Sequential):
+    """Images [N, C, H, W] or frames [N, T, C, H, W] -> outputs [T, N, classes].
+
+    `width` scales the channels. A pooling of less than 2x2 is left out.
+    """
+
+    checkpoint_activations = False
+
+    def __init__(self, plan, hidden, *, timestep, num_classes, in_channels, image_size, width, norm,
+                 make_lif):  # fmt: skip
+        super().__init__()
+        self.timestep = timestep
+        rows, cols = image_size
+        convs = 0
+        for planned in plan:
+            if planned:
+                convs += 1
+                channels = max(1, round(planned * width))
+                conv = Conv2d(in_channels, channels, 3, padding=1, bias=False)
+                self.add_module(f"conv{convs}", conv)
+                self.add_module(f"bn{convs}", BatchNorm(channels, norm))
+                if convs == 1:
+                    self.add_module("repeat", Repeat(timestep))
+                self.add_module(f"lif{convs}", make_lif())
+                in_channels = channels
+            elif min(rows, cols) >= 2:
+                self.add_module(f"pool{convs}", AvgPool2d(2))
+                rows, cols = rows // 2, cols // 2
+        if not plan:
+            self.add_module("repeat", Repeat(timestep))
+        self.add_module("flatten", nn.Flatten(2))  # (T, N, C H W)
+        features = in_channels * rows * cols
+        for number, planned in enumerate(hidden, 1):
             channels = max(1, round(planned * width))
-            layers[f"conv{convs}"] = Conv2d(in_channels, channels, 3, padding=1, bias=False)
-            layers[f"bn{convs}"] = BatchNorm(channels, norm)
-            if convs == 1:
-                layers["repeat"] = Repeat(timestep)
-            layers[f"lif{convs}"] = make_lif()
-            in_channels = channels
-        elif min(rows, cols) >= 2:
-            layers[f"pool{convs}"] = AvgPool2d(2)
-            rows, cols = rows // 2, cols // 2
-    layers["flatten"] = nn.Flatten(2)  # (T, N, C H W)
-    hidden = [max(1, round(features * width)) for features in hidden]
-    add_linear(layers, in_channels * rows * cols, hidden, num_classes, norm, make_lif)
-    return SpikingSequential(layers, timestep)
+            self.add_module(f"fc{number}", nn.Linear(features, channels, bias=False))
+            self.add_module(f"bn_fc{number}", BatchNorm(channels, norm))
+            self.add_module(f"lif_fc{number}", make_lif())
+            features = channels
+        self.add_module(f"fc{len(hidden) + 1}", nn.Linear(features, num_classes))
 
-
-def add_linear(layers, in_features, hidden, num_classes, norm, make_lif):
-    """Add hidden groups of Linear, BatchNorm and LIF, and the linear read-out, to `layers`."""
-    for number, features in enumerate(hidden, 1):
-        layers[f"fc{number}"] = nn.Linear(in_features, features, bias=False)
-        layers[f"bn_fc{number}"] = BatchNorm(features, norm)
-        layers[f"lif_fc{number}"] = make_lif()
-        in_features = features
-    layers[f"fc{len(hidden) + 1}"] = nn.Linear(in_features, num_classes)
+    def forward(self, x):
+        x = time_first(x, self.timestep)
+        if not (self.checkpoint_activations and self.training):
+            return super().forward(x)
+        segments = sum(isinstance(layer, LIF) for layer in self)
+        return checkpoint_sequential(self, segments, x, use_reentrant=False)

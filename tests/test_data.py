@@ -180,9 +180,6 @@ def test_low_and_high_frequencies_add_up_and_a_wave_is_in_one_of_them():
 @pytest.mark.parametrize(
     ("shape", "flags", "message"),
     [
-        ((6, 1, 7, 8), "", r"\[6, 1, 7, 8\]: at least 2 .* of 8 pixels a side"),
-        ((1, 1, 8, 8), "", r"\[1, 1, 8, 8\]: at least 2 are needed"),
-        ((6, 3, 2, 8, 8), "--timestep 4", "--timestep 3"),
         ((6, 4, 2, 8, 8), "--timestep 4 --encode p", "frames are in time already"),
         ((6, 1, 8, 8), "--datanum 7", "--datanum 7 is above the 6 training samples"),
         ((6, 1, 8, 8), "--encode p", r"--encode p needs values in \[0, 1\]"),
@@ -192,9 +189,3 @@ def test_inputs_that_the_flags_do_not_fit_are_refused(shape, flags, message, tmp
     x = np.full(shape, 2.0)
     with pytest.raises(BadInput, match=message):
         load_npz(tmp_path, x, x, *flags.split())
-
-
-def test_a_gap_in_the_labels_is_refused_with_the_labels_found():
-    args = config.parse("train_snn", ["--dataset", "npz", "--data_file", "x.npz"])
-    with pytest.raises(BadInput, match="labels of npz are 1, 2, 4: number the classes from 0"):
-        data.count_classes(args, torch.tensor([1, 2, 2]), torch.tensor([1, 4, 2]))

@@ -246,7 +246,7 @@ def test_whose_the_rows_are_is_checked_in_every_batch_where_content_can_decide(
 ):
     model, calls, check = model(), [], fisher._last_signals
     monkeypatch.setattr(fisher, "_last_signals", lambda *args: calls.append(1) or check(*args))
-    images = isinstance(model, archs.layers.SpikingSequential)
+    images = isinstance(model, archs.vgg.VGG)
     x = torch.randn(
         3, *((2, 8, 8) if images else (4, 2, 8) if isinstance(model, SamplesFirst) else (4, 5))
     )
