@@ -43,7 +43,6 @@ MODEL_FLAGS = INPUT_FLAGS | {
     "threshold", "reset", "surrogate", "surrogate_alpha", "undecayed_input", "undetached_reset"}
 
 # ---------------------------------------------------------------- the flags: name, default, help
-EPS = number(float, 0, 255, above=True)
 EPOCHS = {"nargs": "+", "type": epochs_entry, "metavar": "E"}
 TIMES = {"nargs": "+", "type": COUNT, "metavar": "t"}
 RULES = ["full", "fisher", "kl", "one_shot"]
@@ -52,9 +51,11 @@ RULES = ["full", "fisher", "kl", "one_shot"]
 def surrogate(text):
     """An argparse type: the surrogate gradient of an attacker."""
     try:
-        return text if text == "own" or parse_surrogate(text) else None
+        if text != "own":
+            parse_surrogate(text)
     except ValueError as error:
         raise ArgumentTypeError(error) from error
+    return text
 
 
 def search_rule(text):
@@ -67,8 +68,7 @@ def shared_flags(parser):
     flag("--dataset", "cifar10", "digits, planted and fake need no file", choices=DATASETS)
     flag("--data_dir", "data", "where torchvision's data sets are, or are downloaded to")
     flag("--data_file", None, "x_train, y_train, x_test, y_test", needs="--dataset npz")
-    flag("--fake_shape", [3, 32, 32], "C H W, or T C H W", nargs="+", type=COUNT,
-         needs="--dataset fake")
+    flag("--fake_shape", [3, 32, 32], "[T] C H W", nargs="+", type=COUNT, needs="--dataset fake")
     flag("--planted_time", [1], "timesteps with the class", needs="--dataset planted", **TIMES)
     flag("--datanum", None, "training samples; without it, all", type=number(int, 2))
     flag("--label_corrupt_prob", 0.0, "share of the training labels that is random", type=SHARE)
@@ -80,7 +80,7 @@ def shared_flags(parser):
 
     flag = parser.group("network")
     flag("--arch", "resnet19", "", choices=ARCHS)
-    flag("--width", 1.0, "factor on the channels", type=number(float, 0, 64, above=True))
+    flag("--width", 1.0, "factor on the channels", type=POSITIVE)
     flag("--layernum", 2, "layers, the read-out included", type=number(int, 2), needs="--arch fc")
     flag("--timestep", 10, "T, the timesteps of one input", type=COUNT)
     flag("--norm", "step", "BatchNorm statistics of each timestep, or of all", choices=NORMS)
@@ -122,32 +122,29 @@ def training_flags(parser):
     flag("--init", None, "checkpoint whose weights the training starts from")
     flag("--save_epochs", ["every:20"], "keep checkpoints of these epochs, or every:k", **EPOCHS)
 
-    flag = parser.group("corruption of inputs, in training, validation and measurement")
+    flag = parser.group("corruption of inputs")
     flag("--noisetype", None, "noise or blur", choices=["gaussian_noise", "blur"])
-    flag("--noise_level", None, "standard deviation; without it, 0.1 for noise, 1 pixel for blur",
-         type=POSITIVE, needs="--noisetype")
+    flag("--noise_level", None, "sigma; else 0.1, blur 1 pixel", type=POSITIVE, needs="--noisetype")
     flag("--freqlevel", None, "keep low or high spatial frequencies alone", choices=["low", "high"])
-    flag("--freq_radius", 4.0, "the highest low frequency, in cycles an image",
-         type=number(float, 0), needs="--freqlevel")
+    flag("--freq_radius", 4.0, "the border, in cycles an image", type=POSITIVE, needs="--freqlevel")
 
     flag = parser.group("loss")
-    flag("--loss", "ce", "cross-entropy of the mean output; tet: of each output; prefix: of early "
-         "prefixes, too; centroid: steers squared residuals, too", choices=LOSSES)
+    flag("--loss", "ce", "what training minimises: see losses.py", choices=LOSSES)
     flag("--label_smoothing", 0.0, "", type=SHARE)
     flag("--lossskiptime", [], "ignore these timesteps, from 1, in the loss", **TIMES)
     flag("--loss_threshold", None, "flooding: |loss - B| + B", type=number(float, 0), metavar="B")
     flag("--tet_lambda", 0.05, "weight of (output - 1)^2", type=SHARE, needs="--loss tet")
-    flag("--prefix_time", None, "without it, 1 to T/2", needs="--loss prefix", **TIMES)
-    flag("--prefix_weight", 0.5, "weight of early ones", type=SHARE, needs="--loss prefix")
-    flag("--target_ic", None, "wanted centroid", type=number(float, 1), needs="--loss centroid")
+    flag("--prefix_time", None, "prefixes; without it, 1 to T/2", needs="--loss prefix", **TIMES)
+    flag("--prefix_weight", 0.5, "weight of early prefixes", type=SHARE, needs="--loss prefix")
+    flag("--target_ic", None, "goal for residuals", type=number(float, 1), needs="--loss centroid")
 
     flag = parser.group("attack")
     flag("--adv_train", False, "train on inputs that are attacked")
     flag("--attack_method", "pgd", "", choices=METHODS, needs="--adv_train")
-    flag("--eps", 8, "largest change of a pixel, in 1/255", type=EPS, needs="--adv_train")
+    flag("--eps", 8, "largest change of a pixel, in 1/255", type=POSITIVE, needs="--adv_train")
     flag("--attack_steps", 10, "steps of pgd", type=COUNT, needs="--adv_train")
-    flag("--attack_step_size", None, "(2.5 eps / steps)", type=POSITIVE, needs="--adv_train")
-    flag("--attack_prefix", None, "attacked timesteps", type=COUNT, needs="--adv_train")
+    flag("--attack_step_size", None, "else 2.5 eps / steps", type=POSITIVE, needs="--adv_train")
+    flag("--attack_prefix", None, "timesteps of the prediction", type=COUNT, needs="--adv_train")
 
 
 def robustness_flags(parser):
@@ -157,10 +154,10 @@ def robustness_flags(parser):
     flag("--noise_levels", [0.05, 0.1, 0.2, 0.4], "standard deviations", nargs="*", type=POSITIVE)
     flag("--blur_levels", [0.5, 1.0, 2.0], "the same, in pixels", nargs="*", type=POSITIVE)
     flag("--attack_method", list(METHODS), "", choices=METHODS, nargs="*")
-    flag("--eps", [4, 8, 16, 32, 64], "largest change of a pixel, in 1/255", type=EPS, nargs="*")
+    flag("--eps", [4, 8, 16, 32, 64], "change of a pixel, in 1/255", type=POSITIVE, nargs="*")
     flag("--attack_steps", 10, "steps of pgd", type=COUNT)
     flag("--attack_step_size", None, "in 1/255; without it, 2.5 eps / steps", type=POSITIVE)
-    flag("--attack_prefix", None, "timesteps of the attacked prediction (T)", type=COUNT)
+    flag("--attack_prefix", None, "timesteps of the attacked prediction; else all", type=COUNT)
     flag("--attack_surrogate", ["own", "atan:1", "atan:4", "triangle:1"], "gradients of attackers: "
          "own (the network's) or name:alpha; the worst counts", nargs="+", type=surrogate)
 
@@ -168,12 +165,11 @@ def robustness_flags(parser):
 def fisher_flags(parser):
     flag = parser.group("Fisher information")
     flag("--fisher_epochs", ["20", "120", "300"], "when to measure (0: before training)", **EPOCHS)
-    flag("--fisher_split", ["train"], "of samples", nargs="+", choices=["train", "test"])
+    flag("--fisher_split", ["train"], "of the samples", nargs="+", choices=["train", "test"])
     flag("--fisher_labels", ["data"], "data: empirical Fisher; model: true Fisher, labels drawn; "
          "exact: true Fisher, over all labels", nargs="+", choices=["data", "model", "exact"])
     flag("--fisher_prefix", "cumulative", "predict by outputs 1..t, or by t", choices=PREFIXES)
-    flag("--fisher_estimator", "exact", "per sample, or of batch means as in the paper's script",
-         choices=["exact", "release"])
+    flag("--fisher_estimator", "exact", "release: the paper's code", choices=["exact", "release"])
     flag("--checkpoints", None, "measure these models, with their flags; train nothing", nargs="+")
 
 
@@ -185,14 +181,12 @@ def sample_flags(parser):
 
 def pruning_flags(parser):
     flag = parser.group("pruning")
-    flag("--search_timestep", ["full", "fisher", "kl"], "timesteps of a search: full, a number, or "
-         "chosen by fisher or kl; one_shot prunes once", nargs="+", type=search_rule)
+    flag("--search_timestep", ["full", "fisher", "kl"], "see above", nargs="+", type=search_rule)
     flag("--rounds", 14, "times that weights are pruned", type=COUNT)
     flag("--final_rounds", None, "train with all timesteps after these", nargs="+", type=COUNT)
-    flag("--prune_rate", 0.25, "share pruned in a round", type=number(float, 0, 0.99, above=True))
+    flag("--prune_rate", 0.25, "share of the kept weights that a round prunes", type=SHARE)
     flag("--rewind_epoch", 10, "weights that remain go back to it", type=number(int, 0))
-    flag("--information_share", 0.9, "fisher: share of sum_t I_t that a search covers",
-         type=number(float, 0, 1, above=True))
+    flag("--information_share", 0.9, "fisher: share of sum_t I_t that a search covers", type=SHARE)
 # fmt: on
 
 
@@ -280,8 +274,8 @@ def fill_in(args, typed):
     """Set what depends on other flags."""
     if args.noisetype and not args.noise_level:
         args.noise_level = {"gaussian_noise": 0.1, "blur": 1.0}[args.noisetype]
-    if args.loss == "prefix" and not args.prefix_time:
-        args.prefix_time = list(range(1, max(1, args.timestep // 2) + 1))
+    if args.loss == "prefix":
+        args.prefix_time = sorted(args.prefix_time or range(1, max(2, args.timestep // 2 + 1)))
     if args.script == "prune_snn":
         args.final_rounds = sorted(args.final_rounds or [args.rounds])
         if "rewind_epoch" not in typed:  # a recipe's, made for a longer run
@@ -319,6 +313,8 @@ def check(args, typed, parser):
         refuse(last > args.timestep, f"--{name} {last} is past --timestep {args.timestep}")
     refuse(args.dataset == "npz" and not args.data_file, "--dataset npz needs --data_file x.npz")
     refuse(len(args.fake_shape) not in (3, 4), "--fake_shape takes C H W, or T C H W")
+    exact = "exact" in flags.get("fisher_labels", []) and args.fisher_estimator == "release"
+    refuse(exact, "--fisher_labels exact has no mean gradient, which release measures")
     if args.script != "eval_snn_robustness":
         check_training(args, typed)
     if args.script == "prune_snn":
@@ -357,8 +353,6 @@ def check_training(args, typed):
         late = epoch.isdigit() and int(epoch) > args.epochs
         refuse(late, f"epoch {epoch} is past --epochs {args.epochs}")
     refuse("0" in args.save_epochs, "--save_epochs counts from 1: before training nothing is kept")
-    exact = "exact" in vars(args).get("fisher_labels", []) and args.fisher_estimator == "release"
-    refuse(exact, "--fisher_labels exact has no mean gradient, which release measures")
 
 
 def check_checkpoints(args, typed, groups):

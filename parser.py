@@ -68,8 +68,7 @@ def suggestion(word, known):
 class Parser(argparse.ArgumentParser):
     """argparse with BadInput for errors, defaults in the help, and hyphens for underscores.
 
-    `defaults` is {flag: its default}, `groups` {title: its flags}, and `needs` {flag: what it has
-    no effect without}.
+    `defaults` is {flag: default}, `groups` {title: flags}, `needs` {flag: another that it needs}.
     """
 
     def __init__(self, script, description=None):
@@ -84,8 +83,8 @@ class Parser(argparse.ArgumentParser):
         self.defaults, self.groups, self.needs = {}, {}, {}
 
     def group(self, title):
-        """A function that adds a flag to a group of that title: its names, default, and help. The
-        flag has no effect without `needs`, "--arch fc", say."""
+        """A function that adds a flag to a group of that title: its names, default, and help, and
+        what it `needs` to have an effect, "--arch fc", say."""
         group = self.add_argument_group(title)
         self.groups[title] = set()
 
@@ -100,7 +99,8 @@ class Parser(argparse.ArgumentParser):
             if needs:
                 help = f"{needs}: {help}"
             name = group.add_argument(*names.split(), help=help, **options).dest
-            self.defaults[name], self.needs[name] = default, needs
+            self.defaults[name] = default
+            self.needs[name] = needs
             self.groups[title].add(name)
 
         return flag
