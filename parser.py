@@ -1,23 +1,22 @@
-"""argparse for these scripts: errors of one line, suggestions, defaults in the help."""
+"""argparse for these scripts: BadInput for errors, suggestions, defaults in the help."""
 
 import argparse
 import difflib
-import math
-import os
 import re
 import sys
+from argparse import ArgumentTypeError
+
+from utils import BadInput
 
 
-def number(kind, low, high=math.inf, above=False):
+def number(kind, low, high=2**31 - 1, above=False):
     """An argparse type: an int or float from `low` to `high`; not `low` itself if `above`."""
-    high = min(high, 2**31 - 1) if kind is int else high
 
     def convert(text):
         value = kind(text)
-        if not math.isfinite(value) or not low <= value <= high or (above and value == low):
-            bound = f"{'above' if above else 'at least'} {low}"
-            bound += f" and at most {high}" if high < math.inf else ""
-            raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
+        if not low <= value <= high or (above and value == low):
+            bound = "above" if above else "at least"
+            raise ArgumentTypeError(f"must be {bound} {low} and at most {high}, not {text}")
         return value
 
     convert.__name__ = kind.__name__  # argparse names it in «invalid int value»
@@ -28,15 +27,15 @@ COUNT, SHARE = number(int, 1), number(float, 0, 1)
 POSITIVE = number(float, 0, above=True)
 
 
-def one_of(known, numbers=False):
-    """An argparse type: one of the known names, in any case, or a number above 0 if `numbers`."""
+def one_of(known):
+    """An argparse type: one of the known names, in any case."""
 
     def convert(text):
-        name = str(int(text)) if numbers and text.isdigit() else text.lower()
-        if name in known or (numbers and name.isdigit() and name != "0"):
-            return name
-        choices = f"choose from {', '.join(known)}{', or a number' if numbers else ''}"
-        raise argparse.ArgumentTypeError(f"unknown {text!r}: {choices}{suggestion(name, known)}")
+        name = text.lower()
+        if name not in known:
+            close = suggestion(name, known)
+            raise ArgumentTypeError(f"unknown {text!r}: choose from {', '.join(known)}{close}")
+        return name
 
     return convert
 
@@ -44,7 +43,7 @@ def one_of(known, numbers=False):
 def epochs_entry(text):
     """An argparse type: an epoch, or every:k."""
     if not re.fullmatch(r"\d+|every:[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither an epoch nor every:k")
+        raise ArgumentTypeError(f"{text!r} is neither an epoch nor every:k")
     return text
 
 
@@ -67,7 +66,10 @@ def suggestion(word, known):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, defaults in the help, and hyphens for underscores."""
+    """argparse with BadInput for errors, defaults in the help, and hyphens for underscores.
+
+    `defaults` is {flag: default}, `groups` {title: flags}, `needs` {flag: another that it needs}.
+    """
 
     def __init__(self, script, description=None):
         super().__init__(
@@ -76,19 +78,17 @@ class Parser(argparse.ArgumentParser):
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,  # so that `typed` has only what was typed
         )
-        self.defaults, self.groups = {}, {}
+        self.defaults, self.groups, self.needs = {}, {}, {}
 
     def group(self, title):
-        """A function that adds a flag to a group of that title: its names, default, and help."""
-        add = self.add_argument_group(title).add_argument
+        """A function that adds a flag to a group of that title: its names, default, and help, and
+        what it `needs` to have an effect, "--arch fc", say."""
+        group = self.add_argument_group(title)
         self.groups[title] = set()
 
-        def flag(names, default, help, **options):
-            first, *others = names.split()
-            self.groups[title].add(first[2:])
-            self.defaults[first[2:]] = default
-            choices = options.pop("choices", None)
+        def flag(names, default, help, choices=None, needs=None, **options):
             if choices:
                 options |= {"type": one_of(choices), "metavar": f"{{{','.join(choices)}}}"}
             if default is False:
@@ -96,25 +96,28 @@ class Parser(argparse.ArgumentParser):
             elif default not in (None, []):
                 shown = " ".join(map(str, default)) if isinstance(default, list) else default
                 help = f"{help} (default {shown})".strip()
-            add(first, *others, default=default, help=help, **options)
+            if needs:
+                help = f"{needs}: {help}"
+            name = group.add_argument(*names.split(), help=help, **options).dest
+            self.defaults[name] = default
+            self.needs[name] = needs
+            self.groups[title].add(name)
 
         return flag
 
     def error(self, message):
-        first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
-        self.exit(2, f"{self.prog}: error: {message}\n" if first else None)
+        raise BadInput(message)
 
-    def parse_args(self, args=None, namespace=None):
-        args = sys.argv[1:] if args is None else args
-        args = [re.sub(r"(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), a) for a in args]
-        values, unknown = self.parse_known_args(args, namespace)
+    def typed(self, argv=None):
+        """{flag: value} of the flags on the command line, or in the list `argv`."""
+        argv = sys.argv[1:] if argv is None else argv
+        argv = [re.sub(r"(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), a) for a in argv]
+        values, unknown = self.parse_known_args(argv)
         if unknown:
             close = suggestion(unknown[0], [f"--{name}" for name in self.defaults])
             self.error(f"unknown argument {unknown[0]}, see --help{close}")
-        return values
+        return vars(values)
 
-    def typed(self, args):
-        """{flag: value} of the flags that the list `args` gives."""
-        unset = object()
-        values = self.parse_args(args, argparse.Namespace(**dict.fromkeys(self.defaults, unset)))
-        return {name: value for name, value in vars(values).items() if value is not unset}
+    def parse_args(self, argv=None):
+        """All flags, typed or default."""
+        return argparse.Namespace(**self.defaults | self.typed(argv))
