@@ -80,11 +80,10 @@ def right(model, dataset, args, attack=None, source=None, surrogate="own"):
     `attack(model, x, y)` changes them first, by the gradient of `source` (without it, of `model`
     itself) with that surrogate.
     """
-    source, parts = source or model, []
+    source, parts = attacks.with_surrogate(source or model, surrogate), []
     for x, y in dataset.batches(args.batch_size, args.seed):
         if attack:
-            with torch.enable_grad(), attacks.surrogates_of(source, surrogate):
-                x = attack(lambda pixels: source(dataset.encode(pixels)), x, y)
+            x = attack(lambda pixels: source(dataset.encode(pixels)), x, y)
         outputs = prefix_outputs(model(dataset.encode(x)))
         parts.append((outputs.argmax(2) == y).cpu())
     return torch.cat(parts, 1)
@@ -128,7 +127,7 @@ def threats(args):
         for eps in args.eps:
             yield method, eps, None, attacks.make(args, method, eps)
     if args.eps and args.attack_method:
-        step = attacks.STEPS_PAST / UNBOUNDED_STEPS
+        step = attacks.PATH_LENGTH / UNBOUNDED_STEPS
         attack = attacks.Attack(1, UNBOUNDED_STEPS, step, prefix=args.attack_prefix)
         yield "unbounded", 255.0, None, attack
 

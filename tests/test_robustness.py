@@ -72,10 +72,10 @@ def test_what_is_right_under_attack_is_right_for_inputs_attacked_one_by_one(netw
     args.batch_size = 9
     attack = attacks.Attack(0.03, 3, 0.02, random_start=False)
     right = robustness.right(model, dataset, args, attack, surrogate="triangle:0.5")
+    attacker = attacks.with_surrogate(model, "triangle:0.5")
     for n in range(20):
         x, y = dataset.images[n : n + 1] / 255, dataset.labels[n : n + 1]
-        with attacks.surrogates_of(model, "triangle:0.5"):
-            x = attack(lambda pixels: model(dataset.encode(pixels)), x, y)
+        x = attack(lambda pixels: attacker(dataset.encode(pixels)), x, y)
         outputs = model(dataset.encode(x))
         for t in (1, 2):
             assert right[t - 1, n] == (outputs[:t].mean(0).argmax(1) == y).item()
