@@ -7,12 +7,10 @@ weights, rewind the others to their values after --rewind_epoch. `full` runs all
 number that many. `fisher` and `kl` run T in the first round. Then `fisher` runs the fewest whose
 share of sum_t I_t reaches --information_share, and `kl` the fewest T' with KL(P_T' || P_T) / KL(P_2
 || P_T) below 0.6 after two epochs of training (early-time tickets, Kim et al., ECCV 2022).
-`one_shot` trains once and prunes to each sparsity at once. The networks after --final_rounds are
-trained with all T.
+`one_shot` trains once and prunes to each sparsity at once. Networks of --final_rounds run all T.
 
 The folder runs/<name>_pruning has pruning.jsonl (a line a round), figures/pruning.png, and a run
-folder for every round with masks in its checkpoints and masks.json. --resume goes on after the last
-finished epoch of a round.
+folder for every round. --resume goes on after the last finished epoch of a round.
 """
 
 import copy
@@ -55,7 +53,7 @@ def first_steps(dataset, steps):
     """The data set as a network of that many timesteps sees it."""
     if dataset.images.dim() == 5:
         return replace(dataset, images=dataset.images[:, :steps])
-    return replace(dataset, poisson_steps=steps if dataset.poisson_steps else 0)
+    return replace(dataset, poisson_steps=min(steps, dataset.poisson_steps))
 
 
 class Search:
@@ -100,8 +98,7 @@ class Search:
         return model
 
     def train(self, name, steps, masks, start):
-        """Train a network of so many timesteps from the checkpoint `start`, in the folder of that
-        name. Returns it and the seconds it took."""
+        """Train a network from the checkpoint `start`. Returns it and the seconds it took."""
         args = copy.copy(self.args)
         args.out_dir, args.exp_name, args.resume = str(self.folder), name, True
         args.timestep = steps
@@ -134,8 +131,7 @@ class Search:
         return fewest_by_kl(torch.cat(outputs, 1))
 
     def record(self, stage, number, steps, model, masks, seconds, rule_seconds=0.0):
-        """Measure a network with all T timesteps. Print its line of pruning.jsonl and append it, if
-        it is not there yet."""
+        """Append and print the line of a network, measured with all T, if it is not there yet."""
         names = {"search": self.rule, "stage": stage, "round": number}
         if any(names.items() <= line.items() for line in self.run.lines(PRUNING_FILE)):
             return

@@ -54,9 +54,9 @@ def sparsity(masks):
 
 @torch.no_grad()
 def synaptic_operations(model, x, batch_size=128):
-    """Additions an image, estimated: over layers, multiply-accumulates of a timestep x share of the
-    weights that is not 0 x share of the inputs that is not 0 x timesteps. The first layer counts
-    once where all timesteps see the same image. x are inputs [N, ...]."""
+    """Additions an image, estimated for inputs x [N, ...]: the multiply-accumulates of all layers
+    and timesteps x share of the weights that is not 0 x share of the layer's inputs that is not 0.
+    The first layer counts once where all timesteps see the same image."""
     operations = []
 
     def count(name, module, inputs, output):
