@@ -2,15 +2,15 @@
 
     python eval_snn_robustness.py --checkpoints runs/*/checkpoint_latest.pt
 
-takes half a minute for two networks of `train_snn.py --dataset digits` on two CPU cores. All are
-tried on the same test samples, drawn by --seed, as are noise and the attacks' starts.
+takes half a minute for two networks of the digits on two CPU cores. All are tried on the same test
+samples. The folder runs/<name>_robustness has robustness.jsonl, a line for each network and
+strength, and figures/robustness.png.
 
-The folder runs/<name>_robustness (or --exp_name) has robustness.jsonl, a line for each network and
-strength, and figures/robustness.png. A sample counts as right if it is right under every attacker,
-one for each of --attack_surrogate. A network can look robust because its gradient misleads the
-attack. So three other attacks check it: random points of the ball, inputs made against a network of
-another seed, and an unbounded attack, after which nothing should be right. Where one contradicts
-the attack, the script says «gradient masking» (Athalye et al. 2018, arXiv:1802.00420).
+A sample counts as right if it is right under every attacker, one for each of --attack_surrogate. A
+network can look robust because its gradient misleads the attack. So three other attacks check it:
+random points of the ball, inputs made against a network of another seed, and an unbounded attack,
+after which nothing should be right. Where one contradicts the attack, the script says «gradient
+masking» (Athalye et al. 2018, arXiv:1802.00420).
 """
 
 import math
@@ -86,36 +86,31 @@ def right(model, dataset, args, attack=None, attacker=None):
 def under_attack(args, model, source, dataset, attack, unbounded):
     """Which samples every prefix gets right under all attackers, bool [T, N], and the fields of a
     line that are about the attack. An `unbounded` attack stops once an attacker leaves none."""
-
-    def accuracy(correct):
-        """That of the prediction that is attacked."""
-        return correct[(args.attack_prefix or args.timestep) - 1].float().mean().item()
-
-    fields = {"surrogates": {}}
-    worst = torch.ones(args.timestep, len(dataset), dtype=torch.bool)
+    prefix = (args.attack_prefix or args.timestep) - 1  # the one that is attacked
+    surrogates, results = {}, []
     for surrogate in args.attack_surrogate:
         attacker = attacks.with_surrogate(model, surrogate)
-        correct = right(model, dataset, args, attack, attacker)
-        worst &= correct
-        fields["surrogates"][surrogate] = accuracy(correct)
-        if unbounded and accuracy(correct) == 0:
+        results.append(right(model, dataset, args, attack, attacker))
+        surrogates[surrogate] = results[-1][prefix].float().mean().item()
+        if unbounded and surrogates[surrogate] == 0:
             break
+    fields = {"surrogates": surrogates}
     if not unbounded:
         points = attacks.random_search(attack, args.attack_steps)
-        fields["random"] = accuracy(right(model, dataset, args, points, model))
+        fields["random"] = right(model, dataset, args, points, model)[prefix].float().mean().item()
         fields["transfer"] = None
         if source:
-            fields["transfer"] = accuracy(right(model, dataset, args, attack, source))
-    return worst, fields
+            transferred = right(model, dataset, args, attack, source)
+            fields["transfer"] = transferred[prefix].float().mean().item()
+    return torch.stack(results).all(0), fields
 
 
 def measure(args, model, source, dataset, attack, unbounded):
     """The measured part of a line of robustness.jsonl, and what it is measured with."""
-    fields = {}
     if attack:
         correct, fields = under_attack(args, model, source, dataset, attack, unbounded)
     else:
-        correct = right(model, dataset, args)
+        correct, fields = right(model, dataset, args), {}
     accuracy = correct.double().mean(1).tolist()
     return {
         "timestep": args.timestep,
@@ -130,8 +125,7 @@ def measure(args, model, source, dataset, attack, unbounded):
 
 
 def threats(args):
-    """(name, strength, corruption or None, attack or None) of everything that is tried, the clean
-    samples first."""
+    """(name, strength, corruption, attack) of everything that is tried, clean samples first."""
     yield "clean", 0.0, None, None
     times = tuple(args.noisetime)
     for kind, levels in (("gaussian_noise", args.noise_levels), ("blur", args.blur_levels)):
@@ -154,12 +148,11 @@ def load_network(args, path, dataset):
     return model.eval().requires_grad_(False)
 
 
-def another_seed(paths, seeds, number):
-    """Of the networks, the next one after `number`, round the list, of another seed, or None."""
-    for other in [*range(number + 1, len(paths)), *range(number)]:
-        if None not in (seeds[other], seeds[number]) and seeds[other] != seeds[number]:
-            return paths[other]
-    return None
+def another_seed(path, seeds):
+    """The next network after `path` in `seeds` {path: seed}, round the list, of another seed."""
+    paths = list(seeds)
+    following = paths[paths.index(path) :] + paths
+    return next((other for other in following if seeds[other] != seeds[path]), None)
 
 
 def print_line(line):
@@ -206,16 +199,15 @@ def main(argv=None):
     data.need_pixels("an attack", dataset)
     seed_all(args.seed, "subset")
     dataset = dataset.subset(torch.randperm(len(dataset))[: args.robust_samples])
-    seeds = [load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints]
+    seeds = {path: load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints}
     with run_folder(args, dataset.device) as run:
         sets = {}
         for kind, level, corruption, attack in threats(args):
             if not attack:
                 sets[f"{kind} {level:g}"] = replace(dataset, corruption=corruption)
         plots.inputs(run, sets, args.seed)
-        for number, path in enumerate(args.checkpoints):
-            other = another_seed(args.checkpoints, seeds, number)
-            evaluate_network(args, run, path, other, dataset)
+        for path in args.checkpoints:
+            evaluate_network(args, run, path, another_seed(path, seeds), dataset)
         print(f"run folder {run.folder}\nfigure     {plots.robustness(run.folder)}")
 
 
