@@ -4,8 +4,8 @@
     python bench.py train --timestep 4 --samples 16     a training step of ResNet19
     python bench.py neuron --timestep 8 --samples 64    a layer of neurons, forward and backward
 
-Each way runs once to warm up, then all take turns, --repeats times, in one process; figures are
-medians. «step by step» is the released way: the network of one timestep in a Python loop. The
+Each way runs twice to warm up, then all take turns, --repeats times, in one process. Figures are
+medians. "step by step" is the released way: the network of one timestep in a Python loop. The
 neurons of SpikingJelly and snnTorch are compared where these are installed. P, of `fisher`, is one
 forward and T ordinary backward passes through the prefix losses, without anything per sample.
 """
@@ -16,40 +16,35 @@ import ctypes
 import math
 import platform
 import statistics
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.utils.benchmark import timer  # it waits for the device
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import archs
 from fisher import TemporalFisher, one_by_one, prefix_losses
-from parser import COUNT, POSITIVE, Parser, one_of
+from parser import COUNT, POSITIVE, Parser, number
 from train_snn import compile_neurons
 from utils import device_name, pick_device, run_script
 
 
-def synchronize(device):
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def status(field):
     """Bytes of a field of this process's status on Linux."""
-    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
+    line = Path("/proc/self/status").read_text().split(f"{field}:")[1]
+    return int(line.split()[0]) * 1024
 
 
 def peak_memory(function, device):
     """Bytes that function() uses at most above those before. Of a CPU, Linux counts."""
+    function()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
-    function()
     ctypes.CDLL(None).malloc_trim(0)  # what the process has freed does not count
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
@@ -64,11 +59,9 @@ def compare(ways, repeats, unit, base, device, count=1):
     seconds = {name: [] for name in ways}
     for _ in tqdm(range(repeats), "repeats", disable=None, leave=False):
         for name, function in ways.items():
-            synchronize(device)
-            start = time.perf_counter()
+            start = timer()
             function()
-            synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(timer() - start)
     print(f"{'way':<24}{unit:>14}{'times ' + base:>22}{'peak MB':>9}")
     for name in ways:
         ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds[base]))
@@ -90,88 +83,75 @@ class StepLIF(archs.LIF):
 
 
 class StepByStep(torch.nn.Module):
-    """The released way: the network of one timestep in a loop over t. The first convolution, which
-    sees the same image each time, runs once."""
+    """The released way: a network of one timestep in a loop over t."""
 
-    def __init__(self, model):
+    def __init__(self, network, timestep):
         super().__init__()
-        self.model, self.timestep = with_neurons(model, StepLIF), model.timestep
-        self.model.timestep = self.model.repeat.timestep = 1
-        self.first = copy.deepcopy(model.conv1)
-        self.model.conv1 = torch.nn.Identity()
+        self.network, self.timestep = with_neurons(network, StepLIF()), timestep
 
     def forward(self, x):
-        for module in self.model.modules():
+        for module in self.network.modules():
             if isinstance(module, StepLIF):
                 module.v = 0.0
-        x = self.first(x.unsqueeze(0))[0]
-        return torch.cat([self.model(x) for _ in range(self.timestep)])
+        return torch.cat([self.network(x) for _ in range(self.timestep)])
 
 
-def with_neurons(model, make):
-    """A copy of the network with other neurons."""
+def with_neurons(model, neurons):
+    """A copy of the network with copies of other neurons."""
     model = copy.deepcopy(model)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, archs.LIF):
-                setattr(module, name, make())
+    for name, module in list(model.named_modules()):
+        if isinstance(module, archs.LIF):
+            model.set_submodule(name, copy.deepcopy(neurons))
     return model
 
 
 def foreign_neurons():
-    """{library: function that makes neurons [T, N, ...] -> [T, N, ...]} of the installed ones: tau
-    2, threshold 1, a hard reset that is detached, ATan."""
+    """{library: neurons [T, N, ...] -> [T, N, ...]} of the installed ones: tau 2, threshold 1, a
+    hard reset that is detached, ATan."""
     libraries = {}
     with contextlib.suppress(ImportError):
-        from spikingjelly.activation_based import functional, neuron
+        from spikingjelly.activation_based import neuron
 
-        class Jelly(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.node = neuron.LIFNode(tau=2.0, detach_reset=True, step_mode="m")
-
-            def forward(self, x):
-                functional.reset_net(self.node)
-                return self.node(x)
-
-        libraries["SpikingJelly"] = Jelly
+        jelly = neuron.LIFNode(tau=2.0, detach_reset=True, step_mode="m")
+        jelly.register_forward_pre_hook(lambda node, x: node.reset())
+        libraries["SpikingJelly"] = jelly
     with contextlib.suppress(ImportError):
         import snntorch
 
-        class Leaky(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.node = snntorch.Leaky(beta=0.5, reset_mechanism="zero")
-
+        class Leaky(snntorch.Leaky):
             def forward(self, x):
-                v, spikes = self.node.init_leaky(), []
+                v, spikes = self.init_leaky(), []
                 for x_t in x:
-                    s, v = self.node(x_t, v)
+                    s, v = super().forward(x_t, v)
                     spikes.append(s)
                 return torch.stack(spikes)
 
-        libraries["snnTorch"] = Leaky
+        libraries["snnTorch"] = Leaky(beta=0.5, reset_mechanism="zero")
     return libraries
 
 
 # ---------------------------------------------------------------- the tables
 
 
-def fisher(args, device, model, x, y):
+def build(args, timestep):
+    """The network of --arch and --width."""
+    return archs.build(args.arch, timestep=timestep, num_classes=10, width=args.width)
+
+
+def fisher(args, x, y):
     """The temporal Fisher information."""
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = build(args, args.timestep).to(x.device, memory_format=torch.channels_last).eval()
     parameters, estimator = list(model.parameters()), TemporalFisher(model)
-    size = args.fisher_batch or estimator.chunk(x)
+    size = estimator.chunk(x)
 
     def ordinary():
         for loss in prefix_losses(model(x), y).mean(1):
             torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
 
-    def released():  # forward anew for each t, the gradient of the mean loss of 16 samples
+    def released():  # forward anew for each t, the gradient of the mean loss
         for t in range(args.timestep):
-            for x_part, y_part in zip(x.split(16), y.split(16)):
-                loss = prefix_losses(model(x_part), y_part)[t].mean()
-                torch.autograd.grad(loss, parameters, allow_unused=True)
+            loss = prefix_losses(model(x), y)[t].mean()
+            torch.autograd.grad(loss, parameters, allow_unused=True)
 
     ways = {
         "P": ordinary,
@@ -179,12 +159,12 @@ def fisher(args, device, model, x, y):
         "batch of one": lambda: one_by_one(model, x, y),
         "released": released,
     }
-    compare(ways, args.repeats, "ms a sample", "P", device, args.samples)
+    compare(ways, args.repeats, "ms a sample", "P", x.device, args.samples)
 
 
-def neuron(args, device, model, x, y):
+def neuron(args, x, y):
     """A layer of neurons."""
-    x = 2 * torch.randn(args.timestep, args.samples, 32, 16, 16, device=device)
+    x = 2 * torch.randn(args.timestep, args.samples, 32, 16, 16, device=x.device)
 
     def way(layer, dtype=torch.float32):
         inputs, cotangent = x.to(dtype).requires_grad_(), torch.randn_like(x).to(dtype)
@@ -195,21 +175,22 @@ def neuron(args, device, model, x, y):
     ways = {"one call": way(lif), "one call, bf16": way(lif, torch.bfloat16)}
     ways |= {"compiled": way(compiled), "compiled, bf16": way(compiled, torch.bfloat16)}
     ways |= {"loop": way(lif.loop)}
-    ways |= {name: way(make().to(device)) for name, make in foreign_neurons().items()}
-    compare(ways, args.repeats, "ms a call", "one call", device)
+    ways |= {name: way(neurons.to(x.device)) for name, neurons in foreign_neurons().items()}
+    compare(ways, args.repeats, "ms a call", "one call", x.device)
 
 
-def train(args, device, model, x, y):
-    """A training step, and what its convolutions take."""
+def train(args, x, y):
+    """A training step, and the rate of its convolutions."""
+    model = build(args, args.timestep).to(memory_format=torch.channels_last)
 
-    def way(model, amp=False, compiled=False, layout=torch.channels_last):
-        model = copy.deepcopy(model).to(device, memory_format=layout).train()
+    def way(model, amp=False, compiled=False):
+        model = copy.deepcopy(model).to(x.device).train()
         if compiled:
             compile_neurons(model)
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=True)
 
         def step():
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
                 outputs = model(x)
             loss = F.cross_entropy(outputs.float().mean(0), y)
             optimizer.zero_grad()
@@ -218,59 +199,59 @@ def train(args, device, model, x, y):
 
         return step
 
-    ways = {"step by step": way(StepByStep(model), layout=torch.contiguous_format)}
+    ways = {"step by step": way(StepByStep(build(args, 1), args.timestep))}
     for precision, amp in (("float32", False), ("bf16", True)):
         model.checkpoint_activations = True
         ways[f"{precision}, checkpointed"] = way(model, amp)
         model.checkpoint_activations = False
         ways[f"{precision}, compiled"] = way(model, amp, compiled=True)
         ways[precision] = way(model, amp)
-    ways |= {name: way(with_neurons(model, make)) for name, make in foreign_neurons().items()}
-    compare(ways, args.repeats, "ms a step", "step by step", device)
-    print(f"{'way':<24}{'in convolutions':>16}{'TFLOP/s there':>15}")
+    for name, neurons in foreign_neurons().items():
+        ways[name] = way(with_neurons(model, neurons))
+    compare(ways, args.repeats, "ms a step", "step by step", x.device)
+    print(f"{'convolutions of':<24}{'ms a step':>14}{'TFLOP/s':>22}")
     for name, step in ways.items():
-        seconds, share, flops = convolutions(step, device)
-        print(f"{name:<24}{share:16.0%}{flops / seconds / 1e12:15.3f}")
+        seconds, operations = convolutions(step, x.device)
+        print(f"{name:<24}{1000 * seconds:14.2f}{operations / seconds / 1e12:22.3f}")
 
 
 def convolutions(function, device):
-    """Seconds that the convolutions of `function` take on the device, their share, and their
-    floating-point operations. NaN where the profiler may not read a GPU's counters."""
+    """Seconds that the convolutions of function() take on the device, and their floating-point
+    operations. NaN seconds if there are none, or if the profiler may not read a GPU's counters."""
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         function()
-    flops = counter.get_flop_counts()["Global"].items()
-    kinds = set(torch.profiler.supported_activities())
-    with torch.profiler.profile(activities=kinds) as profile:
+    operations = counter.get_flop_counts()["Global"].items()
+    with torch.profiler.profile() as profile:
         function()
-        synchronize(device)
-    field = f"{'device' if device.type == 'cuda' else 'cpu'}_time_total"
-    events = profile.key_averages()
+    time = "device_time_total" if device.type == "cuda" else "cpu_time_total"
     kinds = ("aten::convolution", "aten::convolution_backward")
-    seconds = sum(getattr(event, field) for event in events if event.key in kinds) / 1e6 or math.nan
-    total = sum(getattr(event, f"self_{field}") for event in events) / 1e6 or math.nan
-    return seconds, seconds / total, sum(n for op, n in flops if "convolution" in str(op))
+    events = [event for event in profile.key_averages() if event.key in kinds]
+    seconds = sum(getattr(event, time) for event in events) / 1e6 or math.nan
+    return seconds, sum(count for kind, count in operations if "convolution" in str(kind))
 
 
 def main(argv=None):
     parser = Parser("bench", __doc__)
-    parser.add_argument("what", choices=["fisher", "train", "neuron"])
+    parser.add_argument("table", choices=["fisher", "train", "neuron"])
     flag = parser.group("what is compared")
-    flag("--arch", "resnet19", "network", type=one_of(archs.ARCHS))
+    flag("--arch", "resnet19", "network", choices=archs.ARCHS)
     flag("--width", 1.0, "factor on its channels", type=POSITIVE)
     flag("--timestep", 10, "T", type=COUNT)
-    flag("--samples", 16, "samples in a batch", type=COUNT)
-    flag("--fisher_batch", None, "samples in one pass; without it, as many as fit", type=COUNT)
+    flag("--samples", 16, "samples in a batch", type=number(int, 2))
     flag("--repeats", 3, "measurements of each way", type=COUNT)
     flag("--device", "auto", "auto, cpu, cuda, ...")
     args = parser.parse_args(argv)
+    if args.table == "neuron" and {"arch", "width"} & parser.typed(argv).keys():
+        parser.error("neuron is one layer without a network: leave out --arch and --width")
     device = pick_device(args.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # whose work `timer` waits for
+    print(f"{device_name(device)}; torch {torch.__version__}, python {platform.python_version()}")
     torch.manual_seed(0)
-    model = archs.build(args.arch, timestep=args.timestep, num_classes=10, width=args.width)
     x = torch.randn(args.samples, 3, 32, 32, device=device)
     y = torch.arange(args.samples, device=device) % 10
-    print(f"{device_name(device)}; torch {torch.__version__}, python {platform.python_version()}")
-    print(f"{args.arch}, width {args.width:g}, T = {args.timestep}, batch {args.samples}")
-    {"fisher": fisher, "train": train, "neuron": neuron}[args.what](args, device, model, x, y)
+    tables = {"fisher": fisher, "train": train, "neuron": neuron}
+    tables[args.table](args, x, y)
 
 
 if __name__ == "__main__":

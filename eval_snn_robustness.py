@@ -2,16 +2,15 @@
 
     python eval_snn_robustness.py --checkpoints runs/*/checkpoint_latest.pt
 
-takes half a minute for two networks of `train_snn.py --dataset digits` on two CPU cores. All are
-tried on the same test samples, drawn by --seed, as are noise and the attacks' starts.
+takes half a minute for two networks of the digits on two CPU cores. All are tried on the same test
+samples. The folder runs/<name>_robustness has robustness.jsonl, a line for each network and
+strength, and figures/robustness.png.
 
-The folder runs/<name>_robustness (or --exp_name) has robustness.jsonl, a line for each network and
-strength, and figures/robustness.png. A sample counts as right if it is right under every attacker,
-one for each of --attack_surrogate. A network can look robust because its gradient misleads the
-attack. So the table has random points of the ball, too, and inputs that were made against a network
-of another seed, and an unbounded attack, after which nothing should be right. Where these disagree
-with the attack, the script says «gradient masking» (Athalye et al. 2018, "Obfuscated Gradients
-Give a False Sense of Security").
+A sample counts as right if it is right under every attacker, one for each of --attack_surrogate. A
+network can look robust because its gradient misleads the attack. So three other attacks check it:
+random points of the ball, inputs made against a network of another seed, and an unbounded attack,
+after which nothing should be right. Where one contradicts the attack, the script says «gradient
+masking» (Athalye et al. 2018, arXiv:1802.00420).
 """
 
 import math
@@ -41,84 +40,92 @@ def interval(accuracy, samples):
     return max(0.0, (centre - half) / shrink), min(1.0, (centre + half) / shrink)
 
 
-def clearly_below(low, high, samples):
-    """Whether two shares of that many samples differ by more than their standard errors leave."""
-    return high - low > Z * math.sqrt((low * (1 - low) + high * (1 - high)) / samples)
-
-
 def masking_signs(lines):
     """What in the lines of one network says that its gradient misleads the attacker, in words."""
     fgsm = {line["strength"]: line["attacked"] for line in lines if line["threat"] == "fgsm"}
     method = "pgd" if any(line["threat"] == "pgd" for line in lines) else "fgsm"
     signs = []
-
-    def compare(low, high, sentence):
-        """The first accuracy should not be below the second."""
-        if low is not None and high is not None and clearly_below(low, high, line["samples"]):
-            signs.append(f"{sentence} at eps {line['strength']:g}")
-
     for line in lines:
-        attacked = line["attacked"]
+        attacked, surrogates = line["attacked"], line.get("surrogates")
         if line["threat"] == "unbounded" and attacked > 0:
             signs.append(f"an unbounded attack leaves {attacked:.3f}")
         if line["threat"] != method:
             continue
-        if method == "pgd":
-            compare(fgsm.get(line["strength"]), attacked, "one step is stronger than pgd")
-        compare(line["random"], attacked, f"random points are stronger than {method}")
-        compare(line["transfer"], attacked, f"a transferred attack is stronger than {method}")
-        others = dict(line["surrogates"])
-        own = others.pop("own", None)
-        compare(min(others.values(), default=None), own, "its own surrogate is weaker than others")
+        for low, high, sentence in (
+            (fgsm.get(line["strength"]), attacked, f"one step is stronger than {method}"),
+            (line["random"], attacked, f"random points are stronger than {method}"),
+            (line["transfer"], attacked, f"a transferred attack is stronger than {method}"),
+            (min(surrogates.values()), surrogates.get("own"), "its own surrogate is weaker"),
+        ):
+            if clearly_below(low, high, line["samples"]):
+                signs.append(f"{sentence} at eps {line['strength']:g}")
     return signs
 
 
-@torch.no_grad()
-def right(model, dataset, args, attack=None, source=None, surrogate="own"):
-    """Which samples of `dataset` the prediction of each prefix gets right: bool [T, N], on the CPU.
+def clearly_below(low, high, samples):
+    """Whether the share `low` of that many samples is below `high` by more than Z standard errors.
+    False where one is None."""
+    if low is None or high is None:
+        return False
+    return high - low > Z * math.sqrt((low * (1 - low) + high * (1 - high)) / samples)
 
-    `attack(model, x, y)` changes them first, by the gradient of `source` (without it, of `model`
-    itself) with that surrogate.
-    """
-    source, parts = source or model, []
+
+@torch.no_grad()
+def right(model, dataset, args, attack=None, attacker=None):
+    """Which samples of `dataset` the prediction of each prefix gets right: bool [T, N], on the CPU.
+    `attack` changes them first, by the gradient of the network `attacker`."""
+    parts = []
     for x, y in dataset.batches(args.batch_size, args.seed):
         if attack:
-            with torch.enable_grad(), attacks.surrogates_of(source, surrogate):
-                x = attack(lambda pixels: source(dataset.encode(pixels)), x, y)
+            x = attack(lambda pixels: attacker(dataset.encode(pixels)), x, y)
         outputs = prefix_outputs(model(dataset.encode(x)))
         parts.append((outputs.argmax(2) == y).cpu())
     return torch.cat(parts, 1)
 
 
-def under_attack(args, model, dataset, attack, source, unbounded):
-    """The accuracies of a line that is about an attack, of the prediction that is attacked, and
-    which samples every prefix gets right under every attacker [T, N]. An `unbounded` attack ends
-    with the attacker that leaves none."""
-    prefix = args.attack_prefix or args.timestep
-
-    def accuracy(correct):
-        return correct[prefix - 1].float().mean().item()
-
-    line = {"surrogates": {}}
-    worst = torch.ones(args.timestep, len(dataset), dtype=torch.bool)
+def under_attack(args, model, source, dataset, attack, unbounded):
+    """Which samples every prefix gets right under all attackers, bool [T, N], and the fields of a
+    line that are about the attack. An `unbounded` attack stops once an attacker leaves none."""
+    prefix = (args.attack_prefix or args.timestep) - 1  # the one that is attacked
+    surrogates, results = {}, []
     for surrogate in args.attack_surrogate:
-        correct = right(model, dataset, args, attack, surrogate=surrogate)
-        worst &= correct
-        line["surrogates"][surrogate] = accuracy(correct)
-        if unbounded and line["surrogates"][surrogate] == 0:
+        attacker = attacks.with_surrogate(model, surrogate)
+        results.append(right(model, dataset, args, attack, attacker))
+        surrogates[surrogate] = results[-1][prefix].float().mean().item()
+        if unbounded and surrogates[surrogate] == 0:
             break
+    fields = {"surrogates": surrogates}
     if not unbounded:
         points = attacks.random_search(attack, args.attack_steps)
-        line["random"] = accuracy(right(model, dataset, args, points))
-        line["transfer"] = None
+        fields["random"] = right(model, dataset, args, points, model)[prefix].float().mean().item()
+        fields["transfer"] = None
         if source:
-            line["transfer"] = accuracy(right(model, dataset, args, attack, source))
-    return line, worst
+            transferred = right(model, dataset, args, attack, source)
+            fields["transfer"] = transferred[prefix].float().mean().item()
+    return torch.stack(results).all(0), fields
+
+
+def measure(args, model, source, dataset, attack, unbounded):
+    """The measured part of a line of robustness.jsonl, and what it is measured with."""
+    if attack:
+        correct, fields = under_attack(args, model, source, dataset, attack, unbounded)
+    else:
+        correct, fields = right(model, dataset, args), {}
+    accuracy = correct.double().mean(1).tolist()
+    return {
+        "timestep": args.timestep,
+        "samples": len(dataset),
+        "prefix": args.attack_prefix,
+        "times": args.noisetime if dataset.corruption else [],
+        "attacked": accuracy[(args.attack_prefix or args.timestep) - 1],
+        "accuracy": accuracy,
+        "accuracy_ci": [interval(value, len(dataset)) for value in accuracy],
+        **fields,
+    }
 
 
 def threats(args):
-    """(name, strength, corruption or None, attack or None) of everything that is tried, the clean
-    samples first."""
+    """(name, strength, corruption, attack) of everything that is tried, clean samples first."""
     yield "clean", 0.0, None, None
     times = tuple(args.noisetime)
     for kind, levels in (("gaussian_noise", args.noise_levels), ("blur", args.blur_levels)):
@@ -128,7 +135,7 @@ def threats(args):
         for eps in args.eps:
             yield method, eps, None, attacks.make(args, method, eps)
     if args.eps and args.attack_method:
-        step = attacks.STEPS_PAST / UNBOUNDED_STEPS
+        step = attacks.PATH_LENGTH / UNBOUNDED_STEPS
         attack = attacks.Attack(1, UNBOUNDED_STEPS, step, prefix=args.attack_prefix)
         yield "unbounded", 255.0, None, attack
 
@@ -141,12 +148,11 @@ def load_network(args, path, dataset):
     return model.eval().requires_grad_(False)
 
 
-def another_seed(paths, seeds, number):
-    """Of the networks, the next one after `number`, round the list, of another seed, or None."""
-    for other in [*range(number + 1, len(paths)), *range(number)]:
-        if None not in (seeds[other], seeds[number]) and seeds[other] != seeds[number]:
-            return paths[other]
-    return None
+def another_seed(path, seeds):
+    """The next network after `path` in `seeds` {path: seed}, round the list, of another seed."""
+    paths = list(seeds)
+    following = paths[paths.index(path) :] + paths
+    return next((other for other in following if seeds[other] != seeds[path]), None)
 
 
 def print_line(line):
@@ -157,53 +163,34 @@ def print_line(line):
     prefixes = " ".join(f"{value:.2f}" for value in line["accuracy"])
     accuracy = f"{line['attacked']:.3f} [{low:.3f}, {high:.3f}]"
     tqdm.write(f"{line['threat']:<15} {line['strength']:>8g}  {accuracy} {others}  {prefixes}")
-
-
-def evaluate_network(args, run, path, other, dataset):
-    """Print the lines of the network of that checkpoint, and append those that `run` does not have
-    yet. Attacks are transferred from the network of the checkpoint `other`, if there is one."""
-    model = load_network(args, path, dataset)
-    source = load_network(args, other, dataset) if other else None
-    about = {"checkpoint": path, "epoch": load_checkpoint(path).get("epoch")}
-    about |= {"timestep": args.timestep, "samples": len(dataset), "prefix": args.attack_prefix}
-    lines = [line for line in run.lines(ROBUSTNESS_FILE) if line["checkpoint"] == path]
-    done = {(line["threat"], line["strength"]): line for line in lines}
-    hint = "" if other else "; no network of another seed to transfer from"
-    tqdm.write(f"{path}, {len(dataset)} samples{hint}")
-    columns = f"{'own':>8} {'random':>8} {'transfer':>8}  after t = 1 .. {args.timestep}"
-    tqdm.write(f"{'':<15} {'strength':>8}  accuracy [95 %]      {columns}")
-    for threat, strength, corruption, attack in threats(args):
-        line = done.get((threat, strength))
-        if line is None:
-            line = about | {"threat": threat, "strength": strength}
-            line |= measure(
-                args, model, source, replace(dataset, corruption=corruption), threat, attack
-            )
-            if attack:
-                line["transfer_from"] = other
-            lines.append(line)
-            if threat == "unbounded":
-                line["masking"] = masking_signs(lines)
-            run.append(ROBUSTNESS_FILE, line)
-        print_line(line)
     for sign in line.get("masking", ()):
         tqdm.write(f"gradient masking: {sign}")
 
 
-def measure(args, model, source, dataset, threat, attack):
-    """The measured part of a line of robustness.jsonl."""
-    if attack:
-        extra, correct = under_attack(args, model, dataset, attack, source, threat == "unbounded")
-    else:
-        extra, correct = {}, right(model, dataset, args)
-    accuracy = correct.double().mean(1).tolist()
-    return {
-        "times": args.noisetime if dataset.corruption else [],
-        "attacked": accuracy[(args.attack_prefix or args.timestep) - 1],
-        "accuracy": accuracy,
-        "accuracy_ci": [interval(value, len(dataset)) for value in accuracy],
-        **extra,
-    }
+def evaluate_network(args, run, path, other, dataset):
+    """Append and print the lines of the network of checkpoint `path` that `run` does not have yet.
+    Attacks are transferred from the network of checkpoint `other`, if there is one."""
+    model = load_network(args, path, dataset)
+    source = load_network(args, other, dataset) if other else None
+    epoch = load_checkpoint(path).get("epoch")
+    lines = [line for line in run.lines(ROBUSTNESS_FILE) if line["checkpoint"] == path]
+    done = {(line["threat"], line["strength"]) for line in lines}
+    columns = f"     own   random transfer  after t = 1 .. {args.timestep}"
+    tqdm.write(f"{path}, {len(dataset)} samples")
+    tqdm.write(f"                strength  accuracy [95 %]      {columns}")
+    for threat, strength, corruption, attack in threats(args):
+        if (threat, strength) in done:
+            continue
+        line = {"checkpoint": path, "epoch": epoch, "threat": threat, "strength": strength}
+        corrupted = replace(dataset, corruption=corruption)
+        line |= measure(args, model, source, corrupted, attack, threat == "unbounded")
+        if attack:
+            line["transfer_from"] = other
+        lines.append(line)
+        if threat == "unbounded":
+            line["masking"] = masking_signs(lines)
+        run.append(ROBUSTNESS_FILE, line)
+        print_line(line)
 
 
 def main(argv=None):
@@ -212,16 +199,15 @@ def main(argv=None):
     data.need_pixels("an attack", dataset)
     seed_all(args.seed, "subset")
     dataset = dataset.subset(torch.randperm(len(dataset))[: args.robust_samples])
-    seeds = [load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints]
+    seeds = {path: load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints}
     with run_folder(args, dataset) as run:
         sets = {}
         for kind, level, corruption, attack in threats(args):
             if not attack:
                 sets[f"{kind} {level:g}"] = replace(dataset, corruption=corruption)
         plots.inputs(run, sets, args.seed)
-        for number, path in enumerate(args.checkpoints):
-            other = another_seed(args.checkpoints, seeds, number)
-            evaluate_network(args, run, path, other, dataset)
+        for path in args.checkpoints:
+            evaluate_network(args, run, path, another_seed(path, seeds), dataset)
         print(f"run folder {run.folder}\nfigure     {plots.robustness(run.folder)}")
 
 

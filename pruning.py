@@ -14,17 +14,13 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 def all_kept(model):
     """Masks that keep every weight of the convolutions and linear layers but the first."""
-    masks = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LAYERS):
-            masks[f"{name}.weight"] = torch.ones_like(module.weight, dtype=torch.bool)
-    return dict(list(masks.items())[1:])
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
+    return {f"{name}.weight": torch.ones_like(layer.weight).bool() for name, layer in layers[1:]}
 
 
 def prune(model, masks, rate):
     """Masks without the share `rate` of the kept weights, rounded to whole weights: the smallest
-    |w| over all layers (global magnitude; Frankle and Carbin 2019, "The Lottery Ticket
-    Hypothesis")."""
+    |w| over all layers (global magnitude; Frankle and Carbin 2019, arXiv:1803.03635)."""
     kept = torch.cat([mask.flatten() for mask in masks.values()])
     sizes = torch.cat([model.get_parameter(name).detach().abs().flatten() for name in masks])
     order = sizes.masked_fill(~kept, torch.inf).argsort(stable=True)  # smallest first
@@ -41,13 +37,12 @@ def apply(model, masks):
 
 
 def hold(optimizer, model, masks):
-    """From now on, set the pruned weights to 0 after every step, whatever momentum and decay
-    did."""
+    """From now on, set the pruned weights to 0 after every step of the optimizer."""
     optimizer.register_step_post_hook(lambda *_: apply(model, masks))
 
 
 def counts(masks):
-    """{weight name: {"kept", "total"}} for a report."""
+    """{weight name: {"kept": kept weights, "total": all weights}}."""
     return {name: {"kept": m.sum().item(), "total": m.numel()} for name, m in masks.items()}
 
 
@@ -58,19 +53,18 @@ def sparsity(masks):
 
 
 @torch.no_grad()
-def synaptic_operations(model, masks, x, batch_size=128):
-    """Additions an image, estimated: over layers, kept multiply-accumulates of a timestep x share
-    of its inputs that is not 0 x timesteps. The first layer counts once where all timesteps see the
-    same image. x are inputs [N, ...]."""
+def synaptic_operations(model, batches):
+    """Additions an image, estimated for batches [(x, y), ...]: the multiply-accumulates of all layers
+    and timesteps x share of the weights that is not 0 x share of the layer's inputs that is not 0.
+    The first layer counts once where all timesteps see the same image."""
     operations = []
 
     def count(name, module, inputs, output):
-        mask = masks.get(f"{name}.weight")
-        kept = 1 if mask is None else mask.float().mean().item()
+        kept = (module.weight != 0).float().mean().item()
         active = (inputs[0] != 0).float().mean().item()
         operations.append(kept * active * module.weight[0].numel() * output.numel())
 
     with after_each(model, LAYERS, count):
-        for batch in x.split(batch_size):
-            model(batch)
-    return sum(operations) / len(x)
+        for x, _ in batches:
+            model(x)
+    return sum(operations) / sum(len(x) for x, _ in batches)

@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 
+import archs
 import bench
 
-TINY = ["--width", "0.1", "--timestep", "2", "--samples", "3", "--repeats", "1", "--device", "cpu"]
+TINY = ["--timestep", "2", "--samples", "2", "--repeats", "1", "--device", "cpu"]
 
 
 def printed(capsys, *argv):
@@ -19,14 +20,15 @@ def printed(capsys, *argv):
 
 
 def test_the_information_is_compared_with_ordinary_passes_and_the_released_way(capsys):
-    table = printed(capsys, "fisher", "--arch", "fc")
+    table = printed(capsys, "fisher", "--arch", "fc", "--width", "0.1")
     for way in ("P", "estimator", "released"):
         assert f"\n{way} " in table
 
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
-def test_a_training_step_is_compared_with_the_network_step_by_step(capsys):
-    table = printed(capsys, "train", "--arch", "resnet20")
+@pytest.mark.parametrize("arch", ["resnet20", "fc"])
+def test_a_training_step_is_compared_with_the_network_step_by_step(arch, capsys):
+    table = printed(capsys, "train", "--arch", arch, "--width", "0.1")
     for way in ("float32", "bf16", "step by step"):
         assert f"\n{way} " in table
 
@@ -35,3 +37,18 @@ def test_a_layer_of_neurons_is_compared_with_its_loop_over_timesteps(capsys):
     table = printed(capsys, "neuron")
     for way in ("one call", "compiled", "loop"):
         assert f"\n{way} " in table
+
+
+@pytest.mark.parametrize("flags", [["neuron", "--arch", "fc"], ["train", "--samples", "1"]])
+def test_what_a_table_cannot_use_is_refused_in_one_line(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench.main(flags)
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_network_step_by_step_computes_the_same(float64):
+    single, model = (archs.build("vgg5", timestep=t, num_classes=10, width=0.2) for t in (1, 3))
+    single.load_state_dict(model.state_dict())
+    x = 3 * torch.randn(8, 3, 32, 32)
+    torch.testing.assert_close(bench.StepByStep(single, 3)(x), model(x))

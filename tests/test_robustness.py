@@ -71,11 +71,11 @@ def test_what_is_right_under_attack_is_right_for_inputs_attacked_one_by_one(netw
     args, model, _, dataset = network
     args.batch_size = 9
     attack = attacks.Attack(0.03, 3, 0.02, random_start=False)
-    right = robustness.right(model, dataset, args, attack, surrogate="triangle:0.5")
+    attacker = attacks.with_surrogate(model, "triangle:0.5")
+    right = robustness.right(model, dataset, args, attack, attacker)
     for n in range(20):
         x, y = dataset.images[n : n + 1] / 255, dataset.labels[n : n + 1]
-        with attacks.surrogates_of(model, "triangle:0.5"):
-            x = attack(lambda pixels: model(dataset.encode(pixels)), x, y)
+        x = attack(lambda pixels: attacker(dataset.encode(pixels)), x, y)
         outputs = model(dataset.encode(x))
         for t in (1, 2):
             assert right[t - 1, n] == (outputs[:t].mean(0).argmax(1) == y).item()
@@ -85,9 +85,10 @@ def test_what_is_right_under_attack_is_right_for_inputs_attacked_one_by_one(netw
 def test_a_sample_counts_as_right_if_it_is_right_under_every_attacker(network):
     args, model, other, dataset = network
     attack = attacks.fgsm(0.03)
-    line, worst = robustness.under_attack(args, model, dataset, attack, other, unbounded=False)
-    own = robustness.right(model, dataset, args, attack)
-    triangle = robustness.right(model, dataset, args, attack, surrogate="triangle:0.5")
+    worst, line = robustness.under_attack(args, model, other, dataset, attack, unbounded=False)
+    own = robustness.right(model, dataset, args, attack, model)
+    attacker = attacks.with_surrogate(model, "triangle:0.5")
+    triangle = robustness.right(model, dataset, args, attack, attacker)
     transferred = robustness.right(model, dataset, args, attack, other)
     assert torch.equal(worst, own & triangle) and 0 < worst.sum() < own.sum()
     shares = [correct[1].float().mean().item() for correct in (own, triangle, transferred)]
