@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import archs
-from fisher import TemporalFisher, one_by_one, prefix_losses
+from fisher import TemporalFisher, prefix_losses
 from parser import COUNT, POSITIVE, Parser, number
 from train_snn import compile_neurons
 from utils import device_name, pick_device, run_script
@@ -142,7 +142,6 @@ def fisher(args, x, y):
     """The temporal Fisher information."""
     model = build(args, args.timestep).to(x.device, memory_format=torch.channels_last).eval()
     parameters, estimator = list(model.parameters()), TemporalFisher(model)
-    size = estimator.chunk(x)
 
     def ordinary():
         for loss in prefix_losses(model(x), y).mean(1):
@@ -153,10 +152,15 @@ def fisher(args, x, y):
             loss = prefix_losses(model(x), y)[t].mean()
             torch.autograd.grad(loss, parameters, allow_unused=True)
 
+    def batches_of_one():  # as elsewhere; the package's definition takes batches of two
+        for n in range(args.samples):
+            for loss in prefix_losses(model(x[n : n + 1]), y[n : n + 1]).mean(1):
+                torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+
     ways = {
         "P": ordinary,
-        "estimator": lambda: [estimator(*part) for part in zip(x.split(size), y.split(size))],
-        "batch of one": lambda: one_by_one(model, x, y),
+        "estimator": lambda: estimator(x, y),
+        "batches of one": batches_of_one,
         "released": released,
     }
     compare(ways, args.repeats, "ms a sample", "P", x.device, args.samples)

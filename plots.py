@@ -56,97 +56,101 @@ def shades(count):
 
 def label(line):
     """What a measurement is called in a legend: its epoch, or the checkpoint it was made of."""
-    return (
-        f"{Path(line['checkpoint']).parent.name}/{line['epoch']}"
-        if "checkpoint" in line
-        else str(line["epoch"])
-    )
+    if "checkpoint" in line:
+        return f"{Path(line['checkpoint']).parent.name}/{line['epoch']}"
+    return str(line.get("epoch", "measurement"))
 
 
-def fisher(folder):
-    """figures/fisher.png: I_t by t, a curve a measurement; IC by epoch with its interval; the
-    layers by t.
+def fisher(lines, path):
+    """A figure of measurements, lines of fisher.jsonl or of `fisher.Measurement`: I_t by t, a curve
+    a measurement; IC by epoch with its interval; the layers of the last one by t. Returns the path.
 
     Where several kinds were measured (--fisher_split, --fisher_labels), curves and layers are of
     the first.
     """
     kinds = {}
-    for line in read_lines(Path(folder) / FISHER_FILE):
-        kinds.setdefault(f"{line['split']}, {line['labels']}", []).append(line)
-    if not kinds:
-        raise BadInput(f"{folder} has no measurement in {FISHER_FILE}")
-    lines = next(iter(kinds.values()))
+    for line in lines:
+        kinds.setdefault(f"{line.get('split')}, {line.get('labels')}", []).append(line)
+    first = next(iter(kinds.values()))
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     curves, centroids, layers = figure.subplots(1, 3, width_ratios=[1.1, 1, 1.2])
-    timestep = lines[-1]["timestep"]
-    steps = range(1, timestep + 1)
+    draw_curves(curves, first)
+    draw_centroids(centroids, kinds)
+    image = draw_layers(layers, first[-1])
+    figure.colorbar(image, ax=layers)
+    return write(figure, Path(path))
 
+
+def draw_curves(axis, lines):
+    """I_t by t with its standard error, a curve a measurement."""
     every = -(-len(lines) // 12)  # entries of the legend
     for number, (line, colour) in enumerate(zip(lines, shades(len(lines)))):
         name = label(line) if number % every == 0 or line is lines[-1] else None
-        curves.errorbar(
-            steps,
-            line["fisher"],
-            line["fisher_stderr"],
-            color=colour,
-            label=name,
-            capsize=2,
-            lw=1.5,
-        )
-    curves.set(
-        xlabel="timesteps t", ylabel="Fisher information $I_t$ (± standard error)", yscale="log"
-    )
-    curves.set_title("Information in the first t steps")
-    curves.legend(title="epoch", fontsize=7, ncols=2)
+        steps, error = range(1, line["timestep"] + 1), line["fisher_stderr"]
+        style = {"color": colour, "label": name, "capsize": 2, "lw": 1.5}
+        axis.errorbar(steps, line["fisher"], error, **style)
+    axis.set(xlabel="timesteps t", ylabel="Fisher information $I_t$ (± standard error)")
+    if any(sum(line["fisher"]) for line in lines):
+        axis.set_yscale("log")
+    axis.set_title("Information in the first t steps")
+    axis.legend(title="epoch", fontsize=7, ncols=2)
 
-    for kind, kind_lines in kinds.items():
+
+def draw_centroids(axis, kinds):
+    """IC by epoch with its interval, of each of `kinds` {name: lines}; of the first one also the
+    centroids of I_t per loss and per squared residual."""
+    none = float("nan")
+    for kind, lines in kinds.items():
         # By epoch where each measurement has one of its own; else in order, as for checkpoints of
         # several runs.
-        epochs = [line["epoch"] for line in kind_lines]
+        epochs = [line.get("epoch") for line in lines]
         ordered = None not in epochs and len(set(epochs)) == len(epochs)
         x = epochs if ordered else range(len(epochs))
-        low, high = zip(*(line["ic_ci"] for line in kind_lines))
-        band = centroids.fill_between(x, low, high, alpha=0.25, lw=0)
+        low, high = zip(*(line["ic_ci"] or (none, none) for line in lines))
+        band = axis.fill_between(x, low, high, alpha=0.25, lw=0)
         colour, name = band.get_facecolor()[0][:3], "" if len(kinds) == 1 else f" ({kind})"
-        centroids.plot(
-            x, [line["ic"] for line in kind_lines], "o-", ms=4, color=colour, label="$I_t$" + name
-        )
-        if kind_lines is lines:
+        centres = [none if line["ic"] is None else line["ic"] for line in lines]
+        axis.plot(x, centres, "o-", ms=4, color=colour, label="$I_t$" + name)
+        if lines is next(iter(kinds.values())):
             for key, text, style in (
                 ("ic_per_loss", "loss", "s:"),
                 ("ic_per_residual", "squared residual", "^:"),
             ):
-                quotient = [line[key] for line in lines]
-                centroids.plot(
-                    x,
-                    quotient,
-                    style,
-                    ms=3,
-                    color="C7",
-                    label=f"$I_t$ / {text} after t steps" + name,
-                )
+                quotient = [none if line[key] is None else line[key] for line in lines]
+                name_of = f"$I_t$ / {text} after t steps" + name
+                axis.plot(x, quotient, style, ms=3, color="C7", label=name_of)
+    timestep = lines[-1]["timestep"]
     flat = (timestep + 1) / 2
-    centroids.axhline(flat, color=GREY, ls="--", lw=1)
-    centroids.annotate(
-        "flat", (1, flat), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY
-    )
-    centroids.legend(fontsize=8, loc="upper right")
-    centroids.set(
+    axis.axhline(flat, color=GREY, ls="--", lw=1)
+    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+    axis.annotate("flat", (1, flat), color=GREY, **place)
+    axis.legend(fontsize=8, loc="upper right")
+    axis.set(
         xlabel="epoch" if ordered else "measurement",
         ylabel="information centroid IC (95 % interval)",
         ylim=(1, max(timestep, 2)),
         title="Where its centre lies",
     )
 
-    names = list(lines[-1]["layers"])
-    shares = [[value / (sum(row) or 1) for value in row] for row in lines[-1]["layers"].values()]
+
+def draw_layers(axis, line):
+    """Shares of each layer's I_t by t. Returns the image."""
+    names, timestep = list(line["layers"]), line["timestep"]
+    shares = [[value / (sum(row) or 1) for value in row] for row in line["layers"].values()]
     extent = (0.5, timestep + 0.5, len(names) - 0.5, -0.5)
-    image = layers.imshow(shares, aspect="auto", cmap="magma", vmin=0, extent=extent)
-    layers.set_yticks(range(len(names)), names, fontsize=min(8, 220 / len(names)))
-    layers.set(xlabel="timesteps t")
-    layers.set_title(f"Layers, epoch {label(lines[-1])}: share of the layer's $I_t$")
-    figure.colorbar(image, ax=layers)
-    return write(figure, Path(folder) / "figures" / "fisher.png")
+    image = axis.imshow(shares, aspect="auto", cmap="magma", vmin=0, extent=extent)
+    axis.set_yticks(range(len(names)), names, fontsize=min(8, 220 / len(names)))
+    axis.set(xlabel="timesteps t")
+    axis.set_title(f"Layers, epoch {label(line)}: share of the layer's $I_t$")
+    return image
+
+
+def fisher_of(folder):
+    """figures/fisher.png of a run folder."""
+    lines = read_lines(Path(folder) / FISHER_FILE)
+    if not lines:
+        raise BadInput(f"{folder} has no measurement in {FISHER_FILE}")
+    return fisher(lines, Path(folder) / "figures" / "fisher.png")
 
 
 def training(folder):
@@ -372,7 +376,7 @@ def main():
         raise BadInput(f"there is no folder {sys.argv[1]}")
     folder, figures = (
         Path(sys.argv[1]),
-        {LOG_FILE: training, FISHER_FILE: fisher, ROBUSTNESS_FILE: robustness},
+        {LOG_FILE: training, FISHER_FILE: fisher_of, ROBUSTNESS_FILE: robustness},
     )
     figures[PRUNING_FILE] = lambda folder: pruning([folder], folder / "figures" / "pruning.png")
     found = [draw for name, draw in figures.items() if (folder / name).exists()]

@@ -54,9 +54,12 @@ def sparsity(masks):
 
 @torch.no_grad()
 def synaptic_operations(model, batches):
-    """Additions an image, estimated for batches [(x, y), ...]: the multiply-accumulates of all layers
-    and timesteps x share of the weights that is not 0 x share of the layer's inputs that is not 0.
-    The first layer counts once where all timesteps see the same image."""
+    """Additions an image, estimated for batches [(x, y), ...].
+
+    They are the multiply-accumulates of all layers and timesteps x the share of the weights that is
+    not 0 x the share of the layer's inputs that is not 0. The first layer counts once where all
+    timesteps see the same image.
+    """
     operations = []
 
     def count(name, module, inputs, output):

@@ -1,48 +1,77 @@
-"""What train_snn_fisherinfo.py measures, in training and of saved models."""
+"""What train_snn_fisherinfo.py and `measure` measure, in training and of saved models."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import ALL, FAKE, assert_identical, everything, lines, run
-from models import Steps
+from models import Readout
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import archs
 import config
 import data
-from fisher import PREFIXES, batch_means, centroid, draw_labels
-from train_snn_fisherinfo import Measurement, Subset, fisher_subset, measure
-from utils import BadInput, read_lines
+import plots
+from fisher import PREFIXES, batch_means, centroid, draw_labels, measure
+from train_snn_fisherinfo import fisher_batches
+from utils import read_lines
 
 
-def read_out():
-    """A linear read-out of frames, T = 4, and six samples for it."""
-    return Steps().eval(), Subset(torch.randn(6, 4, 5), torch.arange(6) % 3, before=0, total=6)
+def samples():
+    """Six samples of frames, T = 4, in batches of four and two."""
+    x, y = torch.randn(6, 4, 5), torch.arange(6) % 3
+    return x, y, DataLoader(TensorDataset(x, y), batch_size=4)
 
 
 @pytest.mark.parametrize("prefix", ["cumulative", "instant"])
 @pytest.mark.parametrize("labels", ["data", "model", "exact"])
 def test_a_measurement_of_a_linear_read_out_has_its_closed_form(labels, prefix, float64):
-    model, subset = read_out()
-    line, per_sample = measure(Measurement(labels, prefix, batch=4, seed=3), model, subset)
+    model, (x, y, batches) = Readout(5, 3).eval(), samples()
+    measured = measure(model, batches, labels=labels, prefix=prefix, seed=3)
 
-    inputs, outputs = PREFIXES[prefix](subset.x.transpose(0, 1)), model(subset.x)
+    inputs, outputs = PREFIXES[prefix](x.transpose(0, 1)), model(x)
     p = PREFIXES[prefix](outputs).softmax(2)  # (T, N, 3)
+    right = (p.argmax(2) == y).double()
     drawn = draw_labels(outputs, torch.Generator().manual_seed(3), prefix)
-    y = drawn if labels == "model" else subset.y
-    weights = p if labels == "exact" else F.one_hot(y, 3)
+    weights = p if labels == "exact" else F.one_hot(drawn if labels == "model" else y, 3)
     residuals = (p.unsqueeze(2) - torch.eye(3)).square().sum(3)  # |p - e_y|^2 of each label y
     residual = (weights * residuals).sum(2)  # (T, N)
     gain = inputs.square().sum(2) + 1  # the 1 is of the bias
-    correct = (p.argmax(2) == subset.y).double()
+    per_sample = residual * gain
 
-    torch.testing.assert_close(per_sample, residual * gain)
-    assert line["fisher"] == pytest.approx(per_sample.mean(1).tolist())
-    assert line["fisher_stderr"] == pytest.approx((per_sample.std(1) / 6**0.5).tolist())
-    assert line["gain"] == pytest.approx(gain.mean(1).tolist())
-    assert line["prefix_residual"] == pytest.approx(residual.mean(1).tolist())
-    assert line["prefix_loss"] == pytest.approx((-weights * p.log()).sum(2).mean(1).tolist())
-    assert line["prefix_accuracy"] == pytest.approx(correct.mean(1).tolist())
+    torch.testing.assert_close(measured.per_sample, per_sample)
+    assert measured.fisher == pytest.approx(per_sample.mean(1).tolist())
+    assert measured.stderr == pytest.approx((per_sample.std(1) / 6**0.5).tolist())
+    assert measured.ic == pytest.approx(centroid(per_sample.mean(1)).item())
+    assert measured.ic_interval[0] < measured.ic < measured.ic_interval[1]
+    assert measured.gain == pytest.approx(gain.mean(1).tolist())
+    assert measured.prefix_residual == pytest.approx(residual.mean(1).tolist())
+    assert measured.prefix_loss == pytest.approx((-weights * p.log()).sum(2).mean(1).tolist())
+    assert measured.prefix_accuracy == pytest.approx(right.mean(1).tolist())
+
+
+def test_the_first_samples_of_any_batches_are_measured(float64):
+    model, (x, y, batches) = Readout(5, 3).eval(), samples()
+    first = measure(model, [(x[:5], y[:5])])
+    assert first.samples == 5
+    torch.testing.assert_close(measure(model, batches, samples=5).per_sample, first.per_sample)
+
+
+def test_the_released_estimator_is_of_the_gradients_of_batch_means(float64):
+    model, (x, y, batches) = Readout(5, 3).eval(), samples()
+    measured = measure(model, zip(x.split(2), y.split(2)), estimator="release")
+    means = batch_means(model, x, y, 2)
+    assert measured.fisher == pytest.approx(sum(means.values()).mean(1).tolist())
+    with pytest.raises(ValueError, match="two samples or batches"):  # the second one is smaller
+        measure(model, batches, estimator="release")
+
+
+def test_a_measurement_without_information_has_no_centroid_and_is_drawn(tmp_path):
+    certain = nn.Sequential(nn.Linear(5, 1), nn.Unflatten(0, (1, -1))).eval()  # of one class
+    measured = measure(certain, [(torch.randn(6, 5), torch.zeros(6, dtype=torch.int64))])
+    line = measured.line()
+    assert line["fisher"] == [0.0] and line["ic"] is None and line["ic_ci"] is None
+    assert plots.fisher([line], tmp_path / "fisher.png").exists()
 
 
 def test_a_line_has_the_fields_of_the_contract(unbroken):
@@ -57,17 +86,11 @@ def test_a_line_has_the_fields_of_the_contract(unbroken):
     assert (line["epoch"], line["timestep"], line["samples"], line["labels"]) == (2, 2, 6, "data")
 
 
-def test_centroids_and_layers_are_those_of_the_curve(unbroken):
+def test_layers_add_up_to_the_curve_in_the_order_of_the_network(unbroken):
     line = read_lines(unbroken / "fisher.jsonl")[-1]
-    names = ("fisher", "prefix_loss", "prefix_residual")
-    curve, losses, residuals = (torch.tensor(line[name]) for name in names)
-    layers = torch.tensor(list(line["layers"].values()))
-    assert line["ic"] == pytest.approx(centroid(curve).item())
-    assert line["ic_ci"][0] < line["ic"] < line["ic_ci"][1]
-    assert line["ic_per_loss"] == pytest.approx(centroid(curve / losses).item())
-    assert line["ic_per_residual"] == pytest.approx(centroid(curve / residuals).item())
     assert list(line["layers"]) == ["fc1", "bn_fc1", "fc2"]
-    torch.testing.assert_close(layers.sum(0), curve)
+    layers = torch.tensor(list(line["layers"].values()))
+    torch.testing.assert_close(layers.sum(0), torch.tensor(line["fisher"]))
 
 
 def test_a_change_is_from_the_measurement_before_of_the_same_kind(undrawn, tmp_path):
@@ -84,30 +107,15 @@ def test_measuring_does_not_change_the_training(unbroken, undrawn, tmp_path):
         assert_identical(plain[name], measured[name])
 
 
-def test_the_released_estimator_is_of_the_gradients_of_batch_means(float64):
-    model, subset = read_out()
-    line = measure(Measurement(prefix="instant", estimator="release", batch=3), model, subset)[0]
-    means = batch_means(model, subset.x, subset.y, 3, prefix="instant")
-    assert line["fisher"] == pytest.approx(sum(means.values()).mean(1).tolist())
-
-
 def test_the_samples_are_drawn_by_the_seed_and_not_augmented():
     images, statistics = torch.rand(64, 1, 8, 8), (torch.zeros(1), torch.ones(1))
     dataset = data.ImageSet(images, torch.arange(64), 64, 1.0, *statistics, pad=2, flip=True)
     args = config.parse("train_snn_fisherinfo", ["--fisher_samples", "40"])
-    subset, again = (fisher_subset(args, dataset, "train") for _ in range(2))
-    assert torch.equal(subset.x, images[subset.y]) and torch.equal(subset.y, again.y)
-    assert len(subset.y.unique()) == 40
+    ((x, y),) = fisher_batches(args, dataset)
+    assert torch.equal(x, images[y]) and len(y.unique()) == 40
+    assert torch.equal(fisher_batches(args, dataset)[0][1], y)
     args.seed = 1
-    assert not torch.equal(fisher_subset(args, dataset, "train").y, subset.y)
-    assert fisher_subset(args, dataset, "train", whole=16).total == 32
-
-
-def test_gradients_that_are_all_zero_have_no_centroid():
-    model = nn.Sequential(nn.Linear(5, 1), nn.Unflatten(0, (1, -1)))  # of one class: it is certain
-    subset = Subset(torch.randn(6, 5), torch.zeros(6, dtype=torch.int64), before=0, total=6)
-    with pytest.raises(BadInput, match="no centroid"):
-        measure(Measurement(), model, subset)
+    assert not torch.equal(fisher_batches(args, dataset)[0][1], y)
 
 
 def test_saved_models_are_measured_as_they_were_in_training(unbroken, undrawn, tmp_path):

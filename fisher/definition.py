@@ -1,0 +1,213 @@
+"""The temporal Fisher information as it is written, one sample at a time. Read this file first.
+
+A network gives outputs o_1 .. o_T. Its prediction after t steps, f(. | steps 1..t), is the softmax
+of the mean of o_1 .. o_t. "Exploring Temporal Information Dynamics in Spiking Neural Networks" (Kim
+et al., AAAI 2023) defines, over all parameters theta and N samples (x_n, y_n),
+
+    I_t = (1/N) sum_n || grad_theta log f(y_n | x_n, steps 1..t) ||^2        equation 6
+    IC  = sum_t t I_t / sum_t I_t                                            equation 7
+
+The norm is taken of each sample's gradient, before the mean over samples. A flat curve has
+IC = (T + 1) / 2. Everything else in this package computes the same numbers faster.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def prefix_outputs(outputs):
+    """Outputs [T, N, classes] -> mean of the first t outputs, for t = 1..T: [T, N, classes]."""
+    steps = torch.arange(1, len(outputs) + 1, device=outputs.device, dtype=outputs.dtype)
+    return outputs.cumsum(0) / steps.view(-1, 1, 1)
+
+
+def instant_outputs(outputs):
+    """Outputs [T, N, classes] as they are: the prediction of step t is of the output at t alone."""
+    return outputs
+
+
+RELEASE_BATCH = 128  # samples in a mean of the paper's released script
+PREFIXES = {"cumulative": prefix_outputs, "instant": instant_outputs}  # the paper's is cumulative
+
+
+def prefix_losses(outputs, y, prefix="cumulative"):
+    """-log f(y | steps 1..t) in nats: [T, N].
+
+    Args:
+        outputs: [T, N, classes].
+        y: labels [N], or [T, N]: a label for each sample and each t.
+        prefix: a name of PREFIXES.
+    """
+    labels = y.expand(outputs.shape[:2]).long()
+    logits = PREFIXES[prefix](outputs)
+    losses = [F.cross_entropy(o, label, reduction="none") for o, label in zip(logits, labels)]
+    return torch.stack(losses)
+
+
+def prefix_residuals(outputs, y, prefix="cumulative"):
+    """|p - e_y|^2 with p = f(. | steps 1..t), of the arguments of `prefix_losses`: [T, N].
+
+    The gradient of a prefix loss by the weights is J^T (p - e_y) by the chain rule, where J is the
+    Jacobian of the averaged outputs. So I_t is the mean of this residual times a squared gain.
+    """
+    p = PREFIXES[prefix](outputs).softmax(2)
+    labels = y.expand(outputs.shape[:2]).long()
+    return (p - F.one_hot(labels, p.shape[2])).square().sum(2)
+
+
+def draw_labels(outputs, generator, prefix="cumulative"):
+    """Labels drawn from f itself, for each t from its own prediction: [T, N].
+
+    With drawn labels I_t is the true Fisher information, with the data's the empirical one. The
+    numbers come sample by sample from `generator` (on the CPU), however the samples are batched.
+    """
+    steps, samples, classes = outputs.shape
+    chance = torch.rand(samples, steps, 1, generator=generator, dtype=torch.float64)
+    cumulated = PREFIXES[prefix](outputs.cpu().double()).softmax(2).cumsum(2)
+    labels = (cumulated < chance.transpose(0, 1)).sum(2)
+    return labels.clamp(max=classes - 1).to(outputs.device)
+
+
+def one_by_one(model, x, y, *, prefix="cumulative", names=None):
+    """The summands of equation 6, by definition: a forward for each sample, a backward for each t.
+
+    Args:
+        model: module in eval mode with model(x) -> outputs [T, N, classes].
+        x: inputs, samples first.
+        y: labels [N] or [T, N].
+        names: the parameters that are measured; without it, all that require a gradient.
+
+    Returns {parameter name: squared gradient norms [T, N]}. Raises ValueError for bad arguments.
+    """
+    return batch_means(model, x, y, 1, prefix=prefix, names=names)
+
+
+def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
+    """Squared norms of the gradient of the mean loss of each `size` samples (None: all): {parameter
+    name: [T, batches]}.
+
+    This is the estimator of the paper's released script. With more than one sample it is not the
+    Fisher information: E|mean g|^2 = (1 - 1/size) |E g|^2 + I_t / size.
+    """
+    check_arguments(x, y, prefix)
+    parameters = measured(model, names)
+    norms = {name: [] for name in parameters}
+    size = size or len(x)
+    for x_batch, y_batch in zip(x.split(size), y.split(size, -1)):
+        if len(x_batch) == 1:
+            # The sample stands twice, and the mean loss has the same gradient. In a batch of one,
+            # torch 2.13's BatchNorm gives wrong gradients on a CPU where they come transposed.
+            x_batch = torch.cat([x_batch, x_batch])
+            y_batch = torch.cat([y_batch, y_batch], -1)
+        for name, squares in squared_gradients(model, x_batch, y_batch, prefix, parameters).items():
+            norms[name].append(squares)
+    return {name: torch.stack(columns, 1) for name, columns in norms.items()}
+
+
+@torch.enable_grad()
+def squared_gradients(model, x, y, prefix, parameters):
+    """Squared norms of the gradients of the mean losses of one batch: {parameter name: [T]}."""
+    outputs = check_outputs(model(x), x, y)
+    losses = prefix_losses(outputs, y, prefix).mean(1)
+    norms = {name: [] for name in parameters}
+    for loss in losses:
+        gradients = torch.autograd.grad(
+            loss, parameters.values(), retain_graph=True, allow_unused=True
+        )
+        for name, gradient in zip(parameters, gradients):
+            square = loss.new_zeros(()) if gradient is None else squared_norm(gradient)
+            norms[name].append(square)
+    return {name: torch.stack(squares) for name, squares in norms.items()}
+
+
+def squared_norm(gradient):
+    """The squared norm of a gradient; float32 for half precision, whose squares overflow."""
+    gradient = gradient.to_dense()
+    precise = torch.promote_types(gradient.dtype, torch.float32)
+    return torch.linalg.vector_norm(gradient, dtype=precise).square()
+
+
+def measured(model, names=None):
+    """{name: parameter} of those that require a gradient, in the order of the network."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if names is not None:
+        parameters = {name: p for name, p in parameters.items() if name in names}
+    return parameters
+
+
+def centroid(curve):
+    """Information centroid (equation 7) of a curve I_1 .. I_T along the first dimension: [T, ...]
+    -> [...]. It is NaN where there is no information."""
+    steps = torch.arange(1, len(curve) + 1, device=curve.device, dtype=curve.dtype)
+    return torch.tensordot(steps, curve, 1) / curve.sum(0)
+
+
+def centroid_interval(samples, other=None, draws=2000, level=0.95, seed=0):
+    """Bootstrap percentile interval (low, high) of the centroid, from squared norms [T, N].
+
+    With `other` [T, N], of the same samples at another moment, it is the interval of the difference
+    of the two centroids. Both are taken of the same draw, so what one sample adds to both cancels.
+    """
+    count = samples.shape[1]
+    index = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
+    weights = torch.zeros(draws, count, dtype=torch.float64)
+    weights.scatter_add_(1, index, torch.ones(index.shape, dtype=torch.float64))
+    drawn = centroid(samples.cpu().double() @ weights.T)
+    if other is not None:
+        drawn = drawn - centroid(other.cpu().double() @ weights.T)
+    tail = (1 - level) / 2
+    return tuple(drawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist())
+
+
+def quotient(curve, divisor):
+    """curve / divisor, both of one shape: 0 where the divisor is 0, where no gradient is either."""
+    return torch.where(divisor > 0, curve / divisor, 0)
+
+
+# ---------------------------------------------------------------- bad arguments
+
+
+def check_arguments(x, y, prefix):
+    """Raise ValueError for arguments that no model could be measured with."""
+    if prefix not in PREFIXES:
+        raise ValueError(f"unknown prefix {prefix!r}: choose from {', '.join(PREFIXES)}")
+    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
+        raise ValueError(f"x and y must be tensors, not {type(x).__name__} and {type(y).__name__}")
+    if x.is_inference() or y.is_inference() or torch.is_inference_mode_enabled():
+        raise ValueError("inference_mode leaves no gradient: use torch.no_grad(), for x and y too")
+    if x.dim() == 0 or len(x) == 0:
+        raise ValueError("there are no samples to measure")
+    if y.dim() not in (1, 2) or y.shape[-1] != len(x):
+        raise ValueError(
+            f"x is samples first and has {len(x)}, so labels must be [N] or [T, N]; "
+            f"they are {list(y.shape)}"
+        )
+    if y.is_floating_point() or y.min() < 0:
+        raise ValueError("labels must be whole numbers from 0")
+
+
+def check_outputs(outputs, x, y):
+    """The outputs of model(x). Raises ValueError if they are not [T, N, classes] with a graph."""
+    if isinstance(outputs, tuple | list):
+        number = next((i for i, o in enumerate(outputs) if is_outputs(o, x)), 0)
+        raise ValueError(
+            f"model(x) gives {len(outputs)} things: return outputs [T, N, classes] alone, "
+            f"say outputs[{number}]"
+        )
+    if not is_outputs(outputs, x):
+        shape = list(getattr(outputs, "shape", [])) or type(outputs).__name__
+        raise ValueError(
+            f"model(x) must give outputs [T, N, classes]; it gives {shape} for {len(x)} samples"
+        )
+    if not outputs.requires_grad:
+        raise ValueError("model(x) has no graph to its parameters: is it under torch.no_grad()?")
+    if y.dim() == 2 and len(y) != len(outputs):
+        raise ValueError(f"the labels are for {len(y)} timesteps, the model has {len(outputs)}")
+    if y.max() >= outputs.shape[2]:
+        raise ValueError(f"label {int(y.max())} is none of the model's {outputs.shape[2]} classes")
+    return outputs
+
+
+def is_outputs(value, x):
+    """Whether it is a tensor [T, N, classes] for the samples x."""
+    return isinstance(value, torch.Tensor) and value.dim() == 3 and value.shape[1] == len(x)

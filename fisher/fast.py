@@ -1,0 +1,442 @@
+"""The temporal Fisher information in one forward and T or T + 1 backward passes a batch.
+
+    from fisher import temporal_fisher
+    norms = temporal_fisher(model, x, y)        # {parameter name: [T, N]}
+    I = sum(norms.values()).mean(1)             # [T]
+
+Of each batch:
+
+ 1. The model runs once, and `Recorder` notes the calls that use parameters.
+ 2. Which sample a row of a call belongs to is read off its signals. In a second backward pass the
+    loss of each sample is multiplied by a power of 2 of its own; so are the signals of its rows.
+ 3. For each t one backward pass gives the signals of all calls, and these the squared norms.
+
+In the first batch everything is compared with the definition, on two samples. A parameter that
+disagrees, or is used in a way that no rule covers, is measured by the definition, with a warning.
+"""
+
+import math
+import sys
+import warnings
+from contextlib import nullcontext
+from fnmatch import fnmatch
+
+import torch
+from torch.utils.checkpoint import CheckpointError
+
+from fisher.definition import (
+    check_arguments,
+    check_outputs,
+    measured,
+    one_by_one,
+    prefix_losses,
+    squared_norm,
+)
+from fisher.gram import Gram, pays
+from fisher.record import Layout, Recorder, Weight, at_least_single
+
+MOST_SAMPLES = 64  # whose powers of 2 float32 holds
+PRECISION = {torch.float64: 1e-6, torch.float32: 1e-3}  # to which the same numbers agree
+FEW_SAMPLES = 8
+CPU_NUMBERS = 2**24  # of all outputs in one pass: with more, a CPU waits for its memory
+KEEPS = (
+    "a second model(x) gives other outputs or gradients: reset its membranes in forward, draw "
+    "nothing at random there, or call model.eval()"
+)
+MIXES = "outputs of a sample depend on the others in its batch: they must not"
+
+
+def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
+    """Squared gradient norms of every prefix loss, by sample and parameter (summands of eq. 6).
+
+    Args:
+        model: module in eval mode with model(x) -> outputs [T, N, classes], samples independent.
+        x: inputs, samples first.
+        y: labels [N], or [T, N]: a label for each t.
+        prefix: "cumulative", the prediction of the mean of outputs 1..t (the paper), or "instant",
+            of the output at t alone.
+        chunk: samples in one pass, at most 64; without it 64 on a GPU, 8 to 64 on a CPU. Half as
+            many are tried when memory runs out.
+        skip: shell patterns of parameters that are left out, ("*.w",).
+
+    Returns {parameter name: [T, N]} of those that require a gradient, in the order of the network.
+    Summed over names and averaged over N it is I_t. Model, gradients and mode stay as they are.
+
+    Raises ValueError if a layer is in train mode, if outputs or gradients change in a second call
+    or depend on other samples, if T differs between samples, if the model changes x, if the
+    gradient of a parameter is hidden, and for arguments or outputs of another form.
+    """
+    return TemporalFisher(model, prefix, chunk, skip)(x, y)
+
+
+class TemporalFisher:
+    """`temporal_fisher` batch by batch: estimator(x, y) -> {parameter name: [T, N]}.
+
+    Its first call compares it with the definition. While it is in use, nothing of the model may
+    change but the values of its parameters.
+    """
+
+    def __init__(self, model, prefix="cumulative", chunk=None, skip=()):
+        parameters = measured(model).items()
+        self.parameters = {
+            name: p for name, p in parameters if not any(fnmatch(name, s) for s in skip)
+        }
+        if not self.parameters:
+            raise ValueError("no parameter that is measured requires a gradient")
+        if chunk is not None and not 1 <= chunk <= MOST_SAMPLES:
+            raise ValueError(f"chunk must be from 1 to {MOST_SAMPLES}, not {chunk}")
+        self.chunk = chunk
+        self.model, self.prefix = model, prefix
+        self.timesteps = None  # T, known from the first batch on
+        self.slow = set()  # parameters that are measured by the definition
+        self.warned = set()
+        self.batches, self.shapes, self.layouts = 0, None, None  # of the calls
+        self.time_is_outermost = True  # until a signal says otherwise
+
+    def __call__(self, x, y):
+        check_arguments(x, y, self.prefix)
+        with as_written(), torch.enable_grad():
+            if self.timesteps is None:
+                self.compare(x, y)
+                self.chunk = self.chunk or self.default_chunk(x.device)
+            parts, start = [], 0
+            while start < len(x):
+                part = slice(start, start + self.chunk)
+                try:
+                    parts.append(self.measure(x[part], y[..., part]))
+                    start += self.chunk
+                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    if self.chunk == 1 or "memory" not in str(error):
+                        raise
+                    self.chunk //= 2
+        return {name: torch.cat([part[name] for part in parts], 1) for name in self.parameters}
+
+    def default_chunk(self, device):
+        """Samples in one pass, from the sizes of the outputs for two samples."""
+        if device.type != "cpu":
+            return MOST_SAMPLES
+        numbers = sum(math.prod(shape) for shape in self.shapes) // 2
+        return min(max(CPU_NUMBERS // max(numbers, 1), FEW_SAMPLES), MOST_SAMPLES)
+
+    # ---------------------------------------------------------------- one batch
+
+    def measure(self, x, y):
+        """{name: [T, N]} of one pass, and of the definition for what it does not cover."""
+        count = len(x)
+        if count == 1:  # as in fisher.definition.batch_means
+            x, y = torch.cat([x, x]), torch.cat([y, y], -1)
+        try:
+            norms = self.measure_fast(x, y)
+        except CheckpointError:  # what is computed again keeps other tensors than FirstRows
+            norms = None
+        if norms is None:
+            self.time_is_outermost = False
+            norms = self.measure_fast(x, y)
+        slow = self.parameters.keys() - norms.keys()
+        self.warn(slow)
+        if slow:
+            norms |= one_by_one(self.model, x, y, prefix=self.prefix, names=slow)
+        return {name: norms[name][:, :count] for name in self.parameters}
+
+    def measure_fast(self, x, y):
+        """{name: [T, N]} of the parameters all of whose uses are covered. None if a signal reaches
+        further than its prefix."""
+        with Recorder(self.model, self.parameters, self.time_is_outermost) as recorder:
+            outputs = check_outputs(self.model(x), x, y)
+        losses = prefix_losses(outputs, y, self.prefix)  # (T, N)
+        total = losses[-1] if self.prefix == "cumulative" else losses.sum(0)
+        if self.timesteps not in (None, len(losses)):
+            raise ValueError(
+                f"the model gives outputs of T = {self.timesteps} and of T = {len(losses)}: all "
+                "samples must have one T"
+            )
+        self.timesteps = len(losses)
+        calls, signals = self.read_layouts(recorder.calls, total)
+        covered = self.parameters.keys() - self.slow - uncovered(recorder, losses, calls)
+        norms = Norms(recorder, calls, covered, losses)
+        beyond = []
+        for t in range(self.timesteps, 0, -1):
+            if t < self.timesteps or self.prefix == "instant":
+                for call in calls:
+                    skips = self.time_is_outermost and call.layout
+                    call.first = call.reach(t, self.timesteps) if skips else None
+                signals = gradients(losses[t - 1].sum(), calls)
+            norms.add(t, [first_rows(*each, beyond) for each in zip(signals, calls)])
+        if beyond and torch.stack(beyond).any():
+            return None
+        return norms.by_name
+
+    def read_layouts(self, calls, total):
+        """Give each call its layout. Returns the calls that the losses `total` [N] depend on, and
+        their signals.
+
+        Rows are read in the batches 1, 2, 4, 8, ..., where the calls are others than before, and
+        where samples are so few that rows sorted by content may stand in order by chance.
+        """
+        signals = gradients(total.sum(), calls)
+        pairs = [(c, d) for c, d in zip(calls, signals) if d is not None and d.numel()]
+        calls, signals = [call for call, _ in pairs], [d for _, d in pairs]
+        shapes = [call.shape for call in calls]
+        self.batches += 1
+        due = self.batches & (self.batches - 1) == 0 or len(total) < FEW_SAMPLES
+        if due or shapes != self.shapes:
+            self.shapes, self.layouts = shapes, layouts_of(calls, signals, total)
+        for call, layout in zip(calls, self.layouts):
+            call.layout = layout
+        return calls, signals
+
+    def warn(self, slow):
+        """Name the parameters that are slow from now on, each once."""
+        self.slow |= slow
+        names = [name for name in self.parameters if name in slow - self.warned]
+        self.warned |= slow
+        if names:
+            cure = "skip=(pattern, ...) leaves them out"
+            message = f"measured one sample at a time, which is slow: {', '.join(names)}; {cure}"
+            warnings.warn(message, stacklevel=5)
+
+    # ---------------------------------------------------------------- the first batch
+
+    def compare(self, x, y):
+        """Compare two samples with the definition. Raises ValueError for a model that it has no
+        meaning for; parameters that differ are measured by it."""
+        for name, module in self.model.named_modules():
+            if module.training and not isinstance(module, torch.nn.RNNBase):  # cuDNN's need it
+                raise ValueError(f"layer {name or 'model'} is in train mode: call model.eval()")
+        index = torch.tensor([0, min(1, len(x) - 1)], device=x.device)
+        x, y = x[index], y[..., index]
+        self.check_independence(x, y)
+        options = {"prefix": self.prefix, "names": self.parameters}
+        try:
+            expected = one_by_one(self.model, x, y, **options)
+            backwards = one_by_one(self.model, x.flip(0), y.flip(-1), **options)
+        except RuntimeError as error:
+            if "backward through the graph a second time" in str(error):
+                raise ValueError(KEEPS) from error
+            raise
+        if differing(expected, {name: norms.flip(1) for name, norms in backwards.items()}):
+            raise ValueError(KEEPS)
+        self.check_hidden(x, y, expected)
+        with warnings.catch_warnings(action="ignore"):
+            fast = self.measure(x, y)
+        self.slow |= set(differing(expected, fast))
+        self.warned = set()
+
+    def check_independence(self, x, y):
+        """Raise ValueError if an output depends on another sample or on chance, or x is changed."""
+        try:
+            together = self.model(x)
+        except RuntimeError as error:
+            raise ValueError(f"model(x) fails for 2 samples: {error}") from error
+        check_outputs(together, x, y)
+        for n in range(2):
+            pair = x[[n, n]]
+            version = pair._version
+            alone = self.model(pair)
+            if pair._version != version:
+                raise ValueError("model(x) changes x in place: let it work on a copy")
+            if not alike(together[:, n], alone[:, n]):
+                raise ValueError(MIXES if alike(alone, self.model(pair)) else KEEPS)
+
+    def check_hidden(self, x, y, expected):
+        """Raise ValueError if loss.backward() gives other gradients than torch.autograd.grad."""
+        parameters = self.parameters.values()
+        before = [p.grad for p in parameters]
+        try:
+            for p in parameters:
+                p.grad = None
+            losses = prefix_losses(self.model(x[[0, 0]]), y[..., [0, 0]], self.prefix)
+            losses[-1].mean().backward()
+            zero = losses.new_zeros(())
+            found = {}
+            for name, p in self.parameters.items():
+                found[name] = zero if p.grad is None else squared_norm(p.grad)
+        finally:
+            for p, gradient in zip(parameters, before):
+                p.grad = gradient
+        last = {name: expected[name][-1, 0] for name in found}
+        if hidden := differing(last, found):
+            raise ValueError(
+                f"gradients of {', '.join(hidden)} are hidden from torch.autograd.grad: pass "
+                "use_reentrant=False to torch.utils.checkpoint"
+            )
+
+
+class Norms:
+    """Squared gradient norms of one batch, {name: [T, N]}, from the signals of each t in turn."""
+
+    def __init__(self, recorder, calls, names, losses):
+        self.recorder = recorder
+        self.by_name = {name: at_least_single(torch.zeros_like(losses)) for name in names}
+        self.uses = {}  # of a source: [(number of the call, use, layout), ...]
+        for number, call in enumerate(calls):
+            for use in call.uses:
+                if recorder.names[id(use.source)] & names:
+                    self.uses.setdefault(id(use.source), []).append((number, use, call.layout))
+        self.grams = {}
+        made_of = [recorder.names[s] for s in self.uses if s not in recorder.parameters]
+        for source, uses in self.uses.items():
+            weights = [(use, layout) for _, use, layout in uses if isinstance(use, Weight)]
+            apart = not any(recorder.names[source] & names for names in made_of)
+            if apart and len(weights) == len(uses) and pays(weights, len(losses)):
+                self.grams[source] = Gram(weights)
+
+    def add(self, t, signals):
+        """Norms of prefix t, from the signals of all calls."""
+        gradients = {}
+        for source, uses in self.uses.items():
+            if source in self.grams:
+                squares = self.grams[source].squared_norms(signal_columns(signals, uses))
+                norms = self.by_name[self.recorder.parameters[source]]
+                norms[t - 1] = squares.view(norms.shape[1], -1).sum(1)
+            else:
+                parts = [use.gradient(signals[call], layout) for call, use, layout in uses]
+                gradients[source] = sum(parts)
+        for name, gradient in self.by_parameter(gradients).items():
+            norms = torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1)
+            self.by_name[name][t - 1] = norms.square()
+
+    def by_parameter(self, gradients):
+        """Gradients by sources {id: [N, ...]} -> gradients by parameters {name: [N, ...]}."""
+        recorder = self.recorder
+        total = {}
+        for source in gradients.keys() & recorder.parameters.keys():
+            total[recorder.parameters[source]] = gradients[source]
+        made = [source for source in gradients if source not in recorder.parameters]
+        if not made:
+            return total
+        names = set().union(*(recorder.names[source] for source in made)) & self.by_name.keys()
+        through = torch.autograd.grad(
+            [recorder.sources[source] for source in made],
+            [recorder.named[name] for name in names],
+            [gradients[source].to(recorder.sources[source].dtype) for source in made],
+            is_grads_batched=True,  # one gradient a sample
+            retain_graph=True,
+        )
+        for name, gradient in zip(names, through):
+            total[name] = total.get(name, 0) + gradient
+        return total
+
+
+def signal_columns(signals, uses):
+    """Signals of all uses of a weight, one after another: [N groups, channels / groups,
+    positions]."""
+    columns = []
+    for call, use, layout in uses:
+        d = signals[call]
+        if len(uses) > 1 and len(d) < len(use.a):
+            d = torch.cat([d, d.new_zeros(len(use.a) - len(d), *d.shape[1:])])
+        columns.append(use.columns(d, layout))
+    return torch.cat(columns, 2)
+
+
+def gradients(loss, calls):
+    """The signals of the calls, each of the shape of its output, or None."""
+    if not calls:
+        return []
+    edges = [call.edge for call in calls]
+    signals = torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
+    return [None if d is None else d.reshape(c.shape) for d, c in zip(signals, calls)]
+
+
+def first_rows(d, call, beyond):
+    """The signal of the rows that the prefix reaches. Whether there is one beyond goes to the list
+    `beyond`, which is looked at once a batch: each look waits for a GPU."""
+    if call.first is None or call.first == len(d):
+        return d
+    beyond.append(d[call.first :].any())
+    return d[: call.first]
+
+
+def layouts_of(calls, signals, total):
+    """The layout of each call, from its signals of the losses `total` [N] and of the same losses,
+    each times a power of 2 of its own."""
+    samples = len(total)
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).to(total.device)
+    scale = torch.exp2((order - samples // 2).to(total.dtype))
+    scaled = gradients((total * scale).sum(), calls)
+    sample_of = order.argsort()  # of an exponent
+    each = zip(calls, signals, scaled)
+    return [find_layout(call, d, d_scaled, scale, sample_of) for call, d, d_scaled in each]
+
+
+def find_layout(call, d, scaled, scale, sample_of):
+    """The Layout with which each row of `scaled` is the row of d times the scale of its sample, or
+    None. A row without a signal fits any."""
+    samples = len(scale)
+    d, scaled = rows_of(d, call.row_dims), rows_of(scaled, call.row_dims)
+    largest, place = d.abs().max(1, keepdim=True)
+    alive = largest > 0
+    factor = torch.where(alive, scaled.gather(1, place) / d.gather(1, place), 1)
+    exponent = factor.double().abs().log2().round().nan_to_num(0).clamp(-samples, samples).long()
+    owner = sample_of[(exponent + samples // 2).clamp(0, samples - 1)]  # (rows, 1)
+    off = (scaled - d * scale[owner].to(d.dtype)).abs().amax(1, keepdim=True)
+    tolerance = PRECISION.get(d.dtype, 0.05) * largest * scale[owner]
+    if (off > tolerance).any():
+        return None
+    owner = torch.where(alive, owner, -1).view(call.shape[: call.row_dims])
+    for dim in range(call.row_dims):
+        size = call.shape[dim]
+        if size % samples or any(use.spans(dim) for use in call.uses):
+            continue
+        place = torch.arange(size, device=d.device).view(-1, *(1,) * (call.row_dims - dim - 1))
+        for inner in range(1, size // samples + 1):
+            fits = (owner == place // inner % samples) | (owner < 0)
+            if size // samples % inner == 0 and fits.all():
+                return Layout(dim, samples, inner)
+    return None
+
+
+def rows_of(d, row_dims):
+    """[rows, numbers], a view of channels-last tensors too."""
+    if row_dims == 1 and d.dim() > 2 and not d.is_contiguous():
+        d = d.movedim(1, -1)
+    return d.flatten(0, row_dims - 1).reshape(math.prod(d.shape[:row_dims]), -1)
+
+
+def uncovered(recorder, losses, calls):
+    """Names of the parameters that a batch uses otherwise than in calls of a known layout."""
+    names = set(recorder.others)
+    recorded = set(recorder.others)
+    for call in recorder.calls:
+        recorded |= recorder.names_of(call)
+    for call in calls:
+        if call.layout is None:
+            names |= recorder.names_of(call)
+    unseen = {name: p for name, p in recorder.named.items() if name not in recorded}
+    if unseen:
+        found = torch.autograd.grad(
+            losses.sum(), unseen.values(), retain_graph=True, allow_unused=True
+        )
+        names |= {name for name, gradient in zip(unseen, found) if gradient is not None}
+    return names
+
+
+# -------------------------------------------------------------------- comparisons
+
+
+def as_written():
+    """Within, what torch.compile made runs as it was written: its calls can be recorded."""
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
+def alike(a, b):
+    """Whether outputs agree. Equal shapes take equal kernels: only their sums may differ."""
+    if a.shape != b.shape:
+        return False
+    near = PRECISION.get(a.dtype, 0.05) * a.detach().abs().nan_to_num(0, 0, 0).max()
+    return torch.allclose(a, b, rtol=0, atol=near.item(), equal_nan=True)
+
+
+def differing(expected, found):
+    """Names whose gradient norms differ. One tiny beside the largest may be all rounding."""
+    largest = max(values.nan_to_num(0, 0, 0).max().sqrt().item() for values in expected.values())
+    names = []
+    for name, values in expected.items():
+        precision = PRECISION.get(values.dtype, 0.05)
+        near = {"rtol": 10 * precision, "atol": 1e-3 * precision * largest, "equal_nan": True}
+        if not torch.allclose(found[name].sqrt(), values.sqrt(), **near):
+            names.append(name)
+    return names

@@ -1,0 +1,214 @@
+"""A whole curve with its error bars, in one call.
+
+    from fisher import measure
+    m = measure(model, loader, samples=512)      # batches of (x, y), a DataLoader too
+    print(m.ic, m.ic_interval, m.fisher)
+
+Under torch.distributed every process gives the same batches. Each measures its share of them, and
+all return the whole.
+"""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from fisher.definition import (
+    PREFIXES,
+    batch_means,
+    centroid,
+    centroid_interval,
+    draw_labels,
+    prefix_losses,
+    prefix_residuals,
+    quotient,
+)
+from fisher.fast import TemporalFisher
+
+LABELS = ("data", "model", "exact")
+ESTIMATORS = ("exact", "release")
+
+
+@dataclass
+class Measurement:
+    """A temporal Fisher curve over T timesteps from N samples (released estimator: N batches)."""
+
+    timestep: int  # T
+    samples: int
+    prefix: str
+    estimator: str
+    fisher: list  # I_t [T]
+    stderr: list  # its standard error [T]
+    ic: float | None  # information centroid, in timesteps from 1; None without information
+    ic_interval: tuple | None  # its 95 % bootstrap interval
+    ic_per_loss: float | None  # centroid of I_t / L_t
+    ic_per_residual: float | None  # centroid of I_t / R_t
+    layers: dict  # {layer: I_t of its parameters [T]}
+    layers_scale_free: dict  # the same times the squared norm of the parameters
+    prefix_loss: list  # L_t, the mean loss in nats [T]
+    prefix_residual: list  # R_t, the mean squared residual [T]
+    prefix_accuracy: list  # [T]
+    gain: list | None  # mean of squared norm / squared residual [T]; of the exact estimator
+    ic_gain: float | None  # its centroid
+    seconds: float
+    per_sample: torch.Tensor  # squared gradient norms [T, N], float64
+
+    def line(self):
+        """The measurement as a line of fisher.jsonl: plain values, without `per_sample`."""
+        line = {name: value for name, value in vars(self).items() if name != "per_sample"}
+        line["fisher_stderr"] = line.pop("stderr")
+        line["ic_ci"] = line.pop("ic_interval")
+        if self.gain is None:
+            del line["gain"], line["ic_gain"]
+        return line
+
+
+@torch.no_grad()
+def measure(model, batches, *, samples=None, labels="data", prefix="cumulative",
+            estimator="exact", seed=0, skip=(), chunk=None):  # fmt: skip
+    """Measure the temporal Fisher information of a model in eval mode.
+
+    Args:
+        model: module with model(x) -> outputs [T, N, classes].
+        batches: iterable of (x, y), inputs samples first and labels [N].
+        samples: the first so many are measured; without it, all.
+        labels: "data", the empirical Fisher information; "model", the true one, by labels drawn
+            from the prediction with `seed`; "exact", the true one, summed over the classes.
+        prefix: "cumulative" or "instant", as in `temporal_fisher`.
+        estimator: "exact", or "release": the squared norm of each batch's mean gradient, as in the
+            paper's script, without a last batch that is smaller.
+        skip, chunk: as in `temporal_fisher`.
+
+    Returns a `Measurement`. Raises ValueError for unknown names, fewer than two samples or batches,
+    a Fisher information that is not finite, and what `temporal_fisher` refuses.
+    """
+    for value, known in ((labels, LABELS), (estimator, ESTIMATORS), (prefix, PREFIXES)):
+        if value not in known:
+            raise ValueError(f"unknown {value!r}: choose from {', '.join(known)}")
+    start = time.perf_counter()
+    squared_norms = TemporalFisher(model, prefix, chunk, skip)
+    parameters = squared_norms.parameters
+    if estimator == "release":
+        squared_norms = partial(batch_means, model, size=None, prefix=prefix, names=parameters)
+    device = next(iter(parameters.values())).device
+    columns, before = {}, 0
+    for number, (x, y) in enumerate(first(batches, samples, whole=estimator == "release")):
+        if number % processes() == rank():
+            x, y = x.to(device), y.to(device)
+            outputs = model(x)
+            weighted = weighted_labels(outputs, y, labels, prefix, seed, before)
+            columns[number] = measure_batch(outputs, x, y, weighted, prefix, squared_norms)
+        before += len(x)
+    columns = gather(columns)
+    return summarise(columns, parameters, prefix, estimator, before, start)
+
+
+def first(batches, samples, whole):
+    """The batches of the first `samples`. With `whole`, none that is smaller than the first."""
+    size = None
+    for x, y in batches:
+        if samples is not None:
+            x, y = x[:samples], y[:samples]
+            samples -= len(x)
+        size = size or len(x)
+        if len(x) == 0 or (whole and len(x) < size):
+            return
+        yield x, y
+
+
+def weighted_labels(outputs, y, labels, prefix, seed, before):
+    """The labels whose gradients are squared, [N] or [T, N], each with its weight, 1 or [T, N].
+    `before` is the number of samples in the batches before, for which labels were drawn."""
+    if labels == "data":
+        return [(y, 1)]
+    if labels == "model":
+        generator = torch.Generator().manual_seed(seed)
+        torch.rand(before * len(outputs), generator=generator, dtype=torch.float64)
+        return [(draw_labels(outputs, generator, prefix), 1)]
+    shares = PREFIXES[prefix](outputs).softmax(2).unbind(2)
+    return [(torch.full_like(y, k), share) for k, share in enumerate(shares)]
+
+
+def measure_batch(outputs, x, y, weighted, prefix, squared_norms):
+    """Columns of one batch, float64 on the CPU: {parameter name: squared norms [T, N]}, losses,
+    residuals, and whether predictions are right, each [T, N]."""
+    norms, loss, residual = {}, 0, 0
+    for label, weight in weighted:
+        loss = loss + weight * prefix_losses(outputs, label, prefix)
+        residual = residual + weight * prefix_residuals(outputs, label, prefix)
+        for name, values in squared_norms(x, label).items():
+            norms[name] = norms.get(name, 0) + (weight * values).cpu().double()
+    right = PREFIXES[prefix](outputs).argmax(2) == y
+    return norms, *(values.cpu().double() for values in (loss, residual, right))
+
+
+def summarise(columns, parameters, prefix, estimator, samples, start):
+    """The Measurement of the columns of all batches, in their order."""
+    norms, *others = zip(*columns)
+    loss, residual, right = (torch.cat(values, 1) for values in others)
+    by_name = {name: torch.cat([part[name] for part in norms], 1) for name in parameters}
+    per_sample = sum(by_name.values())
+    curve, count = per_sample.mean(1), per_sample.shape[1]
+    if count < 2:
+        raise ValueError(f"an error bar needs two samples or batches, not {count}")
+    if not curve.isfinite().all():
+        raise ValueError(f"the Fisher information is not finite: {curve.tolist()}")
+    layers, scales = {}, {}
+    for name, values in by_name.items():
+        layer = name.rpartition(".")[0]
+        layers[layer] = layers.get(layer, 0) + values.mean(1)
+        scales[layer] = scales.get(layer, 0) + parameters[name].square().sum().item()
+    gain = quotient(per_sample, residual).mean(1) if estimator == "exact" else None
+    mean_loss, mean_residual = loss.mean(1), residual.mean(1)
+    return Measurement(
+        timestep=len(curve),
+        samples=samples,
+        prefix=prefix,
+        estimator=estimator,
+        fisher=curve.tolist(),
+        stderr=(per_sample.std(1) / count**0.5).tolist(),
+        ic=centroid_or_none(curve),
+        ic_interval=centroid_interval(per_sample) if curve.any() else None,
+        ic_per_loss=centroid_or_none(quotient(curve, mean_loss)),
+        ic_per_residual=centroid_or_none(quotient(curve, mean_residual)),
+        layers={layer: values.tolist() for layer, values in layers.items()},
+        layers_scale_free={
+            layer: (values * scales[layer]).tolist() for layer, values in layers.items()
+        },
+        prefix_loss=mean_loss.tolist(),
+        prefix_residual=mean_residual.tolist(),
+        prefix_accuracy=right.mean(1).tolist(),
+        gain=None if gain is None else gain.tolist(),
+        ic_gain=None if gain is None else centroid_or_none(gain),
+        seconds=time.perf_counter() - start,
+        per_sample=per_sample,
+    )
+
+
+def centroid_or_none(curve):
+    """The centroid of a curve; None where there is no information."""
+    return centroid(curve).item() if curve.any() else None
+
+
+# -------------------------------------------------------------------- several processes
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(columns):
+    """{batch: columns} of every process -> the columns of all batches, in their order."""
+    shares = [columns] * processes()
+    if dist.is_initialized():
+        dist.all_gather_object(shares, columns)
+    merged = {}
+    for share in shares:
+        merged |= share
+    return [merged[number] for number in sorted(merged)]

@@ -1,0 +1,346 @@
+"""What a forward pass does with the measured parameters, and gradients from its signals.
+
+The signal d of a call is the gradient of a loss by the call's output z. From d and from what the
+call saw follows the gradient of each sample by a parameter:
+
+    convolution, linear    sum_p d_p a_p^T          a_p: what output position p sees of the input
+    normalisation (eval)   sum_p d_p * xhat_p       xhat: the standardised input
+    bias, addition         sum_p d_p
+    multiplication         sum_p d_p * a_p          a: the other factor
+
+with p over the timesteps, positions and calls that the sample has. Parameters are also used by way
+of tensors made of them alone, such as sigmoid(w) or w[:3]. Both are called sources.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.graph import get_gradient_edge
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass
+class Layout:
+    """Where the samples of a tensor are: dimension `dim` has A * samples * inner places, and place
+    (a, n, b) belongs to sample n."""
+
+    dim: int
+    samples: int
+    inner: int
+
+    def by_sample(self, v):
+        """[..., A N B, ...] -> [N, ..., A, B, ...]"""
+        return v.unflatten(self.dim, (-1, self.samples, self.inner)).movedim(self.dim + 1, 0)
+
+
+@dataclass
+class Weight:
+    """The weight of a convolution or a linear layer, as one call uses it."""
+
+    source: torch.Tensor
+    a: torch.Tensor  # the input
+    space: tuple = (1,)  # of a convolution: height and width of the output
+    geometry: tuple = ()  # of a convolution: stride, padding, dilation, groups
+    windows: torch.Tensor | None = None
+
+    @property
+    def positions(self):
+        """How many the call has, of all samples."""
+        rows = len(self.a) if self.geometry else self.a[..., 0].numel()
+        return rows * math.prod(self.space)
+
+    def columns(self, v, layout):
+        """Inputs or signals by sample and position: [N groups, channels / groups, positions]."""
+        v = layout.by_sample(at_least_single(v))
+        if not self.geometry:
+            return v.flatten(1, -2).mT  # (N, C, positions)
+        v = v.movedim(3, 1)  # (N, C, A, B, ...)
+        groups = self.geometry[3]
+        return v.reshape(len(v) * groups, v.shape[1] // groups, -1)
+
+    def seen(self, layout):
+        """What each output position sees: [N groups, C / groups times kernel, positions]."""
+        if not self.geometry:
+            return self.columns(self.a, layout)
+        stride, padding, dilation, _ = self.geometry
+        a, kernel = self.a, self.source.shape[2:]
+        if len(kernel) == 1:  # unfold takes images
+            a, kernel = a.unsqueeze(2), (1, *kernel)
+            stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
+        return self.columns(F.unfold(a, kernel, dilation, padding, stride), layout)
+
+    def spans(self, dim):
+        """Whether the source has places of its own along a dimension of z where samples may be."""
+        return False
+
+    def gradient(self, d, layout):
+        """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""
+        if self.windows is None:  # the same for each t
+            self.windows = self.seen(layout)
+        d = self.columns(d, layout)
+        return (d @ self.windows[:, :, : d.shape[2]].mT).reshape(-1, *self.source.shape)
+
+
+@dataclass
+class Elementwise:
+    """A bias, a parameter of a normalisation, or an operand of + - * /, as one call uses it."""
+
+    source: torch.Tensor
+    shape: tuple  # of the source, with the dimensions of z
+    factor: torch.Tensor | float = 1.0  # derivative of z by the source
+
+    def spans(self, dim):
+        """Whether the source has places of its own along a dimension of z."""
+        return self.shape[dim] > 1
+
+    def gradient(self, d, layout):
+        """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""
+        factor = self.factor
+        if isinstance(factor, torch.Tensor) and factor.dim() == d.dim() and len(factor) > 1:
+            factor = factor[: len(d)]
+        v = layout.by_sample(at_least_single(d * factor))
+        shape = [*self.shape[: layout.dim], 1, 1, *self.shape[layout.dim + 1 :]]  # A and B are 1
+        summed = [dim for dim, size in enumerate(shape, 1) if size == 1]
+        return v.sum(summed).reshape(-1, *self.source.shape)
+
+
+@dataclass
+class Call:
+    """A call that uses sources."""
+
+    uses: list = ()
+    edge: object = None  # of its output z in the graph
+    shape: tuple = ()  # of z
+    row_dims: int = 1  # samples may lie along the first so many dimensions of z
+    layout: Layout | None = None
+    first: int | None = None  # rows that the prefix reaches, along dimension 0; None: all
+
+    def returns(self, z, row_dims):
+        """Note the output z."""
+        # What is done in place to z replaces it in the graph where z is a view, as of a linear
+        # layer, but not the base of the view.
+        whole = z._is_view() and z._base.numel() == z.numel() and z._base.grad_fn is not None
+        self.edge = get_gradient_edge(z._base if whole else z)
+        self.shape, self.row_dims = z.shape, row_dims
+
+    def reach(self, t, timesteps):
+        """How many rows along dimension 0 prefix t reaches if time is outermost there, else None.
+        `TemporalFisher` checks it."""
+        if any(use.spans(0) for use in self.uses):
+            return None  # each row has a place of its own in the parameter
+        rows, dim = self.shape[0], self.layout.dim
+        blocks = rows if dim else rows // (self.layout.samples * self.layout.inner)
+        return rows // timesteps * t if dim < 2 and blocks == timesteps else None
+
+
+class FirstRows(torch.autograd.Function):
+    """A layer z = forward(a) whose backward pass takes only the rows that the prefix reaches,
+    `call.first`: over all t that is half of the work. backward(d) is the gradient by the first rows
+    of a. Weight and bias get none."""
+
+    @staticmethod
+    def forward(ctx, a, call, forward, backward):
+        ctx.call, ctx.backward = call, backward
+        return forward(a)
+
+    @staticmethod
+    def backward(ctx, d):
+        rows = len(d) if ctx.call.first is None else ctx.call.first
+        gradient = ctx.backward(d[:rows])
+        if rows < len(d):  # in the memory format of the gradient
+            gradient = F.pad(gradient, (0, 0) * (d.dim() - 1) + (0, len(d) - rows))
+        return gradient, None, None, None
+
+
+class Recorder(TorchFunctionMode):
+    """Within, calls that use measured parameters go to `calls`; the names of parameters that are
+    used in another way go to `others`."""
+
+    def __init__(self, model, parameters, first_rows):
+        super().__init__()
+        self.first_rows = first_rows  # whether convolutions are FirstRows
+        self.named = parameters
+        self.parameters = {id(p): name for name, p in parameters.items()}
+        self.sources = {id(p): p for p in parameters.values()}  # kept, so that no id comes twice
+        self.names = {id(p): {name} for name, p in parameters.items()}  # that a source is made of
+        self.constants = {id(buffer): buffer for buffer in model.buffers()}
+        self.calls, self.others = [], set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [v for v in tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
+        sources = [v for v in tensors if id(v) in self.sources]
+        if not sources or not torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        names = set().union(*(self.names[id(v)] for v in sources))
+        made_of_sources = all(id(v) in self.sources or id(v) in self.constants for v in tensors)
+        rule = RULES.get(function)
+        if len(args) == 2 and not kwargs:
+            rule = rule or ELEMENTWISE.get(function.__name__)
+        if rule and not made_of_sources and not torch._C._are_functorch_transforms_active():
+            z = rule(self, function, *args, **kwargs)
+            if z is not NotImplemented:
+                return z
+        z = function(*args, **kwargs)
+        for v in tree_leaves(z):
+            if isinstance(v, torch.Tensor) and v.requires_grad:
+                if made_of_sources:
+                    self.sources[id(v)], self.names[id(v)] = v, names
+                else:
+                    self.others |= names
+        return z
+
+    def names_of(self, call):
+        """Names of the parameters that a call uses."""
+        return set().union(*(self.names[id(use.source)] for use in call.uses))
+
+    def source(self, v):
+        return v is not None and id(v) in self.sources
+
+    def record(self, z, row_dims, *uses, call=None):
+        """Note a call with output z, and give z."""
+        call = call or Call()
+        call.uses = [use for use in uses if self.source(use.source)]
+        call.returns(z, row_dims)
+        self.calls.append(call)
+        return z
+
+    def run(self, a, parameters, forward, backward):
+        """forward(a), as FirstRows if the gradient by a is all that its backward pass is for.
+        Returns the output and its Call."""
+        call = Call()
+        others = [p for p in parameters if p is not None and not self.source(p)]
+        if self.first_rows and a.requires_grad and not any(p.requires_grad for p in others):
+            return FirstRows.apply(a, call, forward, backward), call
+        return forward(a), call
+
+    # -------------------------------------- rules: the output, or NotImplemented if not covered
+
+    def convolution(self, function, input, weight, bias=None, stride=1, padding=0, dilation=1,
+                    groups=1):  # fmt: skip
+        """F.conv1d and F.conv2d: input [R, C, ...]."""
+        dims = weight.dim() - 2
+        if padding == "same" and all(size % 2 for size in weight.shape[2:]):
+            spread = zip(each(dilation, dims), weight.shape[2:])
+            padding = tuple(d * (size - 1) // 2 for d, size in spread)
+        padding = 0 if padding == "valid" else padding
+        if input.dim() != dims + 2 or isinstance(padding, str):
+            return NotImplemented
+        geometry = (each(stride, dims), each(padding, dims), each(dilation, dims), groups)
+        back = torch.nn.grad.conv1d_input if dims == 1 else torch.nn.grad.conv2d_input
+
+        def forward(a):
+            return function(a, weight, bias, *geometry)
+
+        def backward(d):
+            shape = (len(d), *input.shape[1:])
+            return back(shape, weight.to(d.dtype), d, *geometry)  # autocast has other types
+
+        z, call = self.run(input, (weight, bias), forward, backward)
+        uses = [Weight(weight, input.detach(), z.shape[2:], geometry)]
+        if bias is not None:
+            uses.append(Elementwise(bias, (1, len(bias), *(1,) * dims)))
+        return self.record(z, 1, *uses, call=call)
+
+    def linear(self, function, input, weight, bias=None):
+        """F.linear: input [..., C]."""
+        if input.dim() < 2 or weight.dim() != 2 or (bias is not None and bias.dim() != 1):
+            return NotImplemented
+        z = function(input, weight, bias)
+        uses = [Weight(weight, input.detach())]
+        if bias is not None:
+            uses.append(Elementwise(bias, (*(1,) * (z.dim() - 1), len(bias))))
+        return self.record(z, z.dim() - 1, *uses)
+
+    def batch_norm(self, function, input, running_mean, running_var, weight=None, bias=None,
+                   training=False, momentum=0.1, eps=1e-5):  # fmt: skip
+        """F.batch_norm of running statistics: input [R, C, ...]."""
+        if training or running_mean is None:
+            return NotImplemented
+        shape = (1, input.shape[1], *(1,) * (input.dim() - 2))
+
+        def forward(a):
+            return function(a, running_mean, running_var, weight, bias, eps=eps)
+
+        def backward(d):
+            scale = (running_var + eps).rsqrt()
+            return d * (scale if weight is None else scale * weight).view(shape)
+
+        z, call = self.run(input, (weight, bias), forward, backward)
+        xhat = function(input.detach(), running_mean, running_var, eps=eps)
+        return self.normalisation(z, xhat, weight, bias, shape, call)
+
+    def group_norm(self, function, input, num_groups, weight=None, bias=None, eps=1e-5):
+        """F.group_norm: input [R, C, ...]."""
+        z = function(input, num_groups, weight, bias, eps)
+        xhat = function(input.detach(), num_groups, eps=eps)
+        return self.normalisation(z, xhat, weight, bias, (1, z.shape[1], *(1,) * (z.dim() - 2)))
+
+    def layer_norm(self, function, input, normalized_shape, weight=None, bias=None, eps=1e-5):
+        """F.layer_norm: input [..., *normalized_shape]."""
+        if input.dim() == len(normalized_shape):
+            return NotImplemented
+        z = function(input, normalized_shape, weight, bias, eps)
+        xhat = function(input.detach(), normalized_shape, eps=eps)
+        shape = (*(1,) * (z.dim() - len(normalized_shape)), *normalized_shape)
+        return self.normalisation(z, xhat, weight, bias, shape)
+
+    def normalisation(self, z, xhat, weight, bias, shape, call=None):
+        uses = [Elementwise(weight, shape, xhat), Elementwise(bias, shape)]
+        row_dims = next(dim for dim, size in enumerate(shape) if size != 1 or dim + 1 == len(shape))
+        return self.record(z, max(row_dims, 1), *uses, call=call)
+
+    def add(self, function, a, b):
+        z = function(a, b)
+        return self.elementwise(z, a, b, 1.0, 1.0)
+
+    def subtract(self, function, a, b):
+        z = function(a, b)
+        return self.elementwise(z, a, b, 1.0, -1.0)
+
+    def multiply(self, function, a, b):
+        z = function(a, b)
+        return self.elementwise(z, a, b, b, a)
+
+    def divide(self, function, a, b):
+        z = function(a, b)
+        return self.elementwise(z, a, b, 1 / b, -z.detach() / b)
+
+    def elementwise(self, z, a, b, by_a, by_b):
+        """z is made of a and b elementwise, with these derivatives."""
+        source, factor = (a, by_a) if self.source(a) else (b, by_b)
+        shape = (*(1,) * (z.dim() - source.dim()), *source.shape)
+        factor = factor.detach() if isinstance(factor, torch.Tensor) else factor
+        return self.record(z, max(z.dim() - 1, 1), Elementwise(source, shape, factor))
+
+
+RULES = {
+    F.conv1d: Recorder.convolution,
+    F.conv2d: Recorder.convolution,
+    F.linear: Recorder.linear,
+    F.batch_norm: Recorder.batch_norm,
+    F.group_norm: Recorder.group_norm,
+    F.layer_norm: Recorder.layer_norm,
+}
+ELEMENTWISE = {}
+for rule, words in (
+    (Recorder.add, "add __add__ __radd__"),
+    (Recorder.subtract, "sub __sub__"),
+    (Recorder.multiply, "mul multiply __mul__ __rmul__"),
+    (Recorder.divide, "div divide true_divide __truediv__"),
+):
+    ELEMENTWISE |= dict.fromkeys(words.split(), rule)
+
+
+def each(value, dims):
+    """A value for all dimensions, or a tuple of one for each, as a tuple."""
+    value = (value,) if isinstance(value, int) else tuple(value)
+    return value * dims if len(value) == 1 else value
+
+
+def at_least_single(tensor):
+    """The tensor, in float32 if it is of half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
