@@ -2,8 +2,8 @@
 
     from fisher import temporal_fisher, measure
 
-definition.py has the equations, one sample at a time. fast.py computes the same in one pass, with
-record.py and gram.py. measure.py makes a curve with its error bars.
+definition.py has the equations and computes them one sample at a time. fast.py computes the same in
+one pass. measure.py makes a curve with its error bars.
 """
 
 from fisher.definition import (
@@ -21,21 +21,3 @@ from fisher.definition import (
 )
 from fisher.fast import TemporalFisher, temporal_fisher
 from fisher.measure import Measurement, measure
-
-__all__ = [
-    "PREFIXES",
-    "RELEASE_BATCH",
-    "Measurement",
-    "TemporalFisher",
-    "batch_means",
-    "centroid",
-    "centroid_interval",
-    "draw_labels",
-    "measure",
-    "one_by_one",
-    "prefix_losses",
-    "prefix_outputs",
-    "prefix_residuals",
-    "quotient",
-    "temporal_fisher",
-]

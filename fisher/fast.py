@@ -6,10 +6,10 @@
 
 Of each batch:
 
- 1. The model runs once, and `Recorder` notes the calls that use parameters.
- 2. Which sample a row of a call belongs to is read off its signals. In a second backward pass the
-    loss of each sample is multiplied by a power of 2 of its own; so are the signals of its rows.
- 3. For each t one backward pass gives the signals of all calls, and these the squared norms.
+ 1. The model runs once, and the calls that use parameters are recorded (record.py).
+ 2. One backward pass more tells which sample each row of a call belongs to (layout.py).
+ 3. For each t one backward pass gives the signals of all calls, and these give the squared norms
+    of every sample's gradient (norms.py, gram.py).
 
 In the first batch everything is compared with the definition, on two samples. A parameter that
 disagrees, or is used in a way that no rule covers, is measured by the definition, with a warning.
@@ -32,11 +32,11 @@ from fisher.definition import (
     prefix_losses,
     squared_norm,
 )
-from fisher.gram import Gram, pays
-from fisher.record import Layout, Recorder, Weight, at_least_single
+from fisher.layout import HALF_PRECISION, PRECISION, gradients, layouts_of
+from fisher.norms import Norms
+from fisher.record import Recorder
 
 MOST_SAMPLES = 64  # whose powers of 2 float32 holds
-PRECISION = {torch.float64: 1e-6, torch.float32: 1e-3}  # to which the same numbers agree
 FEW_SAMPLES = 8
 CPU_NUMBERS = 2**24  # of all outputs in one pass: with more, a CPU waits for its memory
 KEEPS = (
@@ -262,83 +262,6 @@ class TemporalFisher:
             )
 
 
-class Norms:
-    """Squared gradient norms of one batch, {name: [T, N]}, from the signals of each t in turn."""
-
-    def __init__(self, recorder, calls, names, losses):
-        self.recorder = recorder
-        self.by_name = {name: at_least_single(torch.zeros_like(losses)) for name in names}
-        self.uses = {}  # of a source: [(number of the call, use, layout), ...]
-        for number, call in enumerate(calls):
-            for use in call.uses:
-                if recorder.names[id(use.source)] & names:
-                    self.uses.setdefault(id(use.source), []).append((number, use, call.layout))
-        self.grams = {}
-        made_of = [recorder.names[s] for s in self.uses if s not in recorder.parameters]
-        for source, uses in self.uses.items():
-            weights = [(use, layout) for _, use, layout in uses if isinstance(use, Weight)]
-            apart = not any(recorder.names[source] & names for names in made_of)
-            if apart and len(weights) == len(uses) and pays(weights, len(losses)):
-                self.grams[source] = Gram(weights)
-
-    def add(self, t, signals):
-        """Norms of prefix t, from the signals of all calls."""
-        gradients = {}
-        for source, uses in self.uses.items():
-            if source in self.grams:
-                squares = self.grams[source].squared_norms(signal_columns(signals, uses))
-                norms = self.by_name[self.recorder.parameters[source]]
-                norms[t - 1] = squares.view(norms.shape[1], -1).sum(1)
-            else:
-                parts = [use.gradient(signals[call], layout) for call, use, layout in uses]
-                gradients[source] = sum(parts)
-        for name, gradient in self.by_parameter(gradients).items():
-            norms = torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1)
-            self.by_name[name][t - 1] = norms.square()
-
-    def by_parameter(self, gradients):
-        """Gradients by sources {id: [N, ...]} -> gradients by parameters {name: [N, ...]}."""
-        recorder = self.recorder
-        total = {}
-        for source in gradients.keys() & recorder.parameters.keys():
-            total[recorder.parameters[source]] = gradients[source]
-        made = [source for source in gradients if source not in recorder.parameters]
-        if not made:
-            return total
-        names = set().union(*(recorder.names[source] for source in made)) & self.by_name.keys()
-        through = torch.autograd.grad(
-            [recorder.sources[source] for source in made],
-            [recorder.named[name] for name in names],
-            [gradients[source].to(recorder.sources[source].dtype) for source in made],
-            is_grads_batched=True,  # one gradient a sample
-            retain_graph=True,
-        )
-        for name, gradient in zip(names, through):
-            total[name] = total.get(name, 0) + gradient
-        return total
-
-
-def signal_columns(signals, uses):
-    """Signals of all uses of a weight, one after another: [N groups, channels / groups,
-    positions]."""
-    columns = []
-    for call, use, layout in uses:
-        d = signals[call]
-        if len(uses) > 1 and len(d) < len(use.a):
-            d = torch.cat([d, d.new_zeros(len(use.a) - len(d), *d.shape[1:])])
-        columns.append(use.columns(d, layout))
-    return torch.cat(columns, 2)
-
-
-def gradients(loss, calls):
-    """The signals of the calls, each of the shape of its output, or None."""
-    if not calls:
-        return []
-    edges = [call.edge for call in calls]
-    signals = torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
-    return [None if d is None else d.reshape(c.shape) for d, c in zip(signals, calls)]
-
-
 def first_rows(d, call, beyond):
     """The signal of the rows that the prefix reaches. Whether there is one beyond goes to the list
     `beyond`, which is looked at once a batch: each look waits for a GPU."""
@@ -346,52 +269,6 @@ def first_rows(d, call, beyond):
         return d
     beyond.append(d[call.first :].any())
     return d[: call.first]
-
-
-def layouts_of(calls, signals, total):
-    """The layout of each call, from its signals of the losses `total` [N] and of the same losses,
-    each times a power of 2 of its own."""
-    samples = len(total)
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).to(total.device)
-    scale = torch.exp2((order - samples // 2).to(total.dtype))
-    scaled = gradients((total * scale).sum(), calls)
-    sample_of = order.argsort()  # of an exponent
-    each = zip(calls, signals, scaled)
-    return [find_layout(call, d, d_scaled, scale, sample_of) for call, d, d_scaled in each]
-
-
-def find_layout(call, d, scaled, scale, sample_of):
-    """The Layout with which each row of `scaled` is the row of d times the scale of its sample, or
-    None. A row without a signal fits any."""
-    samples = len(scale)
-    d, scaled = rows_of(d, call.row_dims), rows_of(scaled, call.row_dims)
-    largest, place = d.abs().max(1, keepdim=True)
-    alive = largest > 0
-    factor = torch.where(alive, scaled.gather(1, place) / d.gather(1, place), 1)
-    exponent = factor.double().abs().log2().round().nan_to_num(0).clamp(-samples, samples).long()
-    owner = sample_of[(exponent + samples // 2).clamp(0, samples - 1)]  # (rows, 1)
-    off = (scaled - d * scale[owner].to(d.dtype)).abs().amax(1, keepdim=True)
-    tolerance = PRECISION.get(d.dtype, 0.05) * largest * scale[owner]
-    if (off > tolerance).any():
-        return None
-    owner = torch.where(alive, owner, -1).view(call.shape[: call.row_dims])
-    for dim in range(call.row_dims):
-        size = call.shape[dim]
-        if size % samples or any(use.spans(dim) for use in call.uses):
-            continue
-        place = torch.arange(size, device=d.device).view(-1, *(1,) * (call.row_dims - dim - 1))
-        for inner in range(1, size // samples + 1):
-            fits = (owner == place // inner % samples) | (owner < 0)
-            if size // samples % inner == 0 and fits.all():
-                return Layout(dim, samples, inner)
-    return None
-
-
-def rows_of(d, row_dims):
-    """[rows, numbers], a view of channels-last tensors too."""
-    if row_dims == 1 and d.dim() > 2 and not d.is_contiguous():
-        d = d.movedim(1, -1)
-    return d.flatten(0, row_dims - 1).reshape(math.prod(d.shape[:row_dims]), -1)
 
 
 def uncovered(recorder, losses, calls):
@@ -426,7 +303,7 @@ def alike(a, b):
     """Whether outputs agree. Equal shapes take equal kernels: only their sums may differ."""
     if a.shape != b.shape:
         return False
-    near = PRECISION.get(a.dtype, 0.05) * a.detach().abs().nan_to_num(0, 0, 0).max()
+    near = PRECISION.get(a.dtype, HALF_PRECISION) * a.detach().abs().nan_to_num(0, 0, 0).max()
     return torch.allclose(a, b, rtol=0, atol=near.item(), equal_nan=True)
 
 
@@ -435,7 +312,7 @@ def differing(expected, found):
     largest = max(values.nan_to_num(0, 0, 0).max().sqrt().item() for values in expected.values())
     names = []
     for name, values in expected.items():
-        precision = PRECISION.get(values.dtype, 0.05)
+        precision = PRECISION.get(values.dtype, HALF_PRECISION)
         near = {"rtol": 10 * precision, "atol": 1e-3 * precision * largest, "equal_nan": True}
         if not torch.allclose(found[name].sqrt(), values.sqrt(), **near):
             names.append(name)

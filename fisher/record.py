@@ -21,19 +21,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-
-@dataclass
-class Layout:
-    """Where the samples of a tensor are: dimension `dim` has A * samples * inner places, and place
-    (a, n, b) belongs to sample n."""
-
-    dim: int
-    samples: int
-    inner: int
-
-    def by_sample(self, v):
-        """[..., A N B, ...] -> [N, ..., A, B, ...]"""
-        return v.unflatten(self.dim, (-1, self.samples, self.inner)).movedim(self.dim + 1, 0)
+from fisher.layout import Layout
 
 
 @dataclass

@@ -1,0 +1,91 @@
+"""Which sample each row of a call belongs to, read off the signals of the call.
+
+Samples may stand first or behind time, once or several times, in any call of any model. Two
+backward passes tell: one of the sum of all losses, and one in which the loss of each sample is
+multiplied by a power of 2 of its own. In a row of one sample all signals are multiplied by its
+power, exactly, since computers multiply by powers of 2 without rounding. A row of several samples
+is no such multiple.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+PRECISION = {torch.float64: 1e-6, torch.float32: 1e-3}  # to which the same numbers agree
+HALF_PRECISION = 0.05
+SILENT, MIXED = -1, -2
+
+
+@dataclass
+class Layout:
+    """Where the samples of a tensor are: dimension `dim` has A * samples * inner places, and place
+    (a, n, b) belongs to sample n."""
+
+    dim: int
+    samples: int
+    inner: int
+
+    def by_sample(self, v):
+        """[..., A N B, ...] -> [N, ..., A, B, ...]"""
+        return v.unflatten(self.dim, (-1, self.samples, self.inner)).movedim(self.dim + 1, 0)
+
+
+def gradients(loss, calls):
+    """The signals of the calls, each of the shape of its output, or None."""
+    if not calls:
+        return []
+    edges = [call.edge for call in calls]
+    signals = torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
+    return [None if d is None else d.reshape(c.shape) for d, c in zip(signals, calls)]
+
+
+def layouts_of(calls, signals, losses):
+    """The Layout of each call, or None, from its signals of the sum of the losses [N]."""
+    samples = len(losses)
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).to(losses.device)
+    exponents = order - samples // 2
+    scaled = gradients((losses * torch.exp2(exponents.to(losses.dtype))).sum(), calls)
+    layouts = []
+    for call, d, d_scaled in zip(calls, signals, scaled):
+        owner = owners(rows_of(d, call.row_dims), rows_of(d_scaled, call.row_dims), exponents)
+        layouts.append(find_layout(call, owner, samples))
+    return layouts
+
+
+def owners(d, scaled, exponents):
+    """The sample of each row of d [rows, numbers], of which `scaled` is the row times 2 ** its
+    exponent: [rows]. SILENT for a row without a signal, MIXED for one of several samples."""
+    samples = len(exponents)
+    largest, place = d.abs().max(1, keepdim=True)
+    factor = (scaled.gather(1, place) / d.gather(1, place)).double()
+    exponent = factor.abs().log2().round().nan_to_num(0, 0, 0).long() + samples // 2
+    owner = exponents.argsort()[exponent.clamp(0, samples - 1)]  # (rows, 1)
+    scale = torch.exp2(exponents[owner].to(d.dtype))
+    precision = PRECISION.get(d.dtype, HALF_PRECISION)
+    off = (scaled - d * scale).abs().amax(1, keepdim=True)
+    owner = torch.where(off > precision * largest * scale, MIXED, owner)
+    return torch.where(largest > 0, owner, SILENT).flatten()
+
+
+def find_layout(call, owner, samples):
+    """The Layout with which each row is of its owner, or None. A silent row fits any."""
+    owner = owner.view(call.shape[: call.row_dims])
+    for dim in range(call.row_dims):
+        times, rest = divmod(call.shape[dim], samples)
+        if rest or any(use.spans(dim) for use in call.uses):
+            continue
+        place = torch.arange(call.shape[dim], device=owner.device)
+        place = place.view(-1, *(1,) * (call.row_dims - dim - 1))  # along `dim`
+        for inner in range(1, times + 1):
+            fits = (owner == place // inner % samples) | (owner == SILENT)
+            if times % inner == 0 and fits.all():
+                return Layout(dim, samples, inner)
+    return None
+
+
+def rows_of(d, row_dims):
+    """[rows, numbers], without a copy of channels-last tensors."""
+    if row_dims == 1 and d.dim() > 2 and not d.is_contiguous():
+        d = d.movedim(1, -1)
+    return d.reshape(math.prod(d.shape[:row_dims]), -1)

@@ -1,0 +1,74 @@
+"""Squared norms of every sample's gradient, from the signals of all calls."""
+
+import torch
+
+from fisher.gram import Gram, pays
+from fisher.record import Weight, at_least_single
+
+
+class Norms:
+    """Squared gradient norms of one batch, {name: [T, N]}, from the signals of each t in turn."""
+
+    def __init__(self, recorder, calls, names, losses):
+        self.recorder = recorder
+        self.by_name = {name: at_least_single(torch.zeros_like(losses)) for name in names}
+        self.uses = {}  # of a source: [(number of the call, use, layout), ...]
+        for number, call in enumerate(calls):
+            for use in call.uses:
+                if recorder.names[id(use.source)] & names:
+                    self.uses.setdefault(id(use.source), []).append((number, use, call.layout))
+        self.grams = {}
+        made_of = [recorder.names[s] for s in self.uses if s not in recorder.parameters]
+        for source, uses in self.uses.items():
+            weights = [(use, layout) for _, use, layout in uses if isinstance(use, Weight)]
+            apart = not any(recorder.names[source] & names for names in made_of)
+            if apart and len(weights) == len(uses) and pays(weights, len(losses)):
+                self.grams[source] = Gram(weights)
+
+    def add(self, t, signals):
+        """Norms of prefix t, from the signals of all calls."""
+        gradients = {}
+        for source, uses in self.uses.items():
+            if source in self.grams:
+                squares = self.grams[source].squared_norms(signal_columns(signals, uses))
+                norms = self.by_name[self.recorder.parameters[source]]
+                norms[t - 1] = squares.view(norms.shape[1], -1).sum(1)
+            else:
+                parts = [use.gradient(signals[call], layout) for call, use, layout in uses]
+                gradients[source] = sum(parts)
+        for name, gradient in self.by_parameter(gradients).items():
+            norms = torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1)
+            self.by_name[name][t - 1] = norms.square()
+
+    def by_parameter(self, gradients):
+        """Gradients by sources {id: [N, ...]} -> gradients by parameters {name: [N, ...]}."""
+        recorder = self.recorder
+        total = {}
+        for source in gradients.keys() & recorder.parameters.keys():
+            total[recorder.parameters[source]] = gradients[source]
+        made = [source for source in gradients if source not in recorder.parameters]
+        if not made:
+            return total
+        names = set().union(*(recorder.names[source] for source in made)) & self.by_name.keys()
+        through = torch.autograd.grad(
+            [recorder.sources[source] for source in made],
+            [recorder.named[name] for name in names],
+            [gradients[source].to(recorder.sources[source].dtype) for source in made],
+            is_grads_batched=True,  # one gradient a sample
+            retain_graph=True,
+        )
+        for name, gradient in zip(names, through):
+            total[name] = total.get(name, 0) + gradient
+        return total
+
+
+def signal_columns(signals, uses):
+    """Signals of all uses of a weight, one after another: [N groups, channels / groups,
+    positions]."""
+    columns = []
+    for call, use, layout in uses:
+        d = signals[call]
+        if len(uses) > 1 and len(d) < len(use.a):
+            d = torch.cat([d, d.new_zeros(len(use.a) - len(d), *d.shape[1:])])
+        columns.append(use.columns(d, layout))
+    return torch.cat(columns, 2)
