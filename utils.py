@@ -117,11 +117,6 @@ def of_all(value):
     return values
 
 
-def own_share(count):
-    """This process's share of `count` things, as a slice."""
-    return slice(rank() * count // processes(), (rank() + 1) * count // processes())
-
-
 def no_bar():
     """tqdm's `disable`: a progress bar in the first process, if that has a terminal."""
     return True if rank() else None
