@@ -24,6 +24,7 @@ import config
 import plots
 import pruning
 from fisher import measure, prefix_outputs
+from operations import synaptic_operations
 from train_snn import build_model, evaluate, fit, run_folder, setup
 from train_snn_fisherinfo import fisher_batches
 from utils import LOG_FILE, PRUNING_FILE, Run, load_checkpoint, run_script
@@ -147,7 +148,7 @@ class Search:
             "ic": measured.ic,
             "fisher": measured.fisher,
             "rule_seconds": rule_seconds,
-            "synaptic_operations": pruning.synaptic_operations(whole, self.batches),
+            "synaptic_operations": synaptic_operations(whole, self.batches),
             "seconds": seconds,
         }
         self.run.append(PRUNING_FILE, line)

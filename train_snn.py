@@ -39,6 +39,7 @@ import plots
 import pruning
 import utils
 from fisher import prefix_losses, prefix_outputs
+from operations import count_operations, operations_per_image
 from parser import expand_epochs
 from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, of_all, processes, rank
 
@@ -183,8 +184,9 @@ def train_epoch(args, model, optimizer, train_set, epoch):
 
 @torch.no_grad()
 def evaluate(model, dataset, args):
-    """Loss (nats) and accuracy after each prefix t = 1..T, and spikes per neuron and timestep of
-    each LIF layer. Several processes share the batches."""
+    """Loss (nats) and accuracy after each prefix t = 1..T; spikes per neuron and timestep of each
+    LIF layer; operations an image of each layer with weights. Several processes share the batches.
+    """
     model.eval()
     loss = correct = torch.zeros(args.timestep, device=dataset.device)
     rates = {name: 0 for name, module in model.named_modules() if isinstance(module, archs.LIF)}
@@ -193,7 +195,7 @@ def evaluate(model, dataset, args):
         rates[name] += spikes.mean() * spikes.shape[1]
 
     batches = dataset.batches(args.batch_size, args.seed)
-    with utils.after_each(model, archs.LIF, count_spikes):
+    with utils.after_each(model, archs.LIF, count_spikes), count_operations(model) as operations:
         for x, y in islice(batches, rank(), None, processes()):
             outputs = model(dataset.encode(x))  # (T, N, classes)
             loss = loss + prefix_losses(outputs, y).sum(1)
@@ -209,7 +211,7 @@ def evaluate(model, dataset, args):
         "prefix_loss": prefix_loss.tolist(),
         "prefix_accuracy": prefix_accuracy,
         "spike_rate": {name: sum(rate[name] for rate in rates) / len(dataset) for name in rates[0]},
-    }
+    } | operations_per_image(operations, len(dataset), args.timestep)
 
 
 # ---------------------------------------------------------------- a run
