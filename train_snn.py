@@ -21,6 +21,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +38,7 @@ import data
 import losses
 import plots
 import pruning
+import tables
 import utils
 from fisher import prefix_losses, prefix_outputs
 from operations import count_operations, operations_per_image
@@ -289,6 +291,8 @@ def resume(args, run, model, optimizer, start):
     if "optimizer" not in checkpoint:
         raise BadInput(f"{path} has only weights: start a new run from it with --init")
     optimizer.load_state_dict(checkpoint["optimizer"])
+    if checkpoint["epoch"] < args.epochs:
+        print(f"resuming after epoch {checkpoint['epoch']}")
     return checkpoint["epoch"]
 
 
@@ -313,23 +317,13 @@ def compile_neurons(model):
             module.compile_loop()
 
 
-def print_line(line):
-    """Print the line of an epoch."""
-    if line["train_loss"] is None:  # before training
-        return
-    tqdm.write(
-        f"{line['epoch']:5d}  {line['lr']:8.5f}  {line['train_loss']:10.4f}  "
-        f"{line['train_accuracy']:8.4f}  {line['test_loss']:9.4f}  {line['test_accuracy']:8.4f}  "
-        f"{line['images_per_second']:8.0f}"
-    )
-
-
 def main(argv=None):
     args = config.parse("train_snn", argv, __doc__)
     model, train_set, test_set, replaced = setup(args)
     with run_folder(args, test_set, replaced) as run:
-        print("epoch        lr  train loss  accuracy  test loss  accuracy  images/s")
-        line = fit(args, run, model, train_set, test_set, print_line)
+        tables.print_epoch_header()
+        line = fit(args, run, model, train_set, test_set, partial(tables.print_epoch, args))
+        print(tables.COLUMNS)
         print(f"test accuracy {line['test_accuracy']:.4f} after {line['epoch']} epochs")
         if rank() == 0:
             print(f"run folder {run.folder}\nfigure     {plots.training(run.folder)}")
