@@ -38,6 +38,7 @@ import data
 import losses
 import plots
 import pruning
+import robustness_plots
 import tables
 import utils
 from fisher import prefix_losses, prefix_outputs
@@ -96,7 +97,7 @@ def run_folder(args, test_set, replaced=None):
                 run.save(LABELS_FILE, replaced)
             if test_set.corruption:
                 sets = {"clean": replace(test_set, corruption=None), "corrupted": test_set}
-                plots.inputs(run, sets, args.seed)
+                robustness_plots.inputs(run, sets, args.seed)
             yield run
     if args.dry_run:
         print("dry run: it went through, and its folder is deleted")
