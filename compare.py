@@ -16,6 +16,7 @@ from utils import ARGS_FILE, FISHER_FILE, LOG_FILE, BadInput, read_lines, read_r
 # the pairs repeat late, and tell the curves apart without colours.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 MARKERS = "os^Dv*P"
+CHARACTERS, MARGIN = 45, 8  # that fit below a panel; beside a name in the legend
 # Flags that do not make two trainings different ones.
 IGNORED = config.START_FLAGS | {"seed", "data_dir"}
 
@@ -66,7 +67,9 @@ def comparison(folders, path=None):
     if kinds:
         figure.suptitle(f"Fisher information: {kinds[0]}", fontsize=9)
     handles, names = axes[-1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)))
+    longest = max(len(name) for name in names) + MARGIN
+    columns = max(1, len(panels) * CHARACTERS // longest)
+    figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)))
     return drawing.write(figure, path)
 
 

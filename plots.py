@@ -9,13 +9,12 @@ deviation. The legend says which flags differ between the runs.
 
 from pathlib import Path
 
-import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 import compare
 import drawing
+import pruning_plots
 import robustness_plots
 from drawing import GREY, label, legend_below, shades
 from parser import Parser
@@ -105,7 +104,7 @@ def draw_centroids(axis, kinds):
     flat = (timestep + 1) / 2
     axis.axhline(flat, color=GREY, ls="--", lw=1, label=f"of a flat curve: {flat:g}")
     axis.set(xlabel=x_label, ylabel="information centroid (95 % interval)")
-    axis.set(ylim=(1, max(timestep, 2)), title="Where the centre of the information lies")
+    axis.set(title="Where the centre of the information lies", ylim=(1, max(timestep, 2)))
     legend_below(axis, 2)
 
 
@@ -120,12 +119,12 @@ def positions(lines):
 
 def draw_layers(axis, line, kind):
     """Shares of each layer's I_t by t."""
-    names, timestep = list(line["layers"]), line["timestep"]
+    names = list(line["layers"])
     shares = [[value / (sum(row) or 1) for value in row] for row in line["layers"].values()]
-    extent = (0.5, timestep + 0.5, len(names) - 0.5, -0.5)
+    extent = (0.5, line["timestep"] + 0.5, len(names) - 0.5, -0.5)
     image = axis.imshow(shares, aspect="auto", cmap="magma", vmin=0, extent=extent)
     axis.set_yticks(range(len(names)), names, fontsize=min(8, 220 / len(names)))
-    axis.set(xlabel="timesteps t")
+    axis.set_xlabel("timesteps t")
     axis.set_title(f"Layers, epoch {label(line)}: share of the layer's $I_t$\n{kind}")
     axis.figure.colorbar(image, ax=axis)
 
@@ -194,54 +193,6 @@ def draw_layers_by_epoch(axis, lines, field):
     epochs, names = [line["epoch"] for line in lines], list(lines[-1][field])
     for name, colour in zip(names, shades(len(names))):
         axis.plot(epochs, [line[field][name] for line in lines], color=colour, label=name, lw=1)
-
-
-# ---------------------------------------------------------------- pruning
-
-
-def pruning(folders, path):
-    """Test error with all timesteps against the share of weights that is left, and against the
-    seconds of the search; a colour a search, mean and standard deviation over `folders` (seeds).
-    Returns the path."""
-    searches = {}
-    for folder in folders:
-        lines = read_lines(Path(folder) / PRUNING_FILE)
-        for line in lines:
-            if line["stage"] == "final":
-                left, error = 100 * (1 - line["sparsity"]), 100 * (1 - line["test_accuracy"])
-                rounds = searches.setdefault(line["search"], {})
-                point = (left, search_seconds(lines, line), error)
-                rounds.setdefault(line["round"], []).append(point)
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    weights, seconds = figure.subplots(1, 2, sharey=True)
-    for number, (search, rounds) in enumerate(searches.items()):
-        points = [torch.tensor(points).double() for _, points in sorted(rounds.items())]
-        means = torch.stack([point.mean(0) for point in points]).T.tolist()
-        deviation = [point[:, 2].std(correction=min(1, len(point) - 1)).item() for point in points]
-        style = {"marker": "o", "ms": 4, "capsize": 2, "color": f"C{number}", "label": search}
-        weights.errorbar(means[0], means[2], deviation, **style)
-        seconds.errorbar(means[1], means[2], deviation, **style)
-    weights.set(xscale="log", yscale="log", xlabel="weights left (%)")
-    weights.set_ylabel("test error with all timesteps (%)")
-    for axis in (weights.xaxis, weights.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_locator(NullLocator())
-    weights.invert_xaxis()
-    weights.legend(title="search runs")
-    seconds.set(xlabel="seconds of the search")
-    return drawing.write(figure, path)
-
-
-def search_seconds(lines, final):
-    """What the search for a network of pruning.jsonl took: the training of the rounds before it,
-    and its rule."""
-    seconds = 0
-    for line in lines:
-        searched = line["search"] == final["search"] and line["stage"] == "search"
-        if searched and line["round"] < final["round"]:
-            seconds += line["seconds"] + line["rule_seconds"]
-    return seconds
 
 
 # ---------------------------------------------------------------- claims
@@ -320,7 +271,7 @@ def figures_of(folder):
     if (folder / ROBUSTNESS_FILE).exists():
         paths.append(robustness_plots.robustness(folder))
     if (folder / PRUNING_FILE).exists():
-        paths.append(pruning([folder], folder / "figures" / "pruning.png"))
+        paths.append(pruning_plots.pruning([folder], folder / "figures" / "pruning.png"))
     if not paths:
         raise BadInput(f"{folder} holds no run: name a folder that a training script wrote")
     return paths
@@ -330,7 +281,8 @@ def main(argv=None):
     parser = Parser("plots", __doc__)
     parser.usage = "python plots.py RUN [RUN ...] [--out FILE.png]"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    parser.group("comparison")("--out", None, "file of the figure, .png or .pdf", type=Path)
+    flag = parser.group("comparison")
+    flag("--out", None, "file of the figure, .png or .pdf", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     for folder in args.runs:
         if not folder.is_dir():

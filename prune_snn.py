@@ -21,8 +21,8 @@ import torch
 from tqdm import tqdm
 
 import config
-import plots
 import pruning
+import pruning_plots
 from fisher import measure, prefix_outputs
 from operations import synaptic_operations
 from train_snn import build_model, evaluate, fit, run_folder, setup
@@ -167,7 +167,7 @@ def main(argv=None):
         print("  search   stage round steps  sparsity  accuracy     IC   seconds  operations")
         for rule in args.search_timestep:
             Search(args, run, rule, train_set, test_set, batches).search()
-        figure = plots.pruning([run.folder], run.folder / "figures" / "pruning.png")
+        figure = pruning_plots.pruning([run.folder], run.folder / "figures" / "pruning.png")
         print(f"run folder {run.folder}\nfigure     {figure}")
 
 
