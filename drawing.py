@@ -5,6 +5,8 @@ import io
 import os
 from pathlib import Path
 
+import torch
+
 # matplotlib ends its import where MPLBACKEND, set by a notebook say, names a backend that is not
 # here. Figures are files and need none.
 backend = os.environ.pop("MPLBACKEND", None)
@@ -42,6 +44,13 @@ def label(line):
     if "checkpoint" in line:
         return f"{Path(line['checkpoint']).parent.name}/{line['epoch']}"
     return str(line.get("epoch", "measurement"))
+
+
+def mean_and_deviation(rows):
+    """Mean and standard deviation over the rows, one for each seed; no deviation of one row. None
+    counts as not a number."""
+    values = torch.tensor([[torch.nan if v is None else v for v in row] for row in rows]).double()
+    return values.mean(0), values.std(0, correction=min(1, len(rows) - 1))
 
 
 def legend_below(axis, columns, title=None):

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 import drawing
+from drawing import mean_and_deviation
 from utils import PRUNING_FILE, read_lines
 
 
@@ -19,24 +19,20 @@ def pruning(folders, path):
         lines = read_lines(Path(folder) / PRUNING_FILE)
         for line in lines:
             if line["stage"] == "final":
-                point = {
-                    "weights": 100 * (1 - line["sparsity"]),
-                    "seconds": search_seconds(lines, line),
-                    "error": 100 * (1 - line["test_accuracy"]),
-                }
+                left, error = 100 * (1 - line["sparsity"]), 100 * (1 - line["test_accuracy"])
+                point = (left, search_seconds(lines, line), error)
                 rounds = searches.setdefault(line["search"], {})
                 rounds.setdefault(line["round"], []).append(point)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     weights, seconds = figure.subplots(1, 2, sharey=True)
     draw_error_by_weights(weights, searches)
-    draw_error(seconds, searches, "seconds")
-    seconds.set(xlabel="seconds of the search")
+    draw_error_by_seconds(seconds, searches)
     return drawing.write(figure, path)
 
 
 def draw_error_by_weights(axis, searches):
     """Test error against the share of weights that is left, both on logarithmic axes."""
-    draw_error(axis, searches, "weights")
+    draw_error(axis, searches, 0)
     axis.set(xscale="log", yscale="log", xlabel="weights left (%)")
     axis.set_ylabel("test error with all timesteps (%)")
     for side in (axis.xaxis, axis.yaxis):
@@ -47,20 +43,20 @@ def draw_error_by_weights(axis, searches):
     axis.legend(title="search runs")
 
 
-def draw_error(axis, searches, quantity):
-    """Test error against a quantity, for searches {name: {round: [a point a seed]}}."""
+def draw_error_by_seconds(axis, searches):
+    """Test error against the seconds of the search."""
+    draw_error(axis, searches, 1)
+    axis.set(xlabel="seconds of the search")
+
+
+def draw_error(axis, searches, column):
+    """Test error against a column of the points (weights left, seconds, error) of searches {name:
+    {round: [a point a seed]}}."""
     for number, (search, rounds) in enumerate(searches.items()):
-        points = [points for _, points in sorted(rounds.items())]
-        x = [mean_and_deviation(point, quantity)[0] for point in points]
-        error, deviation = zip(*(mean_and_deviation(point, "error") for point in points))
-        style = {"marker": "o", "ms": 4, "capsize": 2, "color": f"C{number}"}
-        axis.errorbar(x, error, deviation, label=search, **style)
-
-
-def mean_and_deviation(points, quantity):
-    """Mean and standard deviation of a quantity of the points; no deviation of one point."""
-    values = torch.tensor([point[quantity] for point in points], dtype=torch.float64)
-    return values.mean().item(), values.std(correction=min(1, len(values) - 1)).item()
+        means, deviations = zip(*(mean_and_deviation(rounds[name]) for name in sorted(rounds)))
+        x, error = [mean[column] for mean in means], [mean[2] for mean in means]
+        style = {"marker": "o", "ms": 4, "capsize": 2, "color": f"C{number}", "label": search}
+        axis.errorbar(x, error, [deviation[2] for deviation in deviations], **style)
 
 
 def search_seconds(lines, final):
