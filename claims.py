@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 
 import plots
+import pruning_plots
 from experiments import (
     LAST,
     NO_MEMBRANES,
@@ -421,7 +422,9 @@ def pruning(args):
                 )
                 sparsity[line["round"]] = line["sparsity"]
                 if line["round"] == rounds[-1]:
-                    seconds.setdefault(line["search"], []).append(plots.search_seconds(lines, line))
+                    seconds.setdefault(line["search"], []).append(
+                        pruning_plots.search_seconds(lines, line)
+                    )
         last = [line for line in lines if line["stage"] == "search"][-1]
         steps.setdefault(last["search"], []).append(str(last["timestep"]))
     heads = ["search runs", *(f"{100 * s:.1f} %" for s in sparsity.values())]
@@ -437,5 +440,5 @@ def pruning(args):
         for name in searches[1:]
     ]
     text = [table(heads, rows), f"Accuracy against `full`, seed by seed: {'; '.join(against)}."]
-    figure = plots.pruning(folders, page(args, "pruning"))
+    figure = pruning_plots.pruning(folders, page(args, "pruning"))
     return {"all sparsities": pruning_verdict(accuracy, seconds)}, text, [figure]

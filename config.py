@@ -17,6 +17,7 @@ from attacks import METHODS, parse_surrogate
 from data import DATASETS
 from fisher import PREFIXES
 from losses import LOSSES, kept_steps
+from naming import changed_words, name_of
 from parser import COUNT, POSITIVE, SHARE, Parser, epochs_entry, number, one_of
 from utils import ARGS_FILE, BadInput, load_checkpoint, rank, read_record
 
@@ -35,6 +36,10 @@ RECIPES = {
 }
 # What belongs to one start of a script: the run that --resume goes on with does not fix it.
 START_FLAGS = {"resume", "dry_run", "device", "out_dir", "exp_name", "script"}
+# What the default name of a run says at its ends, or leaves out: --resume may change --epochs.
+NOT_IN_CHANGES = START_FLAGS | {
+    "dataset", "arch", "timestep", "seed", "epochs", "data_dir", "checkpoints"}
+FILLED_IN = {"noise_level", "prefix_time", "final_rounds", "rewind_epoch"}  # by fill_in
 # What a checkpoint knows of its input, and of its network.
 INPUT_FLAGS = {
     "dataset", "data_file", "standardise", "fake_shape", "planted_time", "encode", "timestep"}
@@ -95,7 +100,7 @@ def shared_flags(parser):
 
     flag = parser.group("run")
     flag("--out_dir", "runs", "where run folders are")
-    flag("--exp_name", None, "name of the folder; without it, made of data set, arch, T and seed")
+    flag("--exp_name", None, "name of the folder; else data set, arch, T, changed flags and seed")
     flag("--resume", False, "go on with the run of that name, with its flags")
     flag("--seed", 0, "seed of everything that is random", type=number(int, 0))
     flag("--device", "auto", "auto, cpu, cuda, cuda:1, mps, ...")
@@ -243,15 +248,27 @@ def merge(script, defaults, saved, typed):
 
 
 def run_name(args):
-    """Name of the run folder."""
+    """Name of the run folder. Without --exp_name it has every flag that differs from the recipe."""
     if args.exp_name:
         return args.exp_name
     if args.script == "eval_snn_robustness":
         return f"{Path(args.checkpoints[0]).resolve().parent.name}_robustness"
-    name = f"{args.dataset}_{args.arch}_T{args.timestep}_seed{args.seed}"
+    settings = Namespace(**vars(args))
+    fill_in(settings, {})
+    changes = changed_words(vars(settings), usual_flags(args), NOT_IN_CHANGES)
+    name = name_of([args.dataset, args.arch, f"T{args.timestep}"], changes, args.seed)
     if args.script == "prune_snn":
         return f"{name}_pruning"
     return f"{name}_checkpoints" if vars(args).get("checkpoints") else name
+
+
+def usual_flags(args):
+    """The flags of a run that the command line does not change, given the others."""
+    recipe = merge(args.script, make_parser(args.script).defaults, {}, {"dataset": args.dataset})
+    derived = {name: value for name, value in vars(recipe).items() if name in FILLED_IN}
+    filled = Namespace(**vars(args) | derived)
+    fill_in(filled, {})
+    return vars(recipe) | {name: getattr(filled, name) for name in derived}
 
 
 def saved_flags(path):

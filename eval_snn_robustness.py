@@ -23,7 +23,7 @@ from tqdm import tqdm
 import attacks
 import config
 import data
-import plots
+import robustness_plots
 from fisher import prefix_outputs
 from train_snn import build_model, run_folder
 from utils import ROBUSTNESS_FILE, load_checkpoint, load_weights, pick_device, run_script, seed_all
@@ -205,10 +205,10 @@ def main(argv=None):
         for kind, level, corruption, attack in threats(args):
             if not attack:
                 sets[f"{kind} {level:g}"] = replace(dataset, corruption=corruption)
-        plots.inputs(run, sets, args.seed)
+        robustness_plots.inputs(run, sets, args.seed)
         for path in args.checkpoints:
             evaluate_network(args, run, path, another_seed(path, seeds), dataset)
-        print(f"run folder {run.folder}\nfigure     {plots.robustness(run.folder)}")
+        print(f"run folder {run.folder}\nfigure     {robustness_plots.robustness(run.folder)}")
 
 
 if __name__ == "__main__":

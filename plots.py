@@ -1,64 +1,47 @@
-"""Every figure, drawn from the files of a run folder: `python plots.py runs/NAME` draws them
-again."""
+"""Figures, drawn from the files of run folders.
 
-import contextlib
-import io
-import os
-import sys
+    python plots.py runs/NAME                              draws the figures of a run again
+    python plots.py runs/A runs/B --out compared.pdf       draws one figure of several trainings
+
+In a comparison, runs that differ in their seed alone are one curve, the mean with its standard
+deviation. The legend says which flags differ between the runs.
+"""
+
 from pathlib import Path
 
-import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
-# matplotlib ends its import where MPLBACKEND, set by a notebook say, names a backend that is not
-# here. Figures are files and need none.
-backend = os.environ.pop("MPLBACKEND", None)
-import matplotlib  # noqa: E402
-from matplotlib import colormaps  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
-
-from utils import (  # noqa: E402
+import compare
+import drawing
+import pruning_plots
+import robustness_plots
+from drawing import GREY, label, legend_below, shades
+from parser import Parser
+from utils import (
     FISHER_FILE,
     LOG_FILE,
     PRUNING_FILE,
     ROBUSTNESS_FILE,
     BadInput,
-    rank,
     read_lines,
     run_script,
-    write_atomically,
 )
 
-if backend:
-    os.environ["MPLBACKEND"] = backend
-    with contextlib.suppress(ValueError):
-        matplotlib.rcParams["backend"] = backend
-
-GREY = "0.5"
+MOST_LABELS = 12  # of the curves in a legend
 MOST_COLOURS = 20  # that can be told apart
-MOST_PIXELS = 2100  # of the width of a figure
+MOST_COLUMNS = 6  # of panels
 
 
-def write(figure, path):
-    """Write the figure there; returns the path."""
-    path.parent.mkdir(exist_ok=True)
-    dpi = min(150, MOST_PIXELS / figure.get_figwidth())
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    write_atomically(path, buffer.getbuffer())
-    return path
+# ---------------------------------------------------------------- Fisher information
 
 
-def shades(count):
-    """A colour for each of `count` curves in order, dark to light."""
-    return [colormaps["viridis"](i / max(1, count - 1) * 0.9) for i in range(count)]
-
-
-def label(line):
-    """What a measurement is called in a legend: its epoch, or the checkpoint it was made of."""
-    if "checkpoint" in line:
-        return f"{Path(line['checkpoint']).parent.name}/{line['epoch']}"
-    return str(line.get("epoch", "measurement"))
+def fisher_of(folder):
+    """figures/fisher.png of a run folder."""
+    lines = read_lines(Path(folder) / FISHER_FILE)
+    if not lines:
+        raise BadInput(f"{folder} has no measurement in {FISHER_FILE}")
+    return fisher(lines, Path(folder) / "figures" / "fisher.png")
 
 
 def fisher(lines, path):
@@ -70,197 +53,149 @@ def fisher(lines, path):
     """
     kinds = {}
     for line in lines:
-        kinds.setdefault(f"{line.get('split')}, {line.get('labels')}", []).append(line)
-    first = next(iter(kinds.values()))
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
+        kinds.setdefault(compare.kind_of(line), []).append(line)
+    kind, shown = next(iter(kinds.items()))
+    figure = Figure(figsize=(14, 5), layout="constrained")
     curves, centroids, layers = figure.subplots(1, 3, width_ratios=[1.1, 1, 1.2])
-    draw_curves(curves, first)
+    draw_curves(curves, shown, kind)
     draw_centroids(centroids, kinds)
-    image = draw_layers(layers, first[-1])
-    figure.colorbar(image, ax=layers)
-    return write(figure, Path(path))
+    draw_layers(layers, shown[-1], kind)
+    return drawing.write(figure, Path(path))
 
 
-def draw_curves(axis, lines):
-    """I_t by t with its standard error, a curve a measurement."""
-    every = -(-len(lines) // 12)  # entries of the legend
+def draw_curves(axis, lines, kind):
+    """I_t by t with its standard error, a curve a measurement; grey before training."""
+    interval = -(-len(lines) // MOST_LABELS)
     for number, (line, colour) in enumerate(zip(lines, shades(len(lines)))):
-        name = label(line) if number % every == 0 or line is lines[-1] else None
-        steps, error = range(1, line["timestep"] + 1), line["fisher_stderr"]
-        style = {"color": colour, "label": name, "capsize": 2, "lw": 1.5}
-        axis.errorbar(steps, line["fisher"], error, **style)
+        labelled = number % interval == 0 or line is lines[-1]
+        axis.errorbar(
+            range(1, line["timestep"] + 1),
+            line["fisher"],
+            line["fisher_stderr"],
+            color=GREY if line.get("epoch") == 0 else colour,
+            label=label(line) if labelled else None,
+            capsize=2,
+            lw=1.5,
+        )
     axis.set(xlabel="timesteps t", ylabel="Fisher information $I_t$ (± standard error)")
+    axis.set_title(f"Information in the first t steps\n{kind}")
     if any(sum(line["fisher"]) for line in lines):
         axis.set_yscale("log")
-    axis.set_title("Information in the first t steps")
-    axis.legend(title="epoch", fontsize=7, ncols=2)
+    legend_below(axis, 6, "epoch")
 
 
 def draw_centroids(axis, kinds):
     """IC by epoch with its interval, of each of `kinds` {name: lines}; of the first one also the
     centroids of I_t per loss and per squared residual."""
-    none = float("nan")
-    for kind, lines in kinds.items():
-        # By epoch where each measurement has one of its own; else in order, as for checkpoints of
-        # several runs.
-        epochs = [line.get("epoch") for line in lines]
-        ordered = None not in epochs and len(set(epochs)) == len(epochs)
-        x = epochs if ordered else range(len(epochs))
-        low, high = zip(*(line["ic_ci"] or (none, none) for line in lines))
-        band = axis.fill_between(x, low, high, alpha=0.25, lw=0)
-        colour, name = band.get_facecolor()[0][:3], "" if len(kinds) == 1 else f" ({kind})"
-        centres = [none if line["ic"] is None else line["ic"] for line in lines]
-        axis.plot(x, centres, "o-", ms=4, color=colour, label="$I_t$" + name)
-        if lines is next(iter(kinds.values())):
-            for key, text, style in (
-                ("ic_per_loss", "loss", "s:"),
-                ("ic_per_residual", "squared residual", "^:"),
-            ):
-                quotient = [none if line[key] is None else line[key] for line in lines]
-                name_of = f"$I_t$ / {text} after t steps" + name
-                axis.plot(x, quotient, style, ms=3, color="C7", label=name_of)
+    for number, (kind, lines) in enumerate(kinds.items()):
+        x, x_label = positions(lines)
+        colour = f"C{number}"
+        low, high = zip(*(line["ic_ci"] or (float("nan"),) * 2 for line in lines))
+        axis.fill_between(x, low, high, color=colour, alpha=0.25, lw=0)
+        ic = [line["ic"] for line in lines]
+        axis.plot(x, ic, "o-", ms=4, color=colour, label=f"IC of $I_t$, {kind}".strip(", "))
+        if number == 0:
+            per_loss = [line["ic_per_loss"] for line in lines]
+            per_residual = [line["ic_per_residual"] for line in lines]
+            axis.plot(x, per_loss, "s:", ms=3, color="0.4", label="of $I_t$ / loss $L_t$")
+            name = "of $I_t$ / squared residual $R_t$"
+            axis.plot(x, per_residual, "^:", ms=3, color="0.4", label=name)
     timestep = lines[-1]["timestep"]
     flat = (timestep + 1) / 2
-    axis.axhline(flat, color=GREY, ls="--", lw=1)
-    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-    axis.annotate("flat", (1, flat), color=GREY, **place)
-    axis.legend(fontsize=8, loc="upper right")
-    axis.set(
-        xlabel="epoch" if ordered else "measurement",
-        ylabel="information centroid IC (95 % interval)",
-        ylim=(1, max(timestep, 2)),
-        title="Where its centre lies",
-    )
+    axis.axhline(flat, color=GREY, ls="--", lw=1, label=f"of a flat curve: {flat:g}")
+    axis.set(xlabel=x_label, ylabel="information centroid (95 % interval)")
+    axis.set(title="Where the centre of the information lies", ylim=(1, max(timestep, 2)))
+    legend_below(axis, 2)
 
 
-def draw_layers(axis, line):
-    """Shares of each layer's I_t by t. Returns the image."""
-    names, timestep = list(line["layers"]), line["timestep"]
+def positions(lines):
+    """Where measurements stand on the x axis, and its label. They stand at their epochs; or in
+    order, where epochs are unknown or repeated, as for checkpoints of several runs."""
+    epochs = [line.get("epoch") for line in lines]
+    if None in epochs or len(set(epochs)) < len(epochs):
+        return range(len(lines)), "measurement"
+    return epochs, "epoch"
+
+
+def draw_layers(axis, line, kind):
+    """Shares of each layer's I_t by t."""
+    names = list(line["layers"])
     shares = [[value / (sum(row) or 1) for value in row] for row in line["layers"].values()]
-    extent = (0.5, timestep + 0.5, len(names) - 0.5, -0.5)
+    extent = (0.5, line["timestep"] + 0.5, len(names) - 0.5, -0.5)
     image = axis.imshow(shares, aspect="auto", cmap="magma", vmin=0, extent=extent)
     axis.set_yticks(range(len(names)), names, fontsize=min(8, 220 / len(names)))
-    axis.set(xlabel="timesteps t")
-    axis.set_title(f"Layers, epoch {label(line)}: share of the layer's $I_t$")
-    return image
+    axis.set_xlabel("timesteps t")
+    axis.set_title(f"Layers, epoch {label(line)}: share of the layer's $I_t$\n{kind}")
+    axis.figure.colorbar(image, ax=axis)
 
 
-def fisher_of(folder):
-    """figures/fisher.png of a run folder."""
-    lines = read_lines(Path(folder) / FISHER_FILE)
-    if not lines:
-        raise BadInput(f"{folder} has no measurement in {FISHER_FILE}")
-    return fisher(lines, Path(folder) / "figures" / "fisher.png")
+# ---------------------------------------------------------------- training
 
 
 def training(folder):
-    """figures/training.png: loss by epoch, accuracy of prefixes by epoch, spike rate of each layer
-    by epoch."""
+    """figures/training.png: loss, accuracy of prefixes, spike rates and synaptic operations of each
+    layer, all by epoch."""
     lines = read_lines(Path(folder) / LOG_FILE)
     if not lines:
         raise BadInput(f"{folder} has no epoch in {LOG_FILE}")
-    epochs, timestep = [line["epoch"] for line in lines], len(lines[-1]["prefix_accuracy"])
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    loss, accuracy, rates = figure.subplots(1, 3)
+    figure = Figure(figsize=(17, 5), layout="constrained")
+    loss, accuracy, rates, operations = figure.subplots(1, 4)
+    draw_loss(loss, lines)
+    draw_prefix_accuracy(accuracy, lines)
+    draw_spike_rates(rates, lines)
+    counted = [line for line in lines if "synaptic_operations" in line]
+    if counted:  # older runs have none
+        draw_operations(operations, counted)
+    for axis in (loss, accuracy, rates, operations):
+        axis.set_xlabel("epoch")
+    return drawing.write(figure, Path(folder) / "figures" / "training.png")
 
-    loss.plot(
-        epochs, [line["train_loss"] for line in lines], label="training"
-    )  # None before training
-    loss.plot(epochs, [line["test_loss"] for line in lines], label="test")
-    loss.set(xlabel="epoch", ylabel="loss (nats)", yscale="log")
-    loss.legend()
-    for t, colour in zip(range(timestep), shades(timestep)):
-        accuracy.plot(
-            epochs,
-            [line["prefix_accuracy"][t] for line in lines],
-            color=colour,
-            label=f"t = {t + 1}",
-            lw=1,
-        )
-    accuracy.set(xlabel="epoch", ylabel="test accuracy after t steps", ylim=(0, 1))
-    accuracy.legend(fontsize=7, ncols=1 + timestep // 9)
-    names = list(lines[-1]["spike_rate"])
+
+def draw_loss(axis, lines):
+    """Loss of training, which has none before the first epoch, and of validation."""
+    epochs = [line["epoch"] for line in lines]
+    axis.plot(epochs, [line["train_loss"] for line in lines], label="training")
+    axis.plot(epochs, [line["test_loss"] for line in lines], label="test")
+    axis.set(ylabel="loss (nats)", yscale="log")
+    legend_below(axis, 2)
+
+
+def draw_prefix_accuracy(axis, lines):
+    """Test accuracy after each t."""
+    epochs = [line["epoch"] for line in lines]
+    curves = list(zip(*(line["prefix_accuracy"] for line in lines)))
+    for t, (curve, colour) in enumerate(zip(curves, shades(len(curves))), 1):
+        axis.plot(epochs, curve, color=colour, label=f"t = {t}", lw=1)
+    axis.set(ylabel="test accuracy after t steps", ylim=(0, 1))
+    legend_below(axis, 4)
+
+
+def draw_spike_rates(axis, lines):
+    """Spikes of each layer of neurons."""
+    draw_layers_by_epoch(axis, lines, "spike_rate")
+    axis.set(ylabel="spikes per neuron and timestep", ylim=(0, None))
+    legend_below(axis, 3)
+
+
+def draw_operations(axis, lines):
+    """Synaptic operations of each layer and of all, and multiply-accumulates without spikes."""
+    total = [sum(line["synaptic_operations"].values()) for line in lines]
+    dense = sum(lines[-1]["multiply_accumulates"].values())
+    draw_layers_by_epoch(axis, lines, "synaptic_operations")
+    axis.plot([line["epoch"] for line in lines], total, color="black", label="all layers")
+    axis.axhline(dense, color=GREY, ls="--", lw=1, label="all, without spikes")
+    axis.set(ylabel="synaptic operations an image", yscale="log")
+    legend_below(axis, 3)
+
+
+def draw_layers_by_epoch(axis, lines, field):
+    """A field of log.jsonl that has a number for each layer."""
+    epochs, names = [line["epoch"] for line in lines], list(lines[-1][field])
     for name, colour in zip(names, shades(len(names))):
-        rates.plot(
-            epochs, [line["spike_rate"][name] for line in lines], color=colour, label=name, lw=1
-        )
-    rates.set(xlabel="epoch", ylabel="spikes per neuron and timestep", ylim=(0, None))
-    rates.legend(fontsize=7, ncols=1 + len(names) // 9)
-    return write(figure, Path(folder) / "figures" / "training.png")
+        axis.plot(epochs, [line[field][name] for line in lines], color=colour, label=name, lw=1)
 
 
-def robustness(folder):
-    """figures/robustness.png: accuracy against the strength of attacks, of noise and of blur, and
-    after each timestep; a colour a network."""
-    networks = {}
-    for line in read_lines(Path(folder) / ROBUSTNESS_FILE):
-        networks.setdefault(line["checkpoint"], []).append(line)
-    if not networks:
-        raise BadInput(f"{folder} has no line in {ROBUSTNESS_FILE}")
-    figure = Figure(figsize=(16, 4.2), layout="constrained")
-    panels = figure.subplots(1, 4, sharey=True)
-    kinds = [("pgd", 0, "-"), ("fgsm", 0, "--"), ("gaussian_noise", 1, "-"), ("blur", 2, "-")]
-    strengths = sorted(
-        {
-            line["strength"]
-            for lines in networks.values()
-            for line in lines
-            if line["threat"] == "pgd"
-        }
-    )
-    middle = strengths[len(strengths) // 2] if strengths else 0
-    for lines, colour in zip(networks.values(), shades(len(networks))):
-        clean = next(line for line in lines if line["threat"] == "clean")
-        for kind, panel, style in kinds:
-            found = [line for line in lines if line["threat"] == kind]
-            x = [0, *(line["strength"] for line in found)]
-            at = (found[0]["prefix"] or 0) - 1 if found else -1
-            y = [line["accuracy"][at] for line in (clean, *found)]
-            low, high = zip(*(line["accuracy_ci"][at] for line in (clean, *found)))
-            name = label(clean) if style == "-" else None
-            panels[panel].plot(x, y, style, marker="o", ms=3, color=colour, label=name)
-            panels[panel].fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-        steps = range(1, clean["timestep"] + 1)
-        panels[3].plot(steps, clean["accuracy"], color=colour)
-        for line in lines:
-            if line["threat"] == "pgd" and line["strength"] == middle:
-                panels[3].plot(steps, line["accuracy"], ":", color=colour)
-    panels[0].set(
-        xlabel="eps (1/255)",
-        ylabel="accuracy (95 % interval)",
-        ylim=(0, 1),
-        title="PGD (dashed: FGSM)",
-    )
-    panels[1].set(xlabel="standard deviation", title="Gaussian noise")
-    panels[2].set(xlabel="standard deviation (pixels)", title="Gaussian blur")
-    panels[3].set(xlabel="timesteps t", title=f"After t steps (dotted: PGD, eps {middle:g})")
-    panels[0].legend(fontsize=7)
-    return write(figure, Path(folder) / "figures" / "robustness.png")
-
-
-def inputs(run, sets, seed):
-    """figures/inputs.png of a run, a contact sheet: the first sample of each of `sets` {name: data
-    set}, a column a timestep; a single frame is what every timestep sees."""
-    rows = {}
-    for name, dataset in sets.items():
-        x, _ = next(dataset.subset(slice(1)).batches(1, seed))
-        x = dataset.encode(x) if dataset.poisson_steps else x
-        rows[name] = x[0] if x.dim() == 5 else x  # (S, C, H, W)
-    if rank():
-        return
-    columns = max(map(len, rows.values()))
-    figure = Figure(figsize=(1.6 + columns, 1.05 * len(rows) + 0.3), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for cells, (name, frames) in zip(axes, rows.items()):
-        cells[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        for number, cell in enumerate(cells):
-            cell.set(xticks=[], yticks=[])
-            frame = frames[min(number, len(frames) - 1)].cpu().permute(1, 2, 0).numpy()
-            frame = frame[..., 0] if frame.shape[2] != 3 else frame  # colour, or the first channel
-            cell.imshow(frame, cmap="gray", vmin=0, vmax=1)
-            if columns > 1 and cells is axes[0]:
-                cell.set_title(f"t = {number + 1}", fontsize=8)
-    write(figure, run.folder / "figures" / "inputs.png")
+# ---------------------------------------------------------------- claims
 
 
 def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), xscale="linear"):
@@ -272,118 +207,93 @@ def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), x
     """
     figure = Figure(figsize=(4.6 * len(panels) + 2.6, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    kinds, names = (list(dict.fromkeys(column)) for column in zip(*numbers))
-    many = len(names) > MOST_COLOURS
-    colours = dict(
-        zip(names, shades(len(names)) if many else map(colormaps["tab20"], range(MOST_COLOURS)))
-    )
     for axis, (quantity, text) in zip(axes, panels.items()):
-        for number, ((kind, name), found) in enumerate(numbers.items(), 1):
-            style, called = (
-                dict(color=colours[name], marker="os^D"[kinds.index(kind)]),
-                f"{name} ({kind})",
-            )
-            axis.scatter(found[against[0]], found[quantity], s=9, alpha=0.5, lw=0, **style)
-            mean = [sum(found[key]) / len(found[key]) for key in (against[0], quantity)]
-            if many:
-                called = f"{number} {called}"
-                axis.annotate(number, mean, xytext=(5, 2), textcoords="offset points", fontsize=6)
-            axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=called, **style)
+        draw_scatter(axis, numbers, against[0], quantity)
         axis.set(xlabel=against[1], ylabel=text, xscale=xscale)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=6)
-    return write(figure, path)
+    return drawing.write(figure, path)
+
+
+def draw_scatter(axis, numbers, x_quantity, y_quantity):
+    """One quantity against another, for `numbers` as in `tradeoff`."""
+    kinds, names = (list(dict.fromkeys(column)) for column in zip(*numbers))
+    numbered = len(names) > MOST_COLOURS
+    colours = shades(len(names)) if numbered else colormaps["tab20"].colors
+    for number, ((kind, name), values) in enumerate(numbers.items(), 1):
+        style = {"color": colours[names.index(name)], "marker": "os^D"[kinds.index(kind)]}
+        x, y = values[x_quantity], values[y_quantity]
+        mean = (sum(x) / len(x), sum(y) / len(y))
+        text = f"{name} ({kind})"
+        if numbered:
+            text = f"{number} {text}"
+            axis.annotate(number, mean, xytext=(5, 2), textcoords="offset points", fontsize=6)
+        axis.scatter(x, y, s=9, alpha=0.5, lw=0, **style)
+        axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=text, **style)
 
 
 def panels(contents, path, xlabel, ylabel):
-    """A panel for each of `contents` {title: {label: (x, y, spread)}}, at most six a row; x numbers
-    or words. Returns the path."""
-    rows = -(-len(contents) // 6)
+    """A panel for each of `contents` {title: {label: (x, y, spread)}}; x numbers or words. Returns
+    the path."""
+    rows = -(-len(contents) // MOST_COLUMNS)
     columns = -(-len(contents) // rows)
     figure = Figure(figsize=(3.2 * columns + 1, 2.7 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (title, curves) in zip(axes, contents.items()):
-        for (name, (x, y, spread)), colour in zip(curves.items(), shades(len(curves))):
-            axis.errorbar(
-                x, y, spread, marker="o", ms=3, capsize=2, lw=1.3, color=colour, label=name
-            )
+        draw_series(axis, curves)
         axis.set_title(title, fontsize=9)
-        if len(curves) > 1:
-            axis.legend(fontsize=6)
         axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
-        if not isinstance(x[0], str):
-            axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes[len(contents) :]:
         axis.set_visible(False)
-    return write(figure, path)
+    return drawing.write(figure, path)
 
 
-def pruning(folders, path):
-    """Test error with all timesteps against the share of weights that is left, and against the
-    seconds of the search; a colour a search, mean and standard deviation over `folders` (seeds).
-    Returns the path."""
-    points = {}
-    for folder in folders:
-        lines = read_lines(Path(folder) / PRUNING_FILE)
-        for line in lines:
-            if line["stage"] == "final":
-                point = (
-                    100 * (1 - line["sparsity"]),
-                    search_seconds(lines, line),
-                    100 * (1 - line["test_accuracy"]),
-                )
-                points.setdefault(line["search"], {}).setdefault(line["round"], []).append(point)
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for (search, rounds), colour in zip(points.items(), (colormaps["tab10"](i) for i in range(10))):
-        columns = [
-            torch.tensor(values, dtype=torch.float64) for _, values in sorted(rounds.items())
-        ]
-        mean = torch.stack([column.mean(0) for column in columns]).T.tolist()
-        spread = [column[:, 2].std().item() if len(column) > 1 else 0 for column in columns]
-        for axis, x in zip(axes, mean):
-            axis.errorbar(
-                x, mean[2], spread, marker="o", ms=4, capsize=2, color=colour, label=search
-            )
-    axes[0].set(
-        xscale="log",
-        yscale="log",
-        xlabel="weights left (%)",
-        ylabel="test error with all timesteps (%)",
-    )
-    for axis in (axes[0].xaxis, axes[0].yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_locator(NullLocator())
-    axes[0].invert_xaxis()
-    axes[1].set(xlabel="seconds of the search")
-    axes[0].legend(title="search runs")
-    return write(figure, path)
+def draw_series(axis, curves):
+    """Curves {label: (x, y, spread)} with their error bars."""
+    for (name, (x, y, spread)), colour in zip(curves.items(), shades(len(curves))):
+        style = {"marker": "o", "ms": 3, "capsize": 2, "lw": 1.3, "color": colour}
+        axis.errorbar(x, y, spread, label=name, **style)
+    if len(curves) > 1:
+        axis.legend(fontsize=6)
+    if not isinstance(x[0], str):
+        axis.xaxis.get_major_locator().set_params(integer=True)
 
 
-def search_seconds(lines, final):
-    """What the search for a network of pruning.jsonl took: the training of the rounds before it,
-    and its rule."""
-    own = [line for line in lines if (line["search"], line["stage"]) == (final["search"], "search")]
-    return sum(
-        line["seconds"] + line["rule_seconds"] for line in own if line["round"] < final["round"]
-    )
+# ---------------------------------------------------------------- the script
 
 
-def main():
-    if len(sys.argv) != 2:
-        raise BadInput("usage: python plots.py RUN_FOLDER")
-    if not Path(sys.argv[1]).is_dir():
-        raise BadInput(f"there is no folder {sys.argv[1]}")
-    folder, figures = (
-        Path(sys.argv[1]),
-        {LOG_FILE: training, FISHER_FILE: fisher_of, ROBUSTNESS_FILE: robustness},
-    )
-    figures[PRUNING_FILE] = lambda folder: pruning([folder], folder / "figures" / "pruning.png")
-    found = [draw for name, draw in figures.items() if (folder / name).exists()]
-    if not found:
-        raise BadInput(f"{folder} holds no run: none of {', '.join(figures)}")
-    for draw in found:
-        print(draw(folder))
+def figures_of(folder):
+    """Draw the figures of a run folder. Returns their paths."""
+    paths = []
+    if (folder / LOG_FILE).exists():
+        paths.append(training(folder))
+    if (folder / FISHER_FILE).exists():
+        paths.append(fisher_of(folder))
+    if (folder / ROBUSTNESS_FILE).exists():
+        paths.append(robustness_plots.robustness(folder))
+    if (folder / PRUNING_FILE).exists():
+        paths.append(pruning_plots.pruning([folder], folder / "figures" / "pruning.png"))
+    if not paths:
+        raise BadInput(f"{folder} holds no run: name a folder that a training script wrote")
+    return paths
+
+
+def main(argv=None):
+    parser = Parser("plots", __doc__)
+    parser.usage = "python plots.py RUN [RUN ...] [--out FILE.png]"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    flag = parser.group("comparison")
+    flag("--out", None, "file of the figure, .png or .pdf", type=Path, metavar="FILE")
+    args = parser.parse_args(argv)
+    for folder in args.runs:
+        if not folder.is_dir():
+            raise BadInput(f"there is no folder {folder}")
+    if len(args.runs) > 1:
+        print(compare.comparison(args.runs, args.out))
+        return
+    if args.out:
+        raise BadInput("--out is for several runs: the figures of one run go to its own folder")
+    for path in figures_of(args.runs[0]):
+        print(path)
 
 
 if __name__ == "__main__":

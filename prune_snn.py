@@ -21,9 +21,10 @@ import torch
 from tqdm import tqdm
 
 import config
-import plots
 import pruning
+import pruning_plots
 from fisher import measure, prefix_outputs
+from operations import synaptic_operations
 from train_snn import build_model, evaluate, fit, run_folder, setup
 from train_snn_fisherinfo import fisher_batches
 from utils import LOG_FILE, PRUNING_FILE, Run, load_checkpoint, run_script
@@ -147,7 +148,7 @@ class Search:
             "ic": measured.ic,
             "fisher": measured.fisher,
             "rule_seconds": rule_seconds,
-            "synaptic_operations": pruning.synaptic_operations(whole, self.batches),
+            "synaptic_operations": synaptic_operations(whole, self.batches),
             "seconds": seconds,
         }
         self.run.append(PRUNING_FILE, line)
@@ -166,7 +167,7 @@ def main(argv=None):
         print("  search   stage round steps  sparsity  accuracy     IC   seconds  operations")
         for rule in args.search_timestep:
             Search(args, run, rule, train_set, test_set, batches).search()
-        figure = plots.pruning([run.folder], run.folder / "figures" / "pruning.png")
+        figure = pruning_plots.pruning([run.folder], run.folder / "figures" / "pruning.png")
         print(f"run folder {run.folder}\nfigure     {figure}")
 
 

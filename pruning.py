@@ -5,11 +5,8 @@ first layer are not. A pruned weight is exactly 0 after every step of the optimi
 """
 
 import torch
-from torch import nn
 
-from utils import after_each
-
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+from operations import LAYERS
 
 
 def all_kept(model):
@@ -50,24 +47,3 @@ def sparsity(masks):
     """Share of the prunable weights that is pruned."""
     numbers = counts(masks).values()
     return 1 - sum(n["kept"] for n in numbers) / sum(n["total"] for n in numbers)
-
-
-@torch.no_grad()
-def synaptic_operations(model, batches):
-    """Additions an image, estimated for batches [(x, y), ...].
-
-    They are the multiply-accumulates of all layers and timesteps x the share of the weights that is
-    not 0 x the share of the layer's inputs that is not 0. The first layer counts once where all
-    timesteps see the same image.
-    """
-    operations = []
-
-    def count(name, module, inputs, output):
-        kept = (module.weight != 0).float().mean().item()
-        active = (inputs[0] != 0).float().mean().item()
-        operations.append(kept * active * module.weight[0].numel() * output.numel())
-
-    with after_each(model, LAYERS, count):
-        for x, _ in batches:
-            model(x)
-    return sum(operations) / sum(len(x) for x, _ in batches)

@@ -21,6 +21,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,8 +38,11 @@ import data
 import losses
 import plots
 import pruning
+import robustness_plots
+import tables
 import utils
 from fisher import prefix_losses, prefix_outputs
+from operations import count_operations, operations_per_image
 from parser import expand_epochs
 from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, of_all, processes, rank
 
@@ -93,7 +97,7 @@ def run_folder(args, test_set, replaced=None):
                 run.save(LABELS_FILE, replaced)
             if test_set.corruption:
                 sets = {"clean": replace(test_set, corruption=None), "corrupted": test_set}
-                plots.inputs(run, sets, args.seed)
+                robustness_plots.inputs(run, sets, args.seed)
             yield run
     if args.dry_run:
         print("dry run: it went through, and its folder is deleted")
@@ -183,8 +187,9 @@ def train_epoch(args, model, optimizer, train_set, epoch):
 
 @torch.no_grad()
 def evaluate(model, dataset, args):
-    """Loss (nats) and accuracy after each prefix t = 1..T, and spikes per neuron and timestep of
-    each LIF layer. Several processes share the batches."""
+    """Loss (nats) and accuracy after each prefix t = 1..T; spikes per neuron and timestep of each
+    LIF layer; operations an image of each layer with weights. Several processes share the batches.
+    """
     model.eval()
     loss = correct = torch.zeros(args.timestep, device=dataset.device)
     rates = {name: 0 for name, module in model.named_modules() if isinstance(module, archs.LIF)}
@@ -193,7 +198,7 @@ def evaluate(model, dataset, args):
         rates[name] += spikes.mean() * spikes.shape[1]
 
     batches = dataset.batches(args.batch_size, args.seed)
-    with utils.after_each(model, archs.LIF, count_spikes):
+    with utils.after_each(model, archs.LIF, count_spikes), count_operations(model) as operations:
         for x, y in islice(batches, rank(), None, processes()):
             outputs = model(dataset.encode(x))  # (T, N, classes)
             loss = loss + prefix_losses(outputs, y).sum(1)
@@ -209,7 +214,7 @@ def evaluate(model, dataset, args):
         "prefix_loss": prefix_loss.tolist(),
         "prefix_accuracy": prefix_accuracy,
         "spike_rate": {name: sum(rate[name] for rate in rates) / len(dataset) for name in rates[0]},
-    }
+    } | operations_per_image(operations, len(dataset), args.timestep)
 
 
 # ---------------------------------------------------------------- a run
@@ -287,6 +292,8 @@ def resume(args, run, model, optimizer, start):
     if "optimizer" not in checkpoint:
         raise BadInput(f"{path} has only weights: start a new run from it with --init")
     optimizer.load_state_dict(checkpoint["optimizer"])
+    if checkpoint["epoch"] < args.epochs:
+        print(f"resuming after epoch {checkpoint['epoch']}")
     return checkpoint["epoch"]
 
 
@@ -311,23 +318,13 @@ def compile_neurons(model):
             module.compile_loop()
 
 
-def print_line(line):
-    """Print the line of an epoch."""
-    if line["train_loss"] is None:  # before training
-        return
-    tqdm.write(
-        f"{line['epoch']:5d}  {line['lr']:8.5f}  {line['train_loss']:10.4f}  "
-        f"{line['train_accuracy']:8.4f}  {line['test_loss']:9.4f}  {line['test_accuracy']:8.4f}  "
-        f"{line['images_per_second']:8.0f}"
-    )
-
-
 def main(argv=None):
     args = config.parse("train_snn", argv, __doc__)
     model, train_set, test_set, replaced = setup(args)
     with run_folder(args, test_set, replaced) as run:
-        print("epoch        lr  train loss  accuracy  test loss  accuracy  images/s")
-        line = fit(args, run, model, train_set, test_set, print_line)
+        tables.print_epoch_header()
+        line = fit(args, run, model, train_set, test_set, partial(tables.print_epoch, args))
+        print(tables.COLUMNS)
         print(f"test accuracy {line['test_accuracy']:.4f} after {line['epoch']} epochs")
         if rank() == 0:
             print(f"run folder {run.folder}\nfigure     {plots.training(run.folder)}")

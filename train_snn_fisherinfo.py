@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import config
 import plots
+import tables
 import utils
 from fisher import RELEASE_BATCH, centroid, centroid_interval, measure
 from parser import expand_epochs
@@ -46,28 +47,6 @@ def fisher_batches(args, dataset, size=BATCH):
     x, y = next(dataset.subset(index).batches(len(index), args.seed))
     x = dataset.encode(x)
     return list(zip(x.split(size), y.split(size)))
-
-
-def print_header(timestep):
-    """What the columns of `print_measurement` are."""
-    curve = " ".join(f"{f'I_{t}':>8}" for t in range(1, timestep + 1))
-    flat = (timestep + 1) / 2
-    print(f"IC of a flat curve is {flat:.1f}; R is the mean squared residual of the predictions")
-    print(f"epoch  samples/labels     IC [95 % interval]  IC of I/R  accuracy  {curve}")
-
-
-def print_measurement(line, accuracy):
-    """One line: epoch, IC with its interval, IC of I_t / R_t, test accuracy, I_1 .. I_T."""
-    samples = f"{line['split']}/{line['labels']}"
-    if line["ic"] is None:
-        tqdm.write(f"{line['epoch']!s:>5}  {samples:>14}  no information: all gradients are 0")
-        return
-    low, high = line["ic_ci"]
-    curve = " ".join(f"{value:8.3g}" for value in line["fisher"])
-    tqdm.write(
-        f"{line['epoch']!s:>5}  {samples:>14}  {line['ic']:5.2f} [{low:5.2f}, {high:5.2f}]  "
-        f"{line['ic_per_residual']:9.2f}  {accuracy:8.4f}  {curve}"
-    )
 
 
 def key(line):
@@ -105,7 +84,7 @@ def measure_all(args, run, model, batches, about, accuracy):
             line |= change(measurement.per_sample, samples[before[-1]].double())
         run.save(SAMPLES_FILE, samples | {key(line): measurement.per_sample.float()})
         run.append(FISHER_FILE, line)
-        print_measurement(line, accuracy)
+        tables.print_measurement(args, line, accuracy)
 
 
 def change(per_sample, before):
@@ -147,11 +126,12 @@ def main(argv=None):
                 about = {"epoch": line["epoch"]}
                 measure_all(args, run, model, batches, about, line["test_accuracy"])
 
-        print_header(args.timestep)
+        tables.print_measurement_header(args.timestep)
         if args.checkpoints:
             measure_checkpoints(args, run, model, batches, test_set)
         else:
             fit(args, run, model, train_set, test_set, after_epoch)
+        print(tables.COLUMNS)
         if rank() == 0:
             if not args.checkpoints:
                 plots.training(run.folder)

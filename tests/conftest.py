@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import plots
+import drawing
 
 pytest.register_assert_rewrite("helpers", "models")
 from helpers import ALL, run  # noqa: E402
@@ -28,4 +28,4 @@ def undrawn(monkeypatch):
         path.touch()
         return path
 
-    monkeypatch.setattr(plots, "write", touch)
+    monkeypatch.setattr(drawing, "write", touch)

@@ -7,6 +7,7 @@ from helpers import TINY, TINY_FISHER, lines, run, start
 
 import config
 import parser
+import train_snn
 from utils import BadInput
 
 # fmt: off
@@ -132,9 +133,42 @@ def test_lists_of_epochs():
     assert parser.expand_epochs(["0", "every:4"], 10) == [0, 4, 8, 10]
 
 
-def test_the_run_folder_is_named_by_data_set_network_timesteps_and_seed():
-    args = config.parse("train_snn", ["--dataset", "digits", "--seed", "3"])
-    assert config.run_name(args) == "digits_vgg5_T8_seed3"
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("--seed 3", "digits_vgg5_T8_seed3"),
+        ("--arch vgg5 --epochs 60 --data_dir /data", "digits_vgg5_T8_seed0"),
+        ("--timestep 4 --tau 4", "digits_vgg5_T4_tau4_seed0"),
+        ("--detach_membrane --reset soft", "digits_vgg5_T8_detach_membrane_reset-soft_seed0"),
+        ("--noisetype blur", "digits_vgg5_T8_noisetype-blur_seed0"),
+        (
+            "--noisetype blur --noise_level 0.5",
+            "digits_vgg5_T8_noise_level0.5_noisetype-blur_seed0",
+        ),
+        ("--noisetype blur --noisetime 1 2", "digits_vgg5_T8_noisetime-1-2_noisetype-blur_seed0"),
+        ("--save_epochs every:5", "digits_vgg5_T8_save_epochs-every-5_seed0"),
+        ("--init runs/first/best.pt", "digits_vgg5_T8_init-best.pt_seed0"),
+    ],
+)
+def test_the_run_folder_is_named_by_what_differs_from_the_recipe(command, name):
+    args = config.parse("train_snn", ["--dataset", "digits", *command.split()])
+    assert config.run_name(args) == name
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_shortened():
+    times = [str(t) for t in range(1, 101)]
+    argv = ["--timestep", "100", "--noisetype", "blur", "--noisetime", *times]
+    name = config.run_name(config.parse("train_snn", argv))
+    assert len(name) < 200
+    assert name.endswith("_seed0")
+
+
+def test_a_second_run_and_its_resumption_need_no_name(undrawn, tmp_path):
+    flags = [*TINY, "--device", "cpu", "--out_dir", str(tmp_path)]
+    changed = [*flags, "--loss", "prefix", "--noisetype", "blur"]
+    for argv in (flags, changed, [*changed, "--resume"]):
+        train_snn.main(argv)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("script", EFFECTS)

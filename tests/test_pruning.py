@@ -64,18 +64,6 @@ def test_pruned_weights_stay_zero_whatever_the_optimizer_does(kind, model):
         assert pruned.max() == 0 < kept.min()
 
 
-def test_synaptic_operations_are_the_kept_multiply_accumulates_of_active_inputs():
-    conv = torch.nn.Conv2d(2, 3, 3, padding=1)
-    model = torch.nn.Sequential(conv, torch.nn.Flatten(), torch.nn.Linear(48, 5))
-    x = torch.ones(7, 2, 4, 4)
-    first, second = 2 * 9 * 3 * 16, 48 * 5
-    assert pruning.synaptic_operations(model, [(x, None)]) == pytest.approx(first + second)
-    pruning.apply(model, pruning.prune(model, pruning.all_kept(model), 0.5))
-    x[:, 0] = 0
-    operations = pruning.synaptic_operations(model, [(x, None)])
-    assert operations == pytest.approx(first / 2 + second / 2)
-
-
 # ---------------------------------------------------------------- prune_snn.py
 
 # Frames, of which a search sees the first ones.

@@ -83,6 +83,7 @@ def test_a_run_folder_holds_what_was_promised(unbroken):
     assert log[2].keys() == {
         "epoch", "lr", "train_loss", "train_accuracy", "images_per_second", "test_loss",
         "test_accuracy", "prefix_loss", "prefix_accuracy", "spike_rate",
+        "synaptic_operations", "multiply_accumulates",
     }  # fmt: skip
     assert log[2]["test_accuracy"] == log[2]["prefix_accuracy"][-1]
     latest = load_checkpoint(unbroken / "checkpoint_latest.pt")

@@ -1,0 +1,75 @@
+"""Synaptic operations: what a spiking network computes, beside a network without spikes."""
+
+from contextlib import contextmanager
+from math import gcd
+
+import torch
+from torch import nn
+
+from utils import after_each, of_all
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+@contextmanager
+def count_operations(model):
+    """In the `with` block, count what the convolutions and linear layers of `model` compute.
+
+    Yields three dicts {layer: number}, whole after the block, sums over samples and timesteps:
+
+        additions    multiply-accumulates, times the share of the layer's weights that is not 0,
+                     times the share of its inputs that is not 0: an estimate
+        products     multiply-accumulates
+        rows         times that the layer runs for one sample
+    """
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
+    additions, products, rows = (dict.fromkeys(layers, 0) for _ in range(3))
+
+    def count(name, layer, inputs, output):
+        weight, x = layer.weight, inputs[0]
+        used_weights = weight.count_nonzero() / weight.numel()
+        active_inputs = x.count_nonzero() / x.numel()
+        dense = weight[0].numel() * output.numel()
+        additions[name] += dense * used_weights * active_inputs
+        products[name] += dense
+        rows[name] += output.shape[: 1 - weight.dim()].numel()
+
+    with after_each(model, LAYERS, count):
+        yield additions, products, rows
+    for name, number in additions.items():
+        additions[name] = float(number)
+
+
+def operations_per_image(counts, images, timestep):
+    """What `count_operations` counted in all processes together, for each of so many images.
+
+    Returns {"synaptic_operations": {layer: estimated additions, over all timesteps},
+    "multiply_accumulates": {layer: those of the same network without spikes}}. A network without
+    spikes reads an image in one timestep instead of `timestep`.
+    """
+    additions, products, rows = (sum_by_layer(shares) for shares in zip(*of_all(counts)))
+    dense = {}
+    for name, number in products.items():
+        steps = gcd(rows[name] // images, timestep)  # 1 for a layer that runs once an image
+        dense[name] = number / images / steps
+    return {
+        "synaptic_operations": {name: number / images for name, number in additions.items()},
+        "multiply_accumulates": dense,
+    }
+
+
+def sum_by_layer(shares):
+    """[{layer: number} of each process] -> {layer: sum}."""
+    return {name: sum(share[name] for share in shares) for name in shares[0]}
+
+
+@torch.no_grad()
+def synaptic_operations(model, batches):
+    """Estimated additions an image, of all layers and timesteps, for batches [(x, y), ...].
+
+    A first layer that sees the same image at every timestep runs once, and counts once.
+    """
+    with count_operations(model) as (additions, _, _):
+        for x, _ in batches:
+            model(x)
+    return sum(additions.values()) / sum(len(x) for x, _ in batches)

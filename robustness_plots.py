@@ -1,0 +1,97 @@
+"""Figures of corrupted and attacked inputs: accuracy under threats, and the inputs themselves."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+import drawing
+from drawing import label, shades
+from utils import ROBUSTNESS_FILE, BadInput, rank, read_lines
+
+
+def robustness(folder):
+    """figures/robustness.png: accuracy against the strength of attacks, of noise and of blur, and
+    after each timestep; a colour a network."""
+    networks = {}
+    for line in read_lines(Path(folder) / ROBUSTNESS_FILE):
+        networks.setdefault(line["checkpoint"], []).append(line)
+    if not networks:
+        raise BadInput(f"{folder} has no line in {ROBUSTNESS_FILE}")
+    figure = Figure(figsize=(16, 4.2), layout="constrained")
+    attack, noise, blur, prefixes = figure.subplots(1, 4, sharey=True)
+    draw_threat(attack, networks, "pgd", "-")
+    draw_threat(attack, networks, "fgsm", "--")
+    draw_threat(noise, networks, "gaussian_noise", "-")
+    draw_threat(blur, networks, "blur", "-")
+    draw_attacked_prefixes(prefixes, networks)
+    attack.set(xlabel="eps (1/255)", ylabel="accuracy (95 % interval)", ylim=(0, 1))
+    attack.set_title("PGD (dashed: FGSM)")
+    attack.legend(fontsize=7)
+    noise.set(xlabel="standard deviation", title="Gaussian noise")
+    blur.set(xlabel="standard deviation (pixels)", title="Gaussian blur")
+    return drawing.write(figure, Path(folder) / "figures" / "robustness.png")
+
+
+def lines_of(threat, lines):
+    """The lines of robustness.jsonl about that threat."""
+    return [line for line in lines if line["threat"] == threat]
+
+
+def draw_threat(axis, networks, threat, style):
+    """Accuracy of each network against the strength of a threat; 0 is clean. An attack on a prefix
+    is judged after that prefix."""
+    for lines, colour in zip(networks.values(), shades(len(networks))):
+        clean, attacked = lines_of("clean", lines)[0], lines_of(threat, lines)
+        prefix = attacked[0]["prefix"] if attacked else None
+        last = (prefix or clean["timestep"]) - 1
+        strengths = [0, *(line["strength"] for line in attacked)]
+        accuracy = [line["accuracy"][last] for line in (clean, *attacked)]
+        low, high = zip(*(line["accuracy_ci"][last] for line in (clean, *attacked)))
+        name = label(clean) if style == "-" else None
+        axis.plot(strengths, accuracy, style, marker="o", ms=3, color=colour, label=name)
+        axis.fill_between(strengths, low, high, color=colour, alpha=0.15, lw=0)
+
+
+def draw_attacked_prefixes(axis, networks):
+    """Accuracy after each timestep: clean, and dotted under PGD of the middle strength."""
+    attacks = [line for lines in networks.values() for line in lines_of("pgd", lines)]
+    strengths = sorted({line["strength"] for line in attacks})
+    middle = strengths[len(strengths) // 2] if strengths else 0
+    for lines, colour in zip(networks.values(), shades(len(networks))):
+        clean = lines_of("clean", lines)[0]
+        steps = range(1, clean["timestep"] + 1)
+        axis.plot(steps, clean["accuracy"], color=colour)
+        for line in lines_of("pgd", lines):
+            if line["strength"] == middle:
+                axis.plot(steps, line["accuracy"], ":", color=colour)
+    axis.set(xlabel="timesteps t", title=f"After t steps (dotted: PGD, eps {middle:g})")
+
+
+def inputs(run, sets, seed):
+    """figures/inputs.png of a run, a contact sheet: the first sample of each of `sets` {name: data
+    set}, a column a timestep; a single frame is what every timestep sees."""
+    rows = {}
+    for name, dataset in sets.items():
+        x, _ = next(dataset.subset(slice(1)).batches(1, seed))
+        x = dataset.encode(x) if dataset.poisson_steps else x
+        rows[name] = x[0] if x.dim() == 5 else x  # (S, C, H, W)
+    if rank():
+        return
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(1.6 + columns, 1.05 * len(rows) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for cells, (name, frames) in zip(axes, rows.items()):
+        cells[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for number, cell in enumerate(cells):
+            draw_frame(cell, frames[min(number, len(frames) - 1)])
+    if columns > 1:
+        for number, cell in enumerate(axes[0], 1):
+            cell.set_title(f"t = {number}", fontsize=8)
+    drawing.write(figure, run.folder / "figures" / "inputs.png")
+
+
+def draw_frame(axis, frame):
+    """A frame [C, H, W] in colour, or its first channel in grey."""
+    axis.set(xticks=[], yticks=[])
+    pixels = frame.cpu().permute(1, 2, 0).numpy()
+    axis.imshow(pixels if len(frame) == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)

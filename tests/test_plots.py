@@ -1,0 +1,89 @@
+"""The figures of one run."""
+
+import shutil
+
+import pytest
+from helpers import run
+
+import drawing
+import plots
+from utils import BadInput
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, by file name; none is written."""
+    drawn = {}
+
+    def keep(figure, path):
+        drawn[path.name] = figure
+        return path
+
+    monkeypatch.setattr(drawing, "write", keep)
+    return drawn
+
+
+def legend(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_the_figures_of_a_run_are_drawn_again(unbroken, tmp_path, capsys):
+    shutil.copytree(unbroken, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "figures")
+    plots.main([str(tmp_path / "run")])
+    shown = capsys.readouterr().out.split()
+    paths = [tmp_path / "run" / "figures" / name for name in ("training.png", "fisher.png")]
+    assert shown == [str(path) for path in paths]
+    assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_the_fisher_figure_says_what_it_shows_and_marks_the_untrained_network(unbroken, figures):
+    plots.fisher_of(unbroken)
+    curves, centroids, layers, _ = figures["fisher.png"].axes
+    assert "train samples, data labels" in curves.get_title()
+    assert "train samples, data labels" in layers.get_title()
+    untrained, trained = curves.lines[0], curves.lines[3]
+    assert untrained.get_color() == drawing.GREY != trained.get_color()
+    assert legend(centroids).count("of a flat curve: 1.5") == 1
+
+
+def test_legends_cover_no_curve(unbroken, figures):
+    plots.fisher_of(unbroken)
+    plots.training(unbroken)
+    for figure in figures.values():
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            box = axis.get_legend() and axis.get_legend().get_window_extent()
+            assert not box or box.y1 < axis.get_window_extent().y0
+
+
+def test_the_training_figure_has_the_operations_of_each_layer(unbroken, figures):
+    plots.training(unbroken)
+    *_, operations = figures["training.png"].axes
+    assert legend(operations) == ["fc1", "fc2", "all layers", "all, without spikes"]
+
+
+def test_a_measurement_of_several_kinds_has_a_centroid_for_each(undrawn, figures, tmp_path):
+    labels = ["--fisher_labels", "data", "exact"]
+    folder = run(tmp_path, *labels, script="train_snn_fisherinfo")
+    plots.fisher_of(folder)
+    names = legend(figures["fisher.png"].axes[1])
+    assert [name for name in names if name.startswith("IC of")] == [
+        "IC of $I_t$, train samples, data labels",
+        "IC of $I_t$, train samples, exact labels",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "RUN"),
+        (["missing"], "there is no folder missing"),
+        (["."], "holds no run"),
+        ([".", "--out", "x.png"], "--out is for several runs"),
+    ],
+)
+def test_bad_arguments_are_refused(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=message):
+        plots.main(argv)
