@@ -20,16 +20,8 @@ from data import DATASETS
 from fisher import PREFIXES
 from losses import LOSSES, kept_steps
 from parser import COUNT, POSITIVE, SHARE, Parser, epochs_entry, number, one_of
-from utils import (
-    ARGS_FILE,
-    BadInput,
-    checkpoint_file,
-    is_code,
-    load_checkpoint,
-    rank,
-    read_record,
-    same_setting,
-)
+from user_code import is_code
+from utils import ARGS_FILE, BadInput, checkpoint_file, load_checkpoint, rank, read_record
 
 # fmt: off
 SMALL_VGG = {
@@ -353,8 +345,8 @@ def is_given(need, flags):
 
 def lengthened(args, saved):
     """{"epochs"} where a resumed training goes on for longer than it was begun for."""
-    longer = args.script != "prune_snn" and args.epochs > saved.get("epochs", math.inf)
-    return {"epochs"} if longer else set()
+    training = args.script in ("train_snn", "train_snn_fisherinfo")
+    return {"epochs"} if training and args.epochs > saved.get("epochs", math.inf) else set()
 
 
 def check_same(args, typed, names, source, saved):
@@ -362,8 +354,9 @@ def check_same(args, typed, names, source, saved):
     moved = {"data_dir", "data_file"} & typed.keys()
     for name in sorted(names & saved.keys() - moved):
         value = getattr(args, name)
-        other = not same_setting(value, saved[name])
-        refuse(other, f"--{name} {value} differs from {saved[name]} of {source}")
+        if is_code(value) and Path(value).name == Path(str(saved[name])).name:
+            continue  # its file has moved
+        refuse(value != saved[name], f"--{name} {value} differs from {saved[name]} of {source}")
 
 
 def check_training(args, typed):

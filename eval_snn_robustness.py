@@ -28,15 +28,7 @@ import plots
 import user_code
 from fisher import prefix_outputs
 from train_snn import build_model, run_folder
-from utils import (
-    ROBUSTNESS_FILE,
-    is_code,
-    load_checkpoint,
-    load_weights,
-    pick_device,
-    run_script,
-    seed_all,
-)
+from utils import ROBUSTNESS_FILE, load_checkpoint, load_weights, pick_device, run_script, seed_all
 
 Z = 1.96  # standard errors in a 95 % interval
 UNBOUNDED_STEPS = 50
@@ -153,7 +145,7 @@ def threats(args):
 def load_network(args, path, dataset):
     """The network of a checkpoint, built by its own flags, in eval mode."""
     saved = config.saved_flags(path)
-    if is_code(args.arch):
+    if user_code.is_code(args.arch):
         saved["arch"] = args.arch  # the file that the command line names
     args = Namespace(**vars(args) | saved)
     model = build_model(args, dataset)

@@ -6,7 +6,8 @@ import re
 import sys
 from argparse import ArgumentTypeError
 
-from utils import BadInput, is_code
+from user_code import is_code
+from utils import BadInput
 
 
 def number(kind, low, high=2**31 - 1, above=False):

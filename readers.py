@@ -10,7 +10,7 @@ import torch
 
 import user_code
 from archs import SMALLEST_IMAGE
-from utils import BadInput, is_code
+from utils import BadInput
 
 # name -> torchvision's class
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN", "mnist": "MNIST",
@@ -22,7 +22,7 @@ def read(args):
     """x_train, y_train, x_test, y_test of the data set that `args` name: images [N, C, H, W] or
     frames [N, T, C, H, W], uint8 or float32; labels [N] int64. Raises BadInput."""
     made = {"digits": read_digits, "npz": read_npz, "fake": read_fake, "planted": read_planted}
-    reader = user_code.read_arrays if is_code(args.dataset) else read_torchvision
+    reader = user_code.read_arrays if user_code.is_code(args.dataset) else read_torchvision
     arrays = made.get(args.dataset, reader)(args)
     x_train, y_train, x_test, y_test = (as_tensor(args, array) for array in arrays)
     x_train, x_test = (x if x.dtype == torch.uint8 else x.float() for x in (x_train, x_test))

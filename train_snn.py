@@ -64,7 +64,7 @@ def build_model(args, dataset, checkpoint_activations=False):
         "decay_input": not args.undecayed_input,
         "detach_reset": not args.undetached_reset,
     }
-    if not utils.is_code(args.arch):
+    if not user_code.is_code(args.arch):
         model = archs.build(args.arch, layernum=args.layernum, **settings)
         # The layout that convolutions are fastest in.
         return model.to(dataset.device, memory_format=torch.channels_last)
@@ -223,13 +223,11 @@ def evaluate(model, dataset, args):
         "test_accuracy": prefix_accuracy[-1],
         "prefix_loss": prefix_loss.tolist(),
         "prefix_accuracy": prefix_accuracy,
-        "spike_rate": {name: total(spikes, name) / total(places, name) for name in spikes[0]},
+        "spike_rate": {
+            name: sum(counts[name] for counts in spikes) / sum(counts[name] for counts in places)
+            for name in spikes[0]
+        },
     }
-
-
-def total(counts, name):
-    """The sum of the counts of that name, of all processes."""
-    return sum(count[name] for count in counts)
 
 
 # ---------------------------------------------------------------- a run

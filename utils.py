@@ -306,23 +306,12 @@ def load_run(folder, *, arch=None, dataset=None):
     return model.eval(), args
 
 
-def is_code(name):
-    """Whether a data set or network is the user's, FILE.py:FUNCTION."""
-    return ".py:" in str(name)
-
-
-def same_setting(value, saved):
-    """Whether two values of a flag are the same. The file of a user's code may have moved."""
-    if is_code(value) and is_code(saved):
-        return Path(value).name == Path(saved).name
-    return value == saved
-
-
 def load_weights(model, checkpoint, path, args):
     """Load the weights of a checkpoint. Raises BadInput if arch or T differ from `args`."""
     for name in ("arch", "timestep"):
         saved, wanted = checkpoint.get("args", {}).get(name), getattr(args, name)
-        if saved is not None and not same_setting(wanted, saved):
+        moved = Path(str(saved)).name == Path(str(wanted)).name  # the file of a user's network
+        if saved not in (None, wanted) and not moved:
             raise BadInput(f"{path} was trained with --{name} {saved}, not {wanted}")
     state = {}
     for name, value in checkpoint["state_dict"].items():  # torch.compile and DDP add prefixes

@@ -98,7 +98,7 @@ def test_a_notebook_names_the_code_of_a_run(trained):
         ("changing", "reset its membranes in forward"),
         ("without_graph", "has no graph to its parameters"),
         ("of_two_steps", "gives outputs of T = 2: pass --timestep 2"),
-        ("of_nine_classes", "gives 9 classes, but the data set has 10"),
+        ("of_nine_classes", "gives 9 classes, the data set has 10"),
         ("samples_first", r"must give outputs \[T, N, classes\]; it gives \[2, 3, 10\]"),
         ("of_other_inputs", "128 and 100"),
         ("no_module", "must return a torch.nn.Module, not str"),
@@ -116,9 +116,9 @@ def test_a_network_that_breaks_the_contract_is_refused_before_training(name, mes
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--width", "0.5"], r"--width has no effect: .* does not name width"),
-        (["--undecayed_input"], "does not name decay_input"),
-        (["--checkpoint_activations"], "does not name checkpoint_activations"),
+        (["--width", "0.5"], r"--width has no effect: .* has no parameter width"),
+        (["--undecayed_input"], "has no parameter decay_input"),
+        (["--checkpoint_activations"], "has no parameter checkpoint_activations"),
         (["--layernum", "3"], "only with --arch fc"),
         ([*WITHOUT_LIF, "--compile"], "--compile compiles archs.LIF"),
         (["--arch", "nowhere.py:build"], "there is no file"),
@@ -132,7 +132,7 @@ def test_flags_that_do_nothing_for_a_network_are_refused(flags, message, tmp_pat
 
 
 def test_a_search_needs_a_network_of_any_number_of_timesteps(tmp_path):
-    with pytest.raises(BadInput, match=r"let the signature of .* name timestep"):
+    with pytest.raises(BadInput, match=r"give .* a parameter timestep"):
         run(tmp_path, "--arch", f"{OWN}:of_two_steps", script="prune_snn", flags=FAKE)
 
 
