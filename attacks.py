@@ -93,11 +93,13 @@ def make(args, method, eps):
 
 
 def with_surrogate(model, surrogate):
-    """A copy of the network whose LIF layers have that surrogate gradient: "own", its own, or
-    name:alpha ("atan:0.5")."""
+    """A copy of the network whose LIF layers have the surrogate gradient name:alpha ("atan:0.5").
+    With "own" it is the network itself."""
+    if surrogate == "own":
+        return model
     model = copy.deepcopy(model)
     for module in model.modules():
-        if isinstance(module, LIF) and surrogate != "own":
+        if isinstance(module, LIF):
             module.surrogate, module.surrogate_alpha = parse_surrogate(surrogate)
     return model
 

@@ -6,10 +6,12 @@ data set, or is the default: the recipe of the AAAI 2023 release as its code run
 raises BadInput, which `utils.run_script` makes one line on stderr and status 2.
 """
 
+import math
 import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
+import user_code
 from archs import ARCHS
 from archs.layers import NORMS
 from archs.neuron import RESETS, SURROGATES
@@ -19,7 +21,8 @@ from fisher import PREFIXES
 from losses import LOSSES, kept_steps
 from naming import changed_words, name_of
 from parser import COUNT, POSITIVE, SHARE, Parser, epochs_entry, number, one_of
-from utils import ARGS_FILE, BadInput, load_checkpoint, rank, read_record
+from user_code import is_code
+from utils import ARGS_FILE, BadInput, checkpoint_file, load_checkpoint, rank, read_record
 
 # fmt: off
 SMALL_VGG = {
@@ -70,7 +73,8 @@ def search_rule(text):
 
 def shared_flags(parser):
     flag = parser.group("data")
-    flag("--dataset", "cifar10", "digits, planted and fake need no file", choices=DATASETS)
+    flag("--dataset", "cifar10", "digits, planted and fake need no file", choices=DATASETS,
+         code=True)
     flag("--data_dir", "data", "where torchvision's data sets are, or are downloaded to")
     flag("--data_file", None, "x_train, y_train, x_test, y_test", needs="--dataset npz")
     flag("--fake_shape", [3, 32, 32], "[T] C H W", nargs="+", type=COUNT, needs="--dataset fake")
@@ -84,12 +88,13 @@ def shared_flags(parser):
     flag("--batch_size", 128, "samples in a batch", type=number(int, 2))
 
     flag = parser.group("network")
-    flag("--arch", "resnet19", "", choices=ARCHS)
+    flag("--arch", "resnet19", "", choices=ARCHS, code=True)
     flag("--width", 1.0, "factor on the channels", type=POSITIVE)
     flag("--layernum", 2, "layers, the read-out included", type=number(int, 2), needs="--arch fc")
     flag("--timestep", 10, "T, the timesteps of one input", type=COUNT)
     flag("--norm", "step", "BatchNorm statistics of each timestep, or of all", choices=NORMS)
-    flag("--tau", 2.0, "membrane time constant, in timesteps", type=number(float, 1, above=True))
+    flag("--tau", 2.0, "membrane time constant, in timesteps; inf: the IF neuron",
+         type=number(float, 1, math.inf, above=True))
     flag("--threshold", 1.0, "firing threshold", type=POSITIVE)
     flag("--reset", "hard", "to 0 after a spike, or down by the threshold", choices=RESETS)
     flag("--surrogate", "atan", "stands in for the derivative of a spike", choices=SURROGATES)
@@ -101,7 +106,8 @@ def shared_flags(parser):
     flag = parser.group("run")
     flag("--out_dir", "runs", "where run folders are")
     flag("--exp_name", None, "name of the folder; else data set, arch, T, changed flags and seed")
-    flag("--resume", False, "go on with the run of that name, with its flags")
+    flag("--resume", False, "go on with the run of that name, with its flags; more --epochs may be "
+         "given")
     flag("--seed", 0, "seed of everything that is random", type=number(int, 0))
     flag("--device", "auto", "auto, cpu, cuda, cuda:1, mps, ...")
     flag("--dry_run", False, "two steps of everything, in a temporary folder that is deleted")
@@ -154,7 +160,8 @@ def training_flags(parser):
 
 def robustness_flags(parser):
     flag = parser.group("evaluation")
-    flag("--checkpoints", None, "trained networks, with their flags", nargs="+", required=True)
+    flag("--checkpoints", None, "trained networks or run folders, with their flags", nargs="+",
+         required=True, type=checkpoint_file)
     flag("--robust_samples", 512, "test samples, the same for all", type=number(int, 2))
     flag("--noise_levels", [0.05, 0.1, 0.2, 0.4], "standard deviations", nargs="*", type=POSITIVE)
     flag("--blur_levels", [0.5, 1.0, 2.0], "the same, in pixels", nargs="*", type=POSITIVE)
@@ -175,7 +182,8 @@ def fisher_flags(parser):
          "exact: true Fisher, over all labels", nargs="+", choices=["data", "model", "exact"])
     flag("--fisher_prefix", "cumulative", "predict by outputs 1..t, or by t", choices=PREFIXES)
     flag("--fisher_estimator", "exact", "release: the paper's code", choices=["exact", "release"])
-    flag("--checkpoints", None, "measure these models, with their flags; train nothing", nargs="+")
+    flag("--checkpoints", None, "measure these models or run folders, with their flags; train "
+         "nothing", nargs="+", type=checkpoint_file)
 
 
 def sample_flags(parser):
@@ -228,11 +236,12 @@ def parse(script, argv=None, description=None):
     if resumed:
         saved = flags_of_run(record, script)
         args = merge(script, parser.defaults, saved, typed)
+    user_code.check_named(vars(args), typed, record if resumed else "the checkpoint")
     if script != "eval_snn_robustness":
         fill_in(args, typed)
     check(args, typed, parser)
     if resumed:
-        check_same(args, typed, typed.keys(), record, saved)
+        check_same(args, typed, typed.keys() - lengthened(args, saved), record, saved)
     elif args.resume and rank() == 0:
         print(f"warning: no run {record.parent} to --resume: a new one starts", file=sys.stderr)
     if args.dry_run and script != "eval_snn_robustness":
@@ -275,7 +284,7 @@ def saved_flags(path):
     """What a checkpoint knows of its input and its network; nothing, if it is a released one."""
     saved = load_checkpoint(path).get("args", {})
     arch = saved.get("arch", "resnet19")
-    refuse(arch not in ARCHS, f"{path} has --arch {arch}, which is not known")
+    refuse(arch not in ARCHS and not is_code(arch), f"{path} has --arch {arch}, which is not known")
     return {name: saved[name] for name in MODEL_FLAGS & saved.keys()}
 
 
@@ -330,6 +339,10 @@ def check(args, typed, parser):
         refuse(last > args.timestep, f"--{name} {last} is past --timestep {args.timestep}")
     refuse(args.dataset == "npz" and not args.data_file, "--dataset npz needs --data_file x.npz")
     refuse(len(args.fake_shape) not in (3, 4), "--fake_shape takes C H W, or T C H W")
+    if_neuron = args.tau == math.inf and "undecayed_input" in typed
+    refuse(if_neuron, "--tau inf has no decay, so --undecayed_input has no effect")
+    if is_code(args.arch):
+        user_code.check_flags(args, typed)
     exact = "exact" in flags.get("fisher_labels", []) and args.fisher_estimator == "release"
     refuse(exact, "--fisher_labels exact has no mean gradient, which release measures")
     if args.script != "eval_snn_robustness":
@@ -346,11 +359,19 @@ def is_given(need, flags):
     return flags[name] == value if value else flags[name]
 
 
+def lengthened(args, saved):
+    """{"epochs"} where a resumed training goes on for longer than it was begun for."""
+    training = args.script in ("train_snn", "train_snn_fisherinfo")
+    return {"epochs"} if training and args.epochs > saved.get("epochs", math.inf) else set()
+
+
 def check_same(args, typed, names, source, saved):
     """Raise BadInput if flags of those names differ from those that the file `source` saved."""
     moved = {"data_dir", "data_file"} & typed.keys()
     for name in sorted(names & saved.keys() - moved):
         value = getattr(args, name)
+        if is_code(value) and Path(value).name == Path(str(saved[name])).name:
+            continue  # its file has moved
         refuse(value != saved[name], f"--{name} {value} differs from {saved[name]} of {source}")
 
 
@@ -383,7 +404,9 @@ def check_checkpoints(args, typed, groups):
         drawn = args.datanum or args.label_corrupt_prob  # then the seed chose the training data
         fixed = MODEL_FLAGS if drawn else MODEL_FLAGS - {"seed"}
     for path in args.checkpoints:
-        check_same(args, typed, fixed, path, saved_flags(path))
+        saved = saved_flags(path)
+        user_code.check_named(saved, typed, path)
+        check_same(args, typed, fixed, path, saved)
 
 
 def check_pruning(args, typed):

@@ -185,7 +185,9 @@ def load(args, device):
         x_test = x_test.clamp(max=largest)
     mean, std = statistics(args, x_train, largest)
     classes = int(torch.cat([y_train, y_test]).max()) + 1
-    train = ImageSet(x_train, y_train, classes, largest, mean, std, *AUGMENT[args.dataset])
+    train = ImageSet(
+        x_train, y_train, classes, largest, mean, std, *AUGMENT.get(args.dataset, (0, False))
+    )
     test = replace(train, images=x_test, labels=y_test)
     if args.encode == "p":
         if frames:

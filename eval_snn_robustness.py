@@ -20,10 +20,12 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
+import archs
 import attacks
 import config
 import data
 import robustness_plots
+import user_code
 from fisher import prefix_outputs
 from train_snn import build_model, run_folder
 from utils import ROBUSTNESS_FILE, load_checkpoint, load_weights, pick_device, run_script, seed_all
@@ -88,7 +90,7 @@ def under_attack(args, model, source, dataset, attack, unbounded):
     line that are about the attack. An `unbounded` attack stops once an attacker leaves none."""
     prefix = (args.attack_prefix or args.timestep) - 1  # the one that is attacked
     surrogates, results = {}, []
-    for surrogate in args.attack_surrogate:
+    for surrogate in args.attack_surrogate if archs.lif_layers(model) else ["own"]:
         attacker = attacks.with_surrogate(model, surrogate)
         results.append(right(model, dataset, args, attack, attacker))
         surrogates[surrogate] = results[-1][prefix].float().mean().item()
@@ -142,8 +144,12 @@ def threats(args):
 
 def load_network(args, path, dataset):
     """The network of a checkpoint, built by its own flags, in eval mode."""
-    args = Namespace(**vars(args) | config.saved_flags(path))
+    saved = config.saved_flags(path)
+    if user_code.is_code(args.arch):
+        saved["arch"] = args.arch  # the file that the command line names
+    args = Namespace(**vars(args) | saved)
     model = build_model(args, dataset)
+    user_code.check_network(args, model, dataset)
     load_weights(model, load_checkpoint(path), path, args)
     return model.eval().requires_grad_(False)
 
@@ -177,6 +183,11 @@ def evaluate_network(args, run, path, other, dataset):
     done = {(line["threat"], line["strength"]) for line in lines}
     columns = f"     own   random transfer  after t = 1 .. {args.timestep}"
     tqdm.write(f"{path}, {len(dataset)} samples")
+    if not archs.lif_layers(model):
+        tqdm.write(
+            "no layer is an archs.LIF, so the attacks have one surrogate, the network's own: the "
+            "check for gradient masking by other surrogates is void"
+        )
     tqdm.write(f"                strength  accuracy [95 %]      {columns}")
     for threat, strength, corruption, attack in threats(args):
         if (threat, strength) in done:

@@ -6,6 +6,7 @@ import re
 import sys
 from argparse import ArgumentTypeError
 
+from user_code import is_code
 from utils import BadInput
 
 
@@ -25,16 +26,20 @@ def number(kind, low, high=2**31 - 1, above=False):
 
 COUNT, SHARE = number(int, 1), number(float, 0, 1)
 POSITIVE = number(float, 0, above=True)
+CODE = "FILE.py:FUNCTION"
 
 
-def one_of(known):
-    """An argparse type: one of the known names, in any case."""
+def one_of(known, code=False):
+    """An argparse type: one of the known names, in any case; with `code`, or FILE.py:FUNCTION."""
 
     def convert(text):
         name = text.lower()
+        if code and is_code(text):
+            return text
         if name not in known:
+            choices = ", ".join([*known, CODE] if code else known)
             close = suggestion(name, known)
-            raise ArgumentTypeError(f"unknown {text!r}: choose from {', '.join(known)}{close}")
+            raise ArgumentTypeError(f"unknown {text!r}: choose from {choices}{close}")
         return name
 
     return convert
@@ -84,13 +89,14 @@ class Parser(argparse.ArgumentParser):
 
     def group(self, title):
         """A function that adds a flag to a group of that title: its names, default, and help, and
-        what it `needs` to have an effect, "--arch fc", say."""
+        what it `needs` to have an effect, "--arch fc", say. With `code` it takes user code."""
         group = self.add_argument_group(title)
         self.groups[title] = set()
 
-        def flag(names, default, help, choices=None, needs=None, **options):
+        def flag(names, default, help, choices=None, needs=None, code=False, **options):
             if choices:
-                options |= {"type": one_of(choices), "metavar": f"{{{','.join(choices)}}}"}
+                shown = ",".join([*choices, CODE] if code else choices)
+                options |= {"type": one_of(choices, code), "metavar": f"{{{shown}}}"}
             if default is False:
                 options["action"] = "store_true"
             elif default not in (None, []):

@@ -1,12 +1,14 @@
 """Where inputs and labels come from: arrays that are made, or read from files."""
 
 import fcntl
+import warnings
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import user_code
 from archs import SMALLEST_IMAGE
 from utils import BadInput
 
@@ -20,11 +22,21 @@ def read(args):
     """x_train, y_train, x_test, y_test of the data set that `args` name: images [N, C, H, W] or
     frames [N, T, C, H, W], uint8 or float32; labels [N] int64. Raises BadInput."""
     made = {"digits": read_digits, "npz": read_npz, "fake": read_fake, "planted": read_planted}
-    arrays = made.get(args.dataset, read_torchvision)(args)
-    x_train, y_train, x_test, y_test = (torch.as_tensor(array) for array in arrays)
+    reader = user_code.read_arrays if user_code.is_code(args.dataset) else read_torchvision
+    arrays = made.get(args.dataset, reader)(args)
+    x_train, y_train, x_test, y_test = (as_tensor(args, array) for array in arrays)
     x_train, x_test = (x if x.dtype == torch.uint8 else x.float() for x in (x_train, x_test))
     check(args, x_train, y_train, x_test, y_test)
     return x_train, y_train.long(), x_test, y_test.long()
+
+
+def as_tensor(args, array):
+    """An array, memory map or tensor as a tensor, without a copy. Raises BadInput."""
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of read-only maps
+        try:
+            return torch.as_tensor(array)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadInput(f"{args.dataset} has what is no array of numbers: {error}") from error
 
 
 def check(args, x_train, y_train, x_test, y_test):

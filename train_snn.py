@@ -28,6 +28,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -40,15 +41,13 @@ import plots
 import pruning
 import robustness_plots
 import tables
+import user_code
 import utils
 from fisher import prefix_losses, prefix_outputs
 from operations import count_operations, operations_per_image
 from parser import expand_epochs
 from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, of_all, processes, rank
 
-# The flags that `archs.build` takes under their names.
-NETWORK_FLAGS = ("arch", "timestep", "width", "layernum", "norm", "tau", "threshold", "reset",
-                 "surrogate", "surrogate_alpha", "detach_membrane")  # fmt: skip
 SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and timestep
 
 
@@ -59,17 +58,24 @@ def build_model(args, dataset, checkpoint_activations=False):
     """The network that `args` describe, for inputs and on the device of `dataset`."""
     utils.seed_all(args.seed, "model")  # drawn on the CPU: the same weights for every device
     channels, *size = dataset.images.shape[-3:]
-    model = archs.build(
-        **{name: getattr(args, name) for name in NETWORK_FLAGS},
-        num_classes=dataset.num_classes,
-        in_channels=channels,
-        image_size=size,
-        checkpoint_activations=checkpoint_activations,
-        decay_input=not args.undecayed_input,
-        detach_reset=not args.undetached_reset,
-    )
-    # The layout that convolutions are fastest in.
-    return model.to(dataset.device, memory_format=torch.channels_last)
+    names = ("timestep", "width", "norm", "tau", "threshold", "reset", "surrogate",
+             "surrogate_alpha", "detach_membrane")  # fmt: skip
+    settings = {name: getattr(args, name) for name in names} | {
+        "num_classes": dataset.num_classes,
+        "in_channels": channels,
+        "image_size": size,
+        "checkpoint_activations": checkpoint_activations,
+        "decay_input": not args.undecayed_input,
+        "detach_reset": not args.undetached_reset,
+    }
+    if not user_code.is_code(args.arch):
+        model = archs.build(args.arch, layernum=args.layernum, **settings)
+        # The layout that convolutions are fastest in.
+        return model.to(dataset.device, memory_format=torch.channels_last)
+    model = user_code.call(args.arch, settings)
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"{args.arch} must return a torch.nn.Module, not {type(model).__name__}")
+    return model.to(dataset.device)
 
 
 def setup(args):
@@ -80,6 +86,11 @@ def setup(args):
     if args.adv_train:
         data.need_pixels("--adv_train", train_set)
     model = build_model(args, train_set, args.checkpoint_activations)
+    user_code.check_network(args, model, train_set)
+    if args.compile and not archs.lif_layers(model):
+        raise BadInput(
+            f"--compile compiles archs.LIF, which {args.arch} does not use: leave it out"
+        )
     latest = Path(args.out_dir) / config.run_name(args) / LATEST
     if args.init and not (args.resume and latest.exists()):
         utils.load_weights(model, utils.load_checkpoint(args.init), args.init, args)
@@ -188,23 +199,27 @@ def train_epoch(args, model, optimizer, train_set, epoch):
 @torch.no_grad()
 def evaluate(model, dataset, args):
     """Loss (nats) and accuracy after each prefix t = 1..T; spikes per neuron and timestep of each
-    LIF layer; operations an image of each layer with weights. Several processes share the batches.
-    """
+    spiking layer; operations an image of each layer with weights. Several processes share the
+    batches."""
     model.eval()
     loss = correct = torch.zeros(args.timestep, device=dataset.device)
-    rates = {name: 0 for name, module in model.named_modules() if isinstance(module, archs.LIF)}
+    names = archs.lif_layers(model) or user_code.spiking_layers(model, dataset, args)
+    spikes, places = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
 
-    def count_spikes(name, module, inputs, spikes):
-        rates[name] += spikes.mean() * spikes.shape[1]
+    def count_spikes(name, module, inputs, output):
+        if name in spikes:
+            output = user_code.first_tensor(output)
+            spikes[name] += output.mean() * output.numel()
+            places[name] += output.numel()
 
     batches = dataset.batches(args.batch_size, args.seed)
-    with utils.after_each(model, archs.LIF, count_spikes), count_operations(model) as operations:
+    with utils.after_each(model, nn.Module, count_spikes), count_operations(model) as operations:
         for x, y in islice(batches, rank(), None, processes()):
             outputs = model(dataset.encode(x))  # (T, N, classes)
             loss = loss + prefix_losses(outputs, y).sum(1)
             correct = correct + (prefix_outputs(outputs).argmax(2) == y).sum(1)
-    sums = (loss.cpu(), correct.cpu(), {name: float(rate) for name, rate in rates.items()})
-    loss_sums, corrects, rates = zip(*of_all(sums))
+    spikes = {name: float(count) for name, count in spikes.items()}
+    loss_sums, corrects, spikes, places = zip(*of_all((loss.cpu(), correct.cpu(), spikes, places)))
     prefix_loss = sum(loss_sums) / len(dataset)
     prefix_accuracy = (sum(corrects) / len(dataset)).tolist()
     check_finite(prefix_loss, "validation")
@@ -213,7 +228,10 @@ def evaluate(model, dataset, args):
         "test_accuracy": prefix_accuracy[-1],
         "prefix_loss": prefix_loss.tolist(),
         "prefix_accuracy": prefix_accuracy,
-        "spike_rate": {name: sum(rate[name] for rate in rates) / len(dataset) for name in rates[0]},
+        "spike_rate": {
+            name: sum(counts[name] for counts in spikes) / sum(counts[name] for counts in places)
+            for name in spikes[0]
+        },
     } | operations_per_image(operations, len(dataset), args.timestep)
 
 
@@ -313,9 +331,8 @@ def compile_neurons(model):
     if not shutil.which(os.environ.get(variable, name).split()[0]):
         raise BadInput(f"--compile needs {name}: leave it out, or name a compiler in {variable}")
     torch._dynamo.config.recompile_limit = 64  # all layers count together
-    for module in model.modules():
-        if isinstance(module, archs.LIF):
-            module.compile_loop()
+    for layer in archs.lif_layers(model).values():
+        layer.compile_loop()
 
 
 def main(argv=None):

@@ -1,5 +1,6 @@
 """What surrounds a run: errors, signals, processes, the run folder, checkpoints, seeds, device."""
 
+import argparse
 import contextlib
 import ctypes
 import fcntl
@@ -162,6 +163,8 @@ class Run:
         if begun:
             first = read_record(self.folder / ARGS_FILE)
             record = first | {"resumed": [*first.get("resumed", []), record]}
+            if hasattr(args, "epochs"):  # --resume may raise them
+                record["args"]["epochs"] = args.epochs
         elif any(self.folder.glob("*.jsonl")):
             raise BadInput(f"{self.folder} holds a run without its {ARGS_FILE}: restore that file")
         else:
@@ -270,11 +273,40 @@ def load_checkpoint(path):
     return content
 
 
+def checkpoint_file(path):
+    """The path of a checkpoint; of a run folder, that of its latest one."""
+    return str(Path(path) / LATEST) if Path(path).is_dir() else path
+
+
+def load_run(folder, *, arch=None, dataset=None):
+    """(network in eval mode on the CPU, args) of a run folder or a checkpoint, for notebooks.
+
+    The network is built for the data set of the run, which is read. Where these are user code,
+    `arch` or `dataset` must name it again, as FILE.py:FUNCTION. Raises BadInput.
+    """
+    import data  # not above, since these import utils
+    import train_snn
+    import user_code
+
+    path = checkpoint_file(folder)
+    checkpoint = load_checkpoint(path)
+    if "args" not in checkpoint:
+        raise BadInput(f"{path} has no flags: build its network by archs.build")
+    named = {name: value for name, value in (("arch", arch), ("dataset", dataset)) if value}
+    user_code.check_named(checkpoint["args"], named, path)
+    args = argparse.Namespace(**checkpoint["args"] | named)
+    train_set, _, _ = data.load(args, torch.device("cpu"))
+    model = train_snn.build_model(args, train_set)
+    load_weights(model, checkpoint, path, args)
+    return model.eval(), args
+
+
 def load_weights(model, checkpoint, path, args):
     """Load the weights of a checkpoint. Raises BadInput if arch or T differ from `args`."""
     for name in ("arch", "timestep"):
         saved, wanted = checkpoint.get("args", {}).get(name), getattr(args, name)
-        if saved not in (None, wanted):
+        moved = Path(str(saved)).name == Path(str(wanted)).name  # the file of a user's network
+        if saved not in (None, wanted) and not moved:
             raise BadInput(f"{path} was trained with --{name} {saved}, not {wanted}")
     state = {}
     for name, value in checkpoint["state_dict"].items():  # torch.compile and DDP add prefixes

@@ -13,6 +13,11 @@ ARCHS = (*resnet.PLANS, *vgg.PLANS)
 SMALLEST_IMAGE = 8
 
 
+def lif_layers(model):
+    """{name: layer} of the `LIF` neurons of a network."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LIF)}
+
+
 def build(arch, *, timestep, num_classes, in_channels=3, image_size=32, width=1.0, layernum=2,
           norm="step", checkpoint_activations=False, **neuron):  # fmt: skip
     """Make a spiking network. `resnet19` with the defaults is the model of the AAAI 2023 release.

@@ -62,6 +62,7 @@ class LIF(nn.Module):
     `detach_reset` no gradient flows through the s[t] of the last line, with `detach_membrane` none
     through v from one timestep to another (spatial learning through time, Meng et al. 2023).
     `surrogate_alpha` None is the value at which the surrogate's peak is 1.
+    tau = inf is the integrate-and-fire neuron, without decay: h[t] = v[t-1] + x[t].
 
     Raises ValueError for an unknown surrogate or reset, and for values out of range.
     """
@@ -76,7 +77,7 @@ class LIF(nn.Module):
             raise ValueError("an LIF neuron needs tau > 1, threshold > 0 and surrogate_alpha > 0")
         self.tau, self.threshold, self.reset = tau, threshold, reset
         self.surrogate, self.surrogate_alpha = surrogate, alpha
-        self.decay_input, self.detach_reset = decay_input, detach_reset
+        self.decay_input, self.detach_reset = decay_input and tau < math.inf, detach_reset
         self.detach_membrane, self.compiled = detach_membrane, None
 
     def slope(self, u):

@@ -1,5 +1,6 @@
 """The networks: neurons and ResNet19 of the release, what a layer computes, any size of input."""
 
+import math
 from itertools import product
 from pathlib import Path
 
@@ -58,6 +59,13 @@ def test_neurons_are_the_released_ones(tau, name, reset, decay_input, detach_res
     for x_t, golden_v in zip(x, golden[f"{case}/v"]):
         _, v = lif.step(v, x_t)
         np.testing.assert_allclose(v, golden_v, rtol=0, atol=1e-9)
+
+
+def test_a_neuron_of_infinite_tau_integrates_its_input_without_decay():
+    x = torch.tensor([0.25, 0.5, 0.25, 0.75, 0.125]).view(5, 1)
+    spikes = LIF(tau=math.inf)(x)  # membranes 0.25, 0.75, 1 -> 0, 0.75, 0.875
+    assert spikes.flatten().tolist() == [0, 0, 1, 0, 0]
+    assert torch.equal(LIF(tau=math.inf).loop(x), spikes)
 
 
 def test_resnet19_has_the_released_names_and_shapes():

@@ -190,6 +190,7 @@ def test_help_begins_with_one_line_of_usage_and_names_every_flag(script, capsys)
         ("train_snn --optimizer adm", "did you mean adam?"),
         ("train_snn --timestep 0", "must be at least 1"),
         ("train_snn --tau 1", "must be above 1"),
+        ("train_snn --tau inf --undecayed_input", "--tau inf has no decay"),
         ("train_snn --attack_steps 4", "only with --adv_train"),
         ("train_snn --encode p --standardise none", "only with --encode d"),
         ("train_snn --noisetype blur --noisetime 11", "past --timestep 10"),

@@ -61,12 +61,25 @@ def test_resume_needs_no_flags_and_records_each_start(undrawn, tmp_path):
     assert len(record["resumed"]) == 2
 
 
-@pytest.mark.parametrize("argv", [["--tau", "3"], ["--epochs", "3"]])
+@pytest.mark.parametrize("argv", [["--tau", "3"], ["--epochs", "1"]])
 def test_resume_refuses_other_flags(argv, unbroken, tmp_path):
     shutil.copytree(unbroken, tmp_path / "run")
     with pytest.raises(BadInput, match=f"{argv[0]} {argv[1]}"):
         run(tmp_path, "--resume", *argv, script="train_snn_fisherinfo", flags=[])
     assert_identical(everything(tmp_path / "run"), everything(unbroken))
+
+
+def test_a_finished_run_is_trained_for_longer_and_says_so(undrawn, tmp_path):
+    folder = run(tmp_path)
+    before = lines(folder, "log.jsonl")
+    run(tmp_path, "--resume", "--epochs", "4", flags=[])
+    log = lines(folder, "log.jsonl")
+    assert log[:3] == before
+    rates = [line["lr"] for line in log[1:]]  # cosine of 2 epochs, then of 4
+    assert rates == pytest.approx([0.1, 0.05, 0.05, 0.1 * (1 - 0.5**0.5) / 2])
+    assert json.loads((folder / "args.json").read_text())["args"]["epochs"] == 4
+    run(tmp_path, "--resume", flags=[])
+    assert lines(folder, "log.jsonl") == log
 
 
 @pytest.mark.parametrize("script", ["train_snn", "eval_snn_robustness", "prune_snn"])

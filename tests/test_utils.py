@@ -11,6 +11,9 @@ import torch
 from helpers import run, start
 
 import archs
+import config
+import data
+import train_snn
 import utils
 from utils import BadInput, Run
 
@@ -115,6 +118,21 @@ def test_weights_of_a_wrapped_model_are_read(prefix):
     args = Namespace(arch="fc", timestep=2)
     utils.load_weights(model, {"state_dict": state}, "x.pt", args)
     assert torch.equal(model.fc1.weight, saved.fc1.weight)
+
+
+def test_a_run_is_loaded_for_a_notebook(unbroken):
+    model, args = utils.load_run(unbroken)
+    assert not model.training
+    _, test_set, _ = data.load(args, CPU)
+    accuracy = train_snn.evaluate(model, test_set, args)["prefix_accuracy"]
+    assert accuracy == utils.read_lines(unbroken / "log.jsonl")[-1]["prefix_accuracy"]
+    with pytest.raises(BadInput, match=r"checkpoint_latest\.pt cannot be read"):
+        utils.load_run(unbroken / "figures")
+
+
+def test_a_run_folder_stands_for_its_latest_checkpoint(unbroken):
+    args = config.parse("train_snn_fisherinfo", ["--checkpoints", str(unbroken)])
+    assert args.checkpoints == [str(unbroken / "checkpoint_latest.pt")]
 
 
 @pytest.mark.parametrize("flag", ["--timestep 3", "--arch vgg5", "--width 0.2"])
