@@ -78,7 +78,7 @@ def test_norms_through_gram_matrices_are_those_of_the_gradients(monkeypatch):
     model, x, y = network(size=16), torch.randn(3, 2, 16, 16), torch.arange(3)
     expected = one_by_one(model, x, y)
     for way in (True, False):
-        monkeypatch.setattr("fisher.fast.pays", lambda uses, timesteps, way=way: way)
+        monkeypatch.setattr("fisher.norms.pays", lambda uses, timesteps, way=way: way)
         assert_same(temporal_fisher(model, x, y), expected)
         loop, frames = Loop().eval(), torch.randn(3, 2, 6, 6)
         assert_same(temporal_fisher(loop, frames, y), one_by_one(loop, frames, y))
