@@ -159,7 +159,7 @@ class TemporalFisher:
             if t < self.timesteps or self.prefix == "instant":
                 for call in calls:
                     skips = self.time_is_outermost and call.layout
-                    call.first = call.reach(t, self.timesteps) if skips else None
+                    call.reach.rows = call.rows_until(t, self.timesteps) if skips else None
                 signals = gradients(losses[t - 1].sum(), calls)
             norms.add(t, [first_rows(*each, beyond) for each in zip(signals, calls)])
         if beyond and torch.stack(beyond).any():
@@ -265,10 +265,11 @@ class TemporalFisher:
 def first_rows(d, call, beyond):
     """The signal of the rows that the prefix reaches. Whether there is one beyond goes to the list
     `beyond`, which is looked at once a batch: each look waits for a GPU."""
-    if call.first is None or call.first == len(d):
+    rows = call.reach.rows
+    if rows is None or rows == len(d):
         return d
-    beyond.append(d[call.first :].any())
-    return d[: call.first]
+    beyond.append(d[rows:].any())
+    return d[:rows]
 
 
 def uncovered(recorder, losses, calls):

@@ -13,7 +13,7 @@ of tensors made of them alone, such as sigmoid(w) or w[:3]. Both are called sour
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,17 @@ class Elementwise:
 
 
 @dataclass
+class Reach:
+    """The rows of a call, along dimension 0, that the present prefix reaches; None: all of them.
+
+    FirstRows holds this and not the Call: a Call holds its node of the graph, and a node that holds
+    itself is never freed.
+    """
+
+    rows: int | None = None
+
+
+@dataclass
 class Call:
     """A call that uses sources."""
 
@@ -104,7 +115,7 @@ class Call:
     shape: tuple = ()  # of z
     row_dims: int = 1  # samples may lie along the first so many dimensions of z
     layout: Layout | None = None
-    first: int | None = None  # rows that the prefix reaches, along dimension 0; None: all
+    reach: Reach = field(default_factory=Reach)
 
     def returns(self, z, row_dims):
         """Note the output z."""
@@ -114,7 +125,7 @@ class Call:
         self.edge = get_gradient_edge(z._base if whole else z)
         self.shape, self.row_dims = z.shape, row_dims
 
-    def reach(self, t, timesteps):
+    def rows_until(self, t, timesteps):
         """How many rows along dimension 0 prefix t reaches if time is outermost there, else None.
         `TemporalFisher` checks it."""
         if any(use.spans(0) for use in self.uses):
@@ -125,18 +136,18 @@ class Call:
 
 
 class FirstRows(torch.autograd.Function):
-    """A layer z = forward(a) whose backward pass takes only the rows that the prefix reaches,
-    `call.first`: over all t that is half of the work. backward(d) is the gradient by the first rows
-    of a. Weight and bias get none."""
+    """A layer z = forward(a) whose backward pass takes only the rows that the prefix reaches: over
+    all t that is half of the work. backward(d) is the gradient by the first rows of a. Weight and
+    bias get none."""
 
     @staticmethod
-    def forward(ctx, a, call, forward, backward):
-        ctx.call, ctx.backward = call, backward
+    def forward(ctx, a, reach, forward, backward):
+        ctx.reach, ctx.backward = reach, backward
         return forward(a)
 
     @staticmethod
     def backward(ctx, d):
-        rows = len(d) if ctx.call.first is None else ctx.call.first
+        rows = len(d) if ctx.reach.rows is None else ctx.reach.rows
         gradient = ctx.backward(d[:rows])
         if rows < len(d):  # in the memory format of the gradient
             gradient = F.pad(gradient, (0, 0) * (d.dim() - 1) + (0, len(d) - rows))
@@ -188,22 +199,22 @@ class Recorder(TorchFunctionMode):
     def source(self, v):
         return v is not None and id(v) in self.sources
 
-    def record(self, z, row_dims, *uses, call=None):
+    def record(self, z, row_dims, *uses, reach=None):
         """Note a call with output z, and give z."""
-        call = call or Call()
-        call.uses = [use for use in uses if self.source(use.source)]
+        uses = [use for use in uses if self.source(use.source)]
+        call = Call(uses, reach=reach or Reach())
         call.returns(z, row_dims)
         self.calls.append(call)
         return z
 
     def run(self, a, parameters, forward, backward):
         """forward(a), as FirstRows if the gradient by a is all that its backward pass is for.
-        Returns the output and its Call."""
-        call = Call()
+        Returns the output and its Reach."""
+        reach = Reach()
         others = [p for p in parameters if p is not None and not self.source(p)]
         if self.first_rows and a.requires_grad and not any(p.requires_grad for p in others):
-            return FirstRows.apply(a, call, forward, backward), call
-        return forward(a), call
+            return FirstRows.apply(a, reach, forward, backward), reach
+        return forward(a), reach
 
     # -------------------------------------- rules: the output, or NotImplemented if not covered
 
@@ -227,11 +238,11 @@ class Recorder(TorchFunctionMode):
             shape = (len(d), *input.shape[1:])
             return back(shape, weight.to(d.dtype), d, *geometry)  # autocast has other types
 
-        z, call = self.run(input, (weight, bias), forward, backward)
+        z, reach = self.run(input, (weight, bias), forward, backward)
         uses = [Weight(weight, input.detach(), z.shape[2:], geometry)]
         if bias is not None:
             uses.append(Elementwise(bias, (1, len(bias), *(1,) * dims)))
-        return self.record(z, 1, *uses, call=call)
+        return self.record(z, 1, *uses, reach=reach)
 
     def linear(self, function, input, weight, bias=None):
         """F.linear: input [..., C]."""
@@ -257,9 +268,9 @@ class Recorder(TorchFunctionMode):
             scale = (running_var + eps).rsqrt()
             return d * (scale if weight is None else scale * weight).view(shape)
 
-        z, call = self.run(input, (weight, bias), forward, backward)
+        z, reach = self.run(input, (weight, bias), forward, backward)
         xhat = function(input.detach(), running_mean, running_var, eps=eps)
-        return self.normalisation(z, xhat, weight, bias, shape, call)
+        return self.normalisation(z, xhat, weight, bias, shape, reach)
 
     def group_norm(self, function, input, num_groups, weight=None, bias=None, eps=1e-5):
         """F.group_norm: input [R, C, ...]."""
@@ -276,10 +287,10 @@ class Recorder(TorchFunctionMode):
         shape = (*(1,) * (z.dim() - len(normalized_shape)), *normalized_shape)
         return self.normalisation(z, xhat, weight, bias, shape)
 
-    def normalisation(self, z, xhat, weight, bias, shape, call=None):
+    def normalisation(self, z, xhat, weight, bias, shape, reach=None):
         uses = [Elementwise(weight, shape, xhat), Elementwise(bias, shape)]
         row_dims = next(dim for dim, size in enumerate(shape) if size != 1 or dim + 1 == len(shape))
-        return self.record(z, max(row_dims, 1), *uses, call=call)
+        return self.record(z, max(row_dims, 1), *uses, reach=reach)
 
     def add(self, function, a, b):
         z = function(a, b)

@@ -1,6 +1,7 @@
 """The fast estimator is the definition: on every network here, on networks of other people, or it
 refuses with the cure."""
 
+import gc
 import warnings
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import archs
-from fisher import one_by_one, temporal_fisher
+from fisher import TemporalFisher, one_by_one, temporal_fisher
 
 GOLDEN = Path(__file__).parent / "golden"
 pytestmark = pytest.mark.usefixtures("float64")
@@ -232,6 +233,19 @@ def test_model_gradients_and_random_state_stay_as_they_were():
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model.conv1.weight.grad is gradient and model.conv2.weight.grad is None
+
+
+def test_no_memory_is_held_from_batch_to_batch():
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(value), torch.Tensor) for value in gc.get_objects())
+
+    model, x, y = network(), torch.randn(3, 2, 8, 8), torch.arange(3)
+    estimator = TemporalFisher(model)
+    estimator(x, y)
+    before = tensors()
+    estimator(x, y)
+    assert tensors() == before
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
