@@ -90,7 +90,8 @@ class TemporalFisher:
         self.timesteps = None  # T, known from the first batch on
         self.slow = set()  # parameters that are measured by the definition
         self.warned = set()
-        self.batches, self.shapes, self.layouts = 0, None, None  # of the calls
+        self.batches, self.samples = 0, None  # how many: batches so far, samples in the last one
+        self.shapes, self.layouts = [], []  # of its calls
         self.time_is_outermost = True  # until a signal says otherwise
 
     def __call__(self, x, y):
@@ -144,19 +145,21 @@ class TemporalFisher:
         with Recorder(self.model, self.parameters, self.time_is_outermost) as recorder:
             outputs = check_outputs(self.model(x), x, y)
         losses = prefix_losses(outputs, y, self.prefix)  # (T, N)
-        total = losses[-1] if self.prefix == "cumulative" else losses.sum(0)
         if self.timesteps not in (None, len(losses)):
             raise ValueError(
                 f"the model gives outputs of T = {self.timesteps} and of T = {len(losses)}: all "
                 "samples must have one T"
             )
         self.timesteps = len(losses)
-        calls, signals = self.read_layouts(recorder.calls, total)
+        signals = gradients(losses[-1].sum(), recorder.calls)
+        pairs = [(c, d) for c, d in zip(recorder.calls, signals) if d is not None and d.numel()]
+        calls, signals = [call for call, _ in pairs], [d for _, d in pairs]
+        self.read_layouts(calls, losses.sum(0))
         covered = self.parameters.keys() - self.slow - uncovered(recorder, losses, calls)
         norms = Norms(recorder, calls, covered, losses)
         beyond = []
         for t in range(self.timesteps, 0, -1):
-            if t < self.timesteps or self.prefix == "instant":
+            if t < self.timesteps:
                 for call in calls:
                     skips = self.time_is_outermost and call.layout
                     call.reach.rows = call.rows_until(t, self.timesteps) if skips else None
@@ -166,24 +169,22 @@ class TemporalFisher:
             return None
         return norms.by_name
 
-    def read_layouts(self, calls, total):
-        """Give each call its layout. Returns the calls that the losses `total` [N] depend on, and
-        their signals.
+    def read_layouts(self, calls, losses):
+        """Give each call its layout, from the losses [N].
 
         Rows are read in the batches 1, 2, 4, 8, ..., where the calls are others than before, and
-        where samples are so few that rows sorted by content may stand in order by chance.
+        where samples are so few that rows sorted by content may stand in order by chance. They are
+        read again as long as several layouts fit a call, as one without a signal.
         """
-        signals = gradients(total.sum(), calls)
-        pairs = [(c, d) for c, d in zip(calls, signals) if d is not None and d.numel()]
-        calls, signals = [call for call, _ in pairs], [d for _, d in pairs]
         shapes = [call.shape for call in calls]
         self.batches += 1
-        due = self.batches & (self.batches - 1) == 0 or len(total) < FEW_SAMPLES
-        if due or shapes != self.shapes:
-            self.shapes, self.layouts = shapes, layouts_of(calls, signals, total)
-        for call, layout in zip(calls, self.layouts):
-            call.layout = layout
-        return calls, signals
+        due = self.batches & (self.batches - 1) == 0 or len(losses) < FEW_SAMPLES
+        unsure = any(len(layouts) > 1 for layouts in self.layouts)
+        if due or unsure or (len(losses), shapes) != (self.samples, self.shapes):
+            self.samples, self.shapes = len(losses), shapes
+            self.layouts = layouts_of(calls, losses)
+        for call, layouts in zip(calls, self.layouts):
+            call.layout = layouts[0] if layouts else None
 
     def warn(self, slow):
         """Name the parameters that are slow from now on, each once."""

@@ -179,7 +179,9 @@ class Recorder(TorchFunctionMode):
         rule = RULES.get(function)
         if len(args) == 2 and not kwargs:
             rule = rule or ELEMENTWISE.get(function.__name__)
-        if rule and not made_of_sources and not torch._C._are_functorch_transforms_active():
+        conjugated = any(v.is_complex() for v in sources)  # their products have other gradients
+        transformed = torch._C._are_functorch_transforms_active()
+        if rule and not (made_of_sources or conjugated or transformed):
             z = rule(self, function, *args, **kwargs)
             if z is not NotImplemented:
                 return z

@@ -189,6 +189,39 @@ def test_rows_that_change_from_batch_to_batch_are_read_in_each(name):
         assert_same(temporal_fisher(model, x, y, chunk=2), one_by_one(model, x, y))
 
 
+def samples_first(layer, x):
+    return layer(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (x.shape[1], -1)).transpose(0, 1)
+
+
+def test_rows_of_a_layer_that_is_silent_at_first_are_read_when_it_is_not():
+    def gated(m, x):
+        return m.a(x) + (x[..., :1] > 0) * samples_first(m.b, x).tanh()
+
+    x = torch.randn(32, 4, 5)
+    x[:, :, 0] = x[:, :, 0].abs() * (torch.arange(32) >= 24)[:, None]
+    assert_exact(Function(gated, **layer_and(b=linear(5, 6))()), x, torch.arange(32) % 3, chunk=8)
+
+
+def test_samples_that_end_without_a_loss_have_their_rows():
+    model = Function(lambda m, x: samples_first(m.a, x), **layer_and()())
+    x = torch.randn(32, 4, 5)
+    x[2:, -1] *= 1e7  # the last prediction is 0 or 1, and the label is the 1
+    assert_exact(model, x, model(x).mean(0).argmax(1), chunk=8)
+
+
+def test_the_number_of_samples_and_positions_may_change_between_batches():
+    class Folded(nn.Linear):
+        def forward(self, x):  # (N, T, positions, 5)
+            z = super().forward(x.transpose(0, 1).flatten(0, 2))
+            return z.view(4, len(x), -1, 3).sum(2)
+
+    model = Folded(5, 3).eval()
+    estimator = TemporalFisher(model)
+    for samples, positions in ((8, 16), (16, 8), (32, 4)):
+        x, y = torch.randn(samples, 4, positions, 5), torch.arange(samples) % 3
+        assert_same(estimator(x, y), one_by_one(model, x, y))
+
+
 class AttentionOverTime(nn.Module):
     """Every timestep sees all others, in samples that ask for it."""
 
