@@ -43,6 +43,7 @@ KEEPS = (
     "a second model(x) gives other outputs or gradients: reset its membranes in forward, draw "
     "nothing at random there, or call model.eval()"
 )
+REENTRANT = "pass use_reentrant=False to torch.utils.checkpoint"
 MIXES = "outputs of a sample depend on the others in its batch: they must not"
 
 
@@ -96,6 +97,7 @@ class TemporalFisher:
 
     def __call__(self, x, y):
         check_arguments(x, y, self.prefix)
+        x = x.detach()
         with as_written(), torch.enable_grad():
             if self.timesteps is None:
                 self.compare(x, y)
@@ -201,9 +203,7 @@ class TemporalFisher:
     def compare(self, x, y):
         """Compare two samples with the definition. Raises ValueError for a model that it has no
         meaning for; parameters that differ are measured by it."""
-        for name, module in self.model.named_modules():
-            if module.training and not isinstance(module, torch.nn.RNNBase):  # cuDNN's need it
-                raise ValueError(f"layer {name or 'model'} is in train mode: call model.eval()")
+        self.check_modules()
         index = torch.tensor([0, min(1, len(x) - 1)], device=x.device)
         x, y = x[index], y[..., index]
         self.check_independence(x, y)
@@ -212,16 +212,27 @@ class TemporalFisher:
             expected = one_by_one(self.model, x, y, **options)
             backwards = one_by_one(self.model, x.flip(0), y.flip(-1), **options)
         except RuntimeError as error:
-            if "backward through the graph a second time" in str(error):
-                raise ValueError(KEEPS) from error
+            for words, cure in (("graph a second time", KEEPS), ("use_reentrant", REENTRANT)):
+                if words in str(error):
+                    raise ValueError(cure) from error
             raise
         if differing(expected, {name: norms.flip(1) for name, norms in backwards.items()}):
             raise ValueError(KEEPS)
         self.check_hidden(x, y, expected)
         with warnings.catch_warnings(action="ignore"):
             fast = self.measure(x, y)
-        self.slow |= set(differing(expected, fast))
+        hooked = {name for name, p in self.parameters.items() if p._backward_hooks}
+        self.slow |= hooked.union(differing(expected, fast))  # other samples may set off the hook
         self.warned = set()
+
+    def check_modules(self):
+        """Raise ValueError for a layer in train mode or a hook that `check_hidden` would run."""
+        for name, module in self.model.named_modules():
+            if module.training and not isinstance(module, torch.nn.RNNBase):  # cuDNN's need it
+                raise ValueError(f"layer {name or 'model'} is in train mode: call model.eval()")
+        for name, p in self.model.named_parameters():
+            if p._post_accumulate_grad_hooks:
+                raise ValueError(f"a hook of {name} runs after backward(): remove it to measure")
 
     def check_independence(self, x, y):
         """Raise ValueError if an output depends on another sample or on chance, or x is changed."""
@@ -241,13 +252,13 @@ class TemporalFisher:
 
     def check_hidden(self, x, y, expected):
         """Raise ValueError if loss.backward() gives other gradients than torch.autograd.grad."""
-        parameters = self.parameters.values()
+        parameters = list(self.model.parameters())
         before = [p.grad for p in parameters]
         try:
             for p in parameters:
                 p.grad = None
             losses = prefix_losses(self.model(x[[0, 0]]), y[..., [0, 0]], self.prefix)
-            losses[-1].mean().backward()
+            losses[-1].mean().backward(retain_graph=True)  # others may hold a part of it
             zero = losses.new_zeros(())
             found = {}
             for name, p in self.parameters.items():
@@ -258,8 +269,7 @@ class TemporalFisher:
         last = {name: expected[name][-1, 0] for name in found}
         if hidden := differing(last, found):
             raise ValueError(
-                f"gradients of {', '.join(hidden)} are hidden from torch.autograd.grad: pass "
-                "use_reentrant=False to torch.utils.checkpoint"
+                f"gradients of {', '.join(hidden)} are hidden from torch.autograd.grad: {REENTRANT}"
             )
 
 

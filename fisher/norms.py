@@ -56,9 +56,11 @@ class Norms:
             [gradients[source].to(recorder.sources[source].dtype) for source in made],
             is_grads_batched=True,  # one gradient a sample
             retain_graph=True,
+            allow_unused=True,  # as a, of a.expand_as(b), is made of a alone
         )
         for name, gradient in zip(names, through):
-            total[name] = total.get(name, 0) + gradient
+            if gradient is not None:
+                total[name] = total.get(name, 0) + gradient
         return total
 
 

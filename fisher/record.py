@@ -165,7 +165,7 @@ class Recorder(TorchFunctionMode):
         self.parameters = {id(p): name for name, p in parameters.items()}
         self.sources = {id(p): p for p in parameters.values()}  # kept, so that no id comes twice
         self.names = {id(p): {name} for name, p in parameters.items()}  # that a source is made of
-        self.constants = {id(buffer): buffer for buffer in model.buffers()}
+        self.constants = {id(v): v for v in (*model.parameters(), *model.buffers())}
         self.calls, self.others = [], set()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

@@ -160,6 +160,10 @@ USES = {
     "a slice": (lambda m, x: m.a(x) + m.g[:4, None].exp(), layer_and(g=six(7)), ()),
     "learned neuron": (learned_neuron, layer_and(w=six(), threshold=six()), ()),
     "two kinds": (two_kinds, layer_and(b=linear(6, 6, bias=False)), ()),
+    "of another's shape": (lambda m, x: m.a(x) * m.g.expand_as(m.h),
+                           layer_and(g=six(), h=six(1)), ()),
+    "masked": (lambda m, x: F.linear(x, m.a.weight * m.mask),
+               layer_and(mask=lambda: nn.Parameter(torch.ones(6, 1), requires_grad=False)), ()),
     "in place": (lambda m, x: F.relu(m.a(x), inplace=True), layer_and(), ()),
     "recomputed": (recomputed, layer_and(c=conv(6, 6)), ()),
     "unused": (lambda m, x: m.a(x), layer_and(b=linear(5, 6)), ()),
@@ -262,10 +266,11 @@ def test_model_gradients_and_random_state_stay_as_they_were():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     with torch.no_grad():
-        temporal_fisher(model, x, y)
+        temporal_fisher(model, x.requires_grad_(), y, skip=("conv2.*",))
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model.conv1.weight.grad is gradient and model.conv2.weight.grad is None
+    assert x.grad is None
 
 
 def test_no_memory_is_held_from_batch_to_batch():
@@ -359,7 +364,23 @@ def test_gradients_that_autograd_grad_does_not_see_are_refused():
     def hidden(m, x):
         return checkpoint(m.a, x.requires_grad_(), use_reentrant=True)
 
+    def later(m, x):
+        return checkpoint(torch.tanh, m.a(x), use_reentrant=True)
+
     refused(Function(hidden, a=nn.Linear(5, 6)), "use_reentrant")
+    refused(Function(later, a=nn.Linear(5, 6)), "use_reentrant")
+
+
+def test_hooks_of_a_parameter_are_obeyed_or_refused():
+    model = Function(lambda m, x: m.a(x), a=nn.Linear(5, 6))
+    handle = model.a.weight.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
+    x = torch.randn(4, 4, 5) * torch.tensor([0.01, 0.01, 10, 10]).view(-1, 1, 1)
+    assert_exact(model, x, torch.arange(4) % 3, slow=("a.weight",))
+    handle.remove()
+    model.a.weight.register_post_accumulate_grad_hook(lambda p: p.data.add_(p.grad))
+    before = model.a.weight.clone()
+    refused(model, "a hook of a.weight")
+    assert torch.equal(model.a.weight, before)
 
 
 def test_arguments_and_outputs_of_another_form_are_refused_with_the_cure():
