@@ -115,8 +115,7 @@ def squared_gradients(model, x, y, prefix, parameters):
             loss, parameters.values(), retain_graph=True, allow_unused=True
         )
         for name, gradient in zip(parameters, gradients):
-            square = loss.new_zeros(()) if gradient is None else squared_norm(gradient)
-            norms[name].append(square)
+            norms[name].append(squared_norm(loss.new_zeros(()) if gradient is None else gradient))
     return {name: torch.stack(squares) for name, squares in norms.items()}
 
 

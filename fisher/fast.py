@@ -262,7 +262,7 @@ class TemporalFisher:
             zero = losses.new_zeros(())
             found = {}
             for name, p in self.parameters.items():
-                found[name] = zero if p.grad is None else squared_norm(p.grad)
+                found[name] = squared_norm(zero if p.grad is None else p.grad)
         finally:
             for p, gradient in zip(parameters, before):
                 p.grad = gradient
