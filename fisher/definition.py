@@ -196,9 +196,10 @@ def check_outputs(outputs, x, y):
     if not is_outputs(outputs, x):
         shape = list(getattr(outputs, "shape", [])) or type(outputs).__name__
         raise ValueError(
-            f"model(x) must give outputs [T, N, classes]; it gives {shape} for {len(x)} samples"
+            f"model(x) must give outputs [T, N, classes]; it gives {shape} for {len(x)} samples. "
+            "Where samples come first, return outputs.transpose(0, 1)"
         )
-    if not outputs.requires_grad:
+    if torch.is_grad_enabled() and not outputs.requires_grad:
         raise ValueError("model(x) has no graph to its parameters: is it under torch.no_grad()?")
     if y.dim() == 2 and len(y) != len(outputs):
         raise ValueError(f"the labels are for {len(y)} timesteps, the model has {len(outputs)}")

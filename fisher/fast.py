@@ -78,10 +78,11 @@ class TemporalFisher:
     """
 
     def __init__(self, model, prefix="cumulative", chunk=None, skip=()):
-        parameters = measured(model).items()
-        self.parameters = {
-            name: p for name, p in parameters if not any(fnmatch(name, s) for s in skip)
-        }
+        patterns = [skip] if isinstance(skip, str) else skip
+        self.parameters = measured(model)
+        for name in list(self.parameters):
+            if any(fnmatch(name, pattern) for pattern in patterns):
+                del self.parameters[name]
         if not self.parameters:
             raise ValueError("no parameter that is measured requires a gradient")
         if chunk is not None and not 1 <= chunk <= MOST_SAMPLES:
@@ -97,6 +98,7 @@ class TemporalFisher:
 
     def __call__(self, x, y):
         check_arguments(x, y, self.prefix)
+        self.check_modules()
         x = x.detach()
         with as_written(), torch.enable_grad():
             if self.timesteps is None:
@@ -203,7 +205,6 @@ class TemporalFisher:
     def compare(self, x, y):
         """Compare two samples with the definition. Raises ValueError for a model that it has no
         meaning for; parameters that differ are measured by it."""
-        self.check_modules()
         index = torch.tensor([0, min(1, len(x) - 1)], device=x.device)
         x, y = x[index], y[..., index]
         self.check_independence(x, y)
