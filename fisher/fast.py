@@ -104,17 +104,17 @@ class TemporalFisher:
             if self.timesteps is None:
                 self.compare(x, y)
                 self.chunk = self.chunk or self.default_chunk(x.device)
-            parts, start = [], 0
+            chunks, start = [], 0
             while start < len(x):
-                part = slice(start, start + self.chunk)
+                chunk = slice(start, start + self.chunk)
                 try:
-                    parts.append(self.measure(x[part], y[..., part]))
+                    chunks.append(self.measure(x[chunk], y[..., chunk]))
                     start += self.chunk
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     if self.chunk == 1 or "memory" not in str(error):
                         raise
                     self.chunk //= 2
-        return {name: torch.cat([part[name] for part in parts], 1) for name in self.parameters}
+        return {name: torch.cat([norms[name] for norms in chunks], 1) for name in self.parameters}
 
     def default_chunk(self, device):
         """Samples in one pass, from the sizes of the outputs for two samples."""
@@ -168,7 +168,10 @@ class TemporalFisher:
                     skips = self.time_is_outermost and call.layout
                     call.reach.rows = call.rows_until(t, self.timesteps) if skips else None
                 signals = gradients(losses[t - 1].sum(), calls)
-            norms.add(t, [first_rows(*each, beyond) for each in zip(signals, calls)])
+            for call, d in zip(calls, signals):
+                if call.reach.rows is not None:
+                    beyond.append(d[call.reach.rows :].any())  # a look at it waits for a GPU
+            norms.add(t, [d[: call.reach.rows] for call, d in zip(calls, signals)])
         if beyond and torch.stack(beyond).any():
             return None
         return norms.by_name
@@ -261,44 +264,33 @@ class TemporalFisher:
             losses = prefix_losses(self.model(x[[0, 0]]), y[..., [0, 0]], self.prefix)
             losses[-1].mean().backward(retain_graph=True)  # others may hold a part of it
             zero = losses.new_zeros(())
-            found = {}
+            last = {}
             for name, p in self.parameters.items():
-                found[name] = squared_norm(zero if p.grad is None else p.grad)
+                last[name] = squared_norm(zero if p.grad is None else p.grad)
         finally:
             for p, gradient in zip(parameters, before):
                 p.grad = gradient
-        last = {name: expected[name][-1, 0] for name in found}
-        if hidden := differing(last, found):
+        if hidden := differing({name: expected[name][-1, 0] for name in last}, last):
             raise ValueError(
                 f"gradients of {', '.join(hidden)} are hidden from torch.autograd.grad: {REENTRANT}"
             )
 
 
-def first_rows(d, call, beyond):
-    """The signal of the rows that the prefix reaches. Whether there is one beyond goes to the list
-    `beyond`, which is looked at once a batch: each look waits for a GPU."""
-    rows = call.reach.rows
-    if rows is None or rows == len(d):
-        return d
-    beyond.append(d[rows:].any())
-    return d[:rows]
-
-
 def uncovered(recorder, losses, calls):
     """Names of the parameters that a batch uses otherwise than in calls of a known layout."""
     names = set(recorder.others)
-    recorded = set(recorder.others)
-    for call in recorder.calls:
-        recorded |= recorder.names_of(call)
     for call in calls:
         if call.layout is None:
             names |= recorder.names_of(call)
+    recorded = names.union(*(recorder.names_of(call) for call in recorder.calls))
     unseen = {name: p for name, p in recorder.named.items() if name not in recorded}
-    if unseen:
-        found = torch.autograd.grad(
+    if unseen:  # unused, or used where Python does not see it
+        gradients_unseen = torch.autograd.grad(
             losses.sum(), unseen.values(), retain_graph=True, allow_unused=True
         )
-        names |= {name for name, gradient in zip(unseen, found) if gradient is not None}
+        for name, gradient in zip(unseen, gradients_unseen):
+            if gradient is not None:
+                names.add(name)
     return names
 
 
@@ -320,13 +312,13 @@ def alike(a, b):
     return torch.allclose(a, b, rtol=0, atol=near.item(), equal_nan=True)
 
 
-def differing(expected, found):
+def differing(expected, norms):
     """Names whose gradient norms differ. One tiny beside the largest may be all rounding."""
     largest = max(values.nan_to_num(0, 0, 0).max().sqrt().item() for values in expected.values())
     names = []
     for name, values in expected.items():
         precision = PRECISION.get(values.dtype, HALF_PRECISION)
         near = {"rtol": 10 * precision, "atol": 1e-3 * precision * largest, "equal_nan": True}
-        if not torch.allclose(found[name].sqrt(), values.sqrt(), **near):
+        if not torch.allclose(norms[name].sqrt().to(values.dtype), values.sqrt(), **near):
             names.append(name)
     return names

@@ -162,8 +162,9 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.first_rows = first_rows  # whether convolutions are FirstRows
         self.named = parameters
+        # By id. Tensors are held, so that no other tensor gets their id.
         self.parameters = {id(p): name for name, p in parameters.items()}
-        self.sources = {id(p): p for p in parameters.values()}  # kept, so that no id comes twice
+        self.sources = {id(p): p for p in parameters.values()}
         self.names = {id(p): {name} for name, p in parameters.items()}  # that a source is made of
         self.constants = {id(v): v for v in (*model.parameters(), *model.buffers())}
         self.calls, self.others = [], set()
