@@ -158,7 +158,7 @@ class TemporalFisher:
         signals = gradients(losses[-1].sum(), recorder.calls)
         pairs = [(c, d) for c, d in zip(recorder.calls, signals) if d is not None and d.numel()]
         calls, signals = [call for call, _ in pairs], [d for _, d in pairs]
-        self.read_layouts(calls, losses.sum(0))
+        self.read_layouts(calls, signals, losses)
         covered = self.parameters.keys() - self.slow - uncovered(recorder, losses, calls)
         norms = Norms(recorder, calls, covered, losses)
         beyond = []
@@ -176,22 +176,29 @@ class TemporalFisher:
             return None
         return norms.by_name
 
-    def read_layouts(self, calls, losses):
-        """Give each call its layout, from the losses [N].
+    def read_layouts(self, calls, signals, losses):
+        """Give each call its layout, from the losses [T, N] and the signals of the last.
 
         Rows are read in the batches 1, 2, 4, 8, ..., where the calls are others than before, and
         where samples are so few that rows sorted by content may stand in order by chance. They are
         read again as long as several layouts fit a call, as one without a signal.
         """
+        samples = losses.shape[1]
         shapes = [call.shape for call in calls]
         self.batches += 1
-        due = self.batches & (self.batches - 1) == 0 or len(losses) < FEW_SAMPLES
-        unsure = any(len(layouts) > 1 for layouts in self.layouts)
-        if due or unsure or (len(losses), shapes) != (self.samples, self.shapes):
-            self.samples, self.shapes = len(losses), shapes
-            self.layouts = layouts_of(calls, losses)
+        due = self.batches & (self.batches - 1) == 0 or samples < FEW_SAMPLES
+        if due or self.unsure() or (samples, shapes) != (self.samples, self.shapes):
+            self.samples, self.shapes = samples, shapes
+            self.layouts = layouts_of(calls, signals, losses[-1])
+            if self.unsure() or self.prefix == "instant":  # the last loss alone does not tell
+                total = losses.sum(0)
+                self.layouts = layouts_of(calls, gradients(total.sum(), calls), total)
         for call, layouts in zip(calls, self.layouts):
             call.layout = layouts[0] if layouts else None
+
+    def unsure(self):
+        """Whether several layouts fit one of the calls."""
+        return any(len(layouts) > 1 for layouts in self.layouts)
 
     def warn(self, slow):
         """Name the parameters that are slow from now on, each once."""

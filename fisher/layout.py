@@ -41,13 +41,13 @@ def gradients(loss, calls):
     return [None if d is None else d.reshape(c.shape) for d, c in zip(signals, calls)]
 
 
-def layouts_of(calls, losses):
-    """For each call the list of the Layouts that fit, from the losses [N]. It is empty if rows
-    belong to several samples; it has several Layouts if too few rows have a signal."""
+def layouts_of(calls, signals, losses):
+    """For each call the list of the Layouts that fit, from its signals of the sum of the losses
+    [N]. It is empty if rows belong to several samples; it has several Layouts if too few rows have
+    a signal."""
     samples = len(losses)
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).to(losses.device)
     exponents = order - samples // 2
-    signals = gradients(losses.sum(), calls)
     scaled = gradients((losses * torch.exp2(exponents.to(losses.dtype))).sum(), calls)
     layouts = []
     for call, d, d_scaled in zip(calls, signals, scaled):
