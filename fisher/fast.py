@@ -250,7 +250,8 @@ class TemporalFisher:
         try:
             together = self.model(x)
         except RuntimeError as error:
-            raise ValueError(f"model(x) fails for 2 samples: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"model(x) fails for 2 samples: {reason}") from error
         check_outputs(together, x, y)
         for n in range(2):
             pair = x[[n, n]]
