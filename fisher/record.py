@@ -32,7 +32,7 @@ class Weight:
     a: torch.Tensor  # the input
     space: tuple = (1,)  # of a convolution: height and width of the output
     geometry: tuple = ()  # of a convolution: stride, padding, dilation, groups
-    windows: torch.Tensor | None = None
+    windows: torch.Tensor | None = None  # what its positions see, from the first gradient on
 
     @property
     def positions(self):
@@ -61,7 +61,7 @@ class Weight:
         return self.columns(F.unfold(a, kernel, dilation, padding, stride), layout)
 
     def spans(self, dim):
-        """Whether the source has places of its own along a dimension of z where samples may be."""
+        """Whether the source varies along a dimension of z, so that it cannot be the samples'."""
         return False
 
     def gradient(self, d, layout):
@@ -81,7 +81,7 @@ class Elementwise:
     factor: torch.Tensor | float = 1.0  # derivative of z by the source
 
     def spans(self, dim):
-        """Whether the source has places of its own along a dimension of z."""
+        """Whether the source varies along a dimension of z, so that it cannot be the samples'."""
         return self.shape[dim] > 1
 
     def gradient(self, d, layout):
@@ -129,7 +129,7 @@ class Call:
         """How many rows along dimension 0 prefix t reaches if time is outermost there, else None.
         `TemporalFisher` checks it."""
         if any(use.spans(0) for use in self.uses):
-            return None  # each row has a place of its own in the parameter
+            return None  # the gradient of a row beyond is 0, and has its place in the parameter
         rows, dim = self.shape[0], self.layout.dim
         blocks = rows if dim else rows // (self.layout.samples * self.layout.inner)
         return rows // timesteps * t if dim < 2 and blocks == timesteps else None
