@@ -290,7 +290,7 @@ def uncovered(recorder, losses, calls):
     for call in calls:
         if call.layout is None:
             names |= recorder.names_of(call)
-    recorded = names.union(*(recorder.names_of(call) for call in recorder.calls))
+    recorded = names.union(*(recorder.names_of(call) for call in calls))
     unseen = {name: p for name, p in recorder.named.items() if name not in recorded}
     if unseen:  # unused, or used where Python does not see it
         gradients_unseen = torch.autograd.grad(
