@@ -115,8 +115,7 @@ def squared_gradients(model, x, y, prefix, parameters):
             loss, parameters.values(), retain_graph=True, allow_unused=True
         )
         for name, gradient in zip(parameters, gradients):
-            square = loss.new_zeros(()) if gradient is None else squared_norm(gradient)
-            norms[name].append(square)
+            norms[name].append(squared_norm(loss.new_zeros(()) if gradient is None else gradient))
     return {name: torch.stack(squares) for name, squares in norms.items()}
 
 
@@ -197,9 +196,10 @@ def check_outputs(outputs, x, y):
     if not is_outputs(outputs, x):
         shape = list(getattr(outputs, "shape", [])) or type(outputs).__name__
         raise ValueError(
-            f"model(x) must give outputs [T, N, classes]; it gives {shape} for {len(x)} samples"
+            f"model(x) must give outputs [T, N, classes]; it gives {shape} for {len(x)} samples. "
+            "Where samples come first, return outputs.transpose(0, 1)"
         )
-    if not outputs.requires_grad:
+    if torch.is_grad_enabled() and not outputs.requires_grad:
         raise ValueError("model(x) has no graph to its parameters: is it under torch.no_grad()?")
     if y.dim() == 2 and len(y) != len(outputs):
         raise ValueError(f"the labels are for {len(y)} timesteps, the model has {len(outputs)}")

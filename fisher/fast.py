@@ -43,6 +43,7 @@ KEEPS = (
     "a second model(x) gives other outputs or gradients: reset its membranes in forward, draw "
     "nothing at random there, or call model.eval()"
 )
+REENTRANT = "pass use_reentrant=False to torch.utils.checkpoint"
 MIXES = "outputs of a sample depend on the others in its batch: they must not"
 
 
@@ -77,10 +78,11 @@ class TemporalFisher:
     """
 
     def __init__(self, model, prefix="cumulative", chunk=None, skip=()):
-        parameters = measured(model).items()
-        self.parameters = {
-            name: p for name, p in parameters if not any(fnmatch(name, s) for s in skip)
-        }
+        patterns = [skip] if isinstance(skip, str) else skip
+        self.parameters = measured(model)
+        for name in list(self.parameters):
+            if any(fnmatch(name, pattern) for pattern in patterns):
+                del self.parameters[name]
         if not self.parameters:
             raise ValueError("no parameter that is measured requires a gradient")
         if chunk is not None and not 1 <= chunk <= MOST_SAMPLES:
@@ -90,26 +92,29 @@ class TemporalFisher:
         self.timesteps = None  # T, known from the first batch on
         self.slow = set()  # parameters that are measured by the definition
         self.warned = set()
-        self.batches, self.shapes, self.layouts = 0, None, None  # of the calls
+        self.batches, self.samples = 0, None  # how many: batches so far, samples in the last one
+        self.shapes, self.layouts = [], []  # of its calls
         self.time_is_outermost = True  # until a signal says otherwise
 
     def __call__(self, x, y):
         check_arguments(x, y, self.prefix)
+        self.check_modules()
+        x = x.detach()
         with as_written(), torch.enable_grad():
             if self.timesteps is None:
                 self.compare(x, y)
                 self.chunk = self.chunk or self.default_chunk(x.device)
-            parts, start = [], 0
+            chunks, start = [], 0
             while start < len(x):
-                part = slice(start, start + self.chunk)
+                chunk = slice(start, start + self.chunk)
                 try:
-                    parts.append(self.measure(x[part], y[..., part]))
+                    chunks.append(self.measure(x[chunk], y[..., chunk]))
                     start += self.chunk
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     if self.chunk == 1 or "memory" not in str(error):
                         raise
                     self.chunk //= 2
-        return {name: torch.cat([part[name] for part in parts], 1) for name in self.parameters}
+        return {name: torch.cat([norms[name] for norms in chunks], 1) for name in self.parameters}
 
     def default_chunk(self, device):
         """Samples in one pass, from the sizes of the outputs for two samples."""
@@ -144,46 +149,56 @@ class TemporalFisher:
         with Recorder(self.model, self.parameters, self.time_is_outermost) as recorder:
             outputs = check_outputs(self.model(x), x, y)
         losses = prefix_losses(outputs, y, self.prefix)  # (T, N)
-        total = losses[-1] if self.prefix == "cumulative" else losses.sum(0)
         if self.timesteps not in (None, len(losses)):
             raise ValueError(
                 f"the model gives outputs of T = {self.timesteps} and of T = {len(losses)}: all "
                 "samples must have one T"
             )
         self.timesteps = len(losses)
-        calls, signals = self.read_layouts(recorder.calls, total)
+        signals = gradients(losses[-1].sum(), recorder.calls)
+        pairs = [(c, d) for c, d in zip(recorder.calls, signals) if d is not None and d.numel()]
+        calls, signals = [call for call, _ in pairs], [d for _, d in pairs]
+        self.read_layouts(calls, signals, losses)
         covered = self.parameters.keys() - self.slow - uncovered(recorder, losses, calls)
         norms = Norms(recorder, calls, covered, losses)
         beyond = []
         for t in range(self.timesteps, 0, -1):
-            if t < self.timesteps or self.prefix == "instant":
+            if t < self.timesteps:
                 for call in calls:
                     skips = self.time_is_outermost and call.layout
-                    call.first = call.reach(t, self.timesteps) if skips else None
+                    call.reach.rows = call.rows_until(t, self.timesteps) if skips else None
                 signals = gradients(losses[t - 1].sum(), calls)
-            norms.add(t, [first_rows(*each, beyond) for each in zip(signals, calls)])
+            for call, d in zip(calls, signals):
+                if call.reach.rows is not None:
+                    beyond.append(d[call.reach.rows :].any())  # a look at it waits for a GPU
+            norms.add(t, [d[: call.reach.rows] for call, d in zip(calls, signals)])
         if beyond and torch.stack(beyond).any():
             return None
         return norms.by_name
 
-    def read_layouts(self, calls, total):
-        """Give each call its layout. Returns the calls that the losses `total` [N] depend on, and
-        their signals.
+    def read_layouts(self, calls, signals, losses):
+        """Give each call its layout, from the losses [T, N] and the signals of the last.
 
         Rows are read in the batches 1, 2, 4, 8, ..., where the calls are others than before, and
-        where samples are so few that rows sorted by content may stand in order by chance.
+        where samples are so few that rows sorted by content may stand in order by chance. They are
+        read again as long as several layouts fit a call, as one without a signal.
         """
-        signals = gradients(total.sum(), calls)
-        pairs = [(c, d) for c, d in zip(calls, signals) if d is not None and d.numel()]
-        calls, signals = [call for call, _ in pairs], [d for _, d in pairs]
+        samples = losses.shape[1]
         shapes = [call.shape for call in calls]
         self.batches += 1
-        due = self.batches & (self.batches - 1) == 0 or len(total) < FEW_SAMPLES
-        if due or shapes != self.shapes:
-            self.shapes, self.layouts = shapes, layouts_of(calls, signals, total)
-        for call, layout in zip(calls, self.layouts):
-            call.layout = layout
-        return calls, signals
+        due = self.batches & (self.batches - 1) == 0 or samples < FEW_SAMPLES
+        if due or self.unsure() or (samples, shapes) != (self.samples, self.shapes):
+            self.samples, self.shapes = samples, shapes
+            self.layouts = layouts_of(calls, signals, losses[-1])
+            if self.unsure() or self.prefix == "instant":  # the last loss alone does not tell
+                total = losses.sum(0)
+                self.layouts = layouts_of(calls, gradients(total.sum(), calls), total)
+        for call, layouts in zip(calls, self.layouts):
+            call.layout = layouts[0] if layouts else None
+
+    def unsure(self):
+        """Whether several layouts fit one of the calls."""
+        return any(len(layouts) > 1 for layouts in self.layouts)
 
     def warn(self, slow):
         """Name the parameters that are slow from now on, each once."""
@@ -200,9 +215,6 @@ class TemporalFisher:
     def compare(self, x, y):
         """Compare two samples with the definition. Raises ValueError for a model that it has no
         meaning for; parameters that differ are measured by it."""
-        for name, module in self.model.named_modules():
-            if module.training and not isinstance(module, torch.nn.RNNBase):  # cuDNN's need it
-                raise ValueError(f"layer {name or 'model'} is in train mode: call model.eval()")
         index = torch.tensor([0, min(1, len(x) - 1)], device=x.device)
         x, y = x[index], y[..., index]
         self.check_independence(x, y)
@@ -211,23 +223,35 @@ class TemporalFisher:
             expected = one_by_one(self.model, x, y, **options)
             backwards = one_by_one(self.model, x.flip(0), y.flip(-1), **options)
         except RuntimeError as error:
-            if "backward through the graph a second time" in str(error):
-                raise ValueError(KEEPS) from error
+            for words, cure in (("graph a second time", KEEPS), ("use_reentrant", REENTRANT)):
+                if words in str(error):
+                    raise ValueError(cure) from error
             raise
         if differing(expected, {name: norms.flip(1) for name, norms in backwards.items()}):
             raise ValueError(KEEPS)
         self.check_hidden(x, y, expected)
         with warnings.catch_warnings(action="ignore"):
             fast = self.measure(x, y)
-        self.slow |= set(differing(expected, fast))
+        hooked = {name for name, p in self.parameters.items() if p._backward_hooks}
+        self.slow |= hooked.union(differing(expected, fast))  # other samples may set off the hook
         self.warned = set()
+
+    def check_modules(self):
+        """Raise ValueError for a layer in train mode or a hook that `check_hidden` would run."""
+        for name, module in self.model.named_modules():
+            if module.training and not isinstance(module, torch.nn.RNNBase):  # cuDNN's need it
+                raise ValueError(f"layer {name or 'model'} is in train mode: call model.eval()")
+        for name, p in self.model.named_parameters():
+            if p._post_accumulate_grad_hooks:
+                raise ValueError(f"a hook of {name} runs after backward(): remove it to measure")
 
     def check_independence(self, x, y):
         """Raise ValueError if an output depends on another sample or on chance, or x is changed."""
         try:
             together = self.model(x)
         except RuntimeError as error:
-            raise ValueError(f"model(x) fails for 2 samples: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"model(x) fails for 2 samples: {reason}") from error
         check_outputs(together, x, y)
         for n in range(2):
             pair = x[[n, n]]
@@ -240,52 +264,41 @@ class TemporalFisher:
 
     def check_hidden(self, x, y, expected):
         """Raise ValueError if loss.backward() gives other gradients than torch.autograd.grad."""
-        parameters = self.parameters.values()
+        parameters = list(self.model.parameters())
         before = [p.grad for p in parameters]
         try:
             for p in parameters:
                 p.grad = None
             losses = prefix_losses(self.model(x[[0, 0]]), y[..., [0, 0]], self.prefix)
-            losses[-1].mean().backward()
+            losses[-1].mean().backward(retain_graph=True)  # others may hold a part of it
             zero = losses.new_zeros(())
-            found = {}
+            last = {}
             for name, p in self.parameters.items():
-                found[name] = zero if p.grad is None else squared_norm(p.grad)
+                last[name] = squared_norm(zero if p.grad is None else p.grad)
         finally:
             for p, gradient in zip(parameters, before):
                 p.grad = gradient
-        last = {name: expected[name][-1, 0] for name in found}
-        if hidden := differing(last, found):
+        if hidden := differing({name: expected[name][-1, 0] for name in last}, last):
             raise ValueError(
-                f"gradients of {', '.join(hidden)} are hidden from torch.autograd.grad: pass "
-                "use_reentrant=False to torch.utils.checkpoint"
+                f"gradients of {', '.join(hidden)} are hidden from torch.autograd.grad: {REENTRANT}"
             )
-
-
-def first_rows(d, call, beyond):
-    """The signal of the rows that the prefix reaches. Whether there is one beyond goes to the list
-    `beyond`, which is looked at once a batch: each look waits for a GPU."""
-    if call.first is None or call.first == len(d):
-        return d
-    beyond.append(d[call.first :].any())
-    return d[: call.first]
 
 
 def uncovered(recorder, losses, calls):
     """Names of the parameters that a batch uses otherwise than in calls of a known layout."""
     names = set(recorder.others)
-    recorded = set(recorder.others)
-    for call in recorder.calls:
-        recorded |= recorder.names_of(call)
     for call in calls:
         if call.layout is None:
             names |= recorder.names_of(call)
+    recorded = names.union(*(recorder.names_of(call) for call in calls))
     unseen = {name: p for name, p in recorder.named.items() if name not in recorded}
-    if unseen:
-        found = torch.autograd.grad(
+    if unseen:  # unused, or used where Python does not see it
+        gradients_unseen = torch.autograd.grad(
             losses.sum(), unseen.values(), retain_graph=True, allow_unused=True
         )
-        names |= {name for name, gradient in zip(unseen, found) if gradient is not None}
+        for name, gradient in zip(unseen, gradients_unseen):
+            if gradient is not None:
+                names.add(name)
     return names
 
 
@@ -307,13 +320,13 @@ def alike(a, b):
     return torch.allclose(a, b, rtol=0, atol=near.item(), equal_nan=True)
 
 
-def differing(expected, found):
+def differing(expected, norms):
     """Names whose gradient norms differ. One tiny beside the largest may be all rounding."""
     largest = max(values.nan_to_num(0, 0, 0).max().sqrt().item() for values in expected.values())
     names = []
     for name, values in expected.items():
         precision = PRECISION.get(values.dtype, HALF_PRECISION)
         near = {"rtol": 10 * precision, "atol": 1e-3 * precision * largest, "equal_nan": True}
-        if not torch.allclose(found[name].sqrt(), values.sqrt(), **near):
+        if not torch.allclose(norms[name].sqrt().to(values.dtype), values.sqrt(), **near):
             names.append(name)
     return names

@@ -88,7 +88,10 @@ def over_kernel(products, weight):
 
 
 def pays(uses, timesteps):
-    """Whether the norms of a weight take less time this way, for t = 1..T together."""
+    """Whether the norms of a weight take less time this way, for t = 1..T together.
+
+    Both costs are multiplications for each sample. A number that is written counts as TRAFFIC.
+    """
     weight = uses[0][0]
     if any((use.geometry, use.space) != (weight.geometry, weight.space) for use, _ in uses):
         return False
@@ -101,7 +104,8 @@ def pays(uses, timesteps):
     if n > MOST_POSITIONS:
         return False
     shares = [t / timesteps for t in range(1, timesteps + 1)]  # of the positions that t reaches
-    seen = channels + TRAFFIC * sum(kernel) if by_pixels(weight) else d_in
     by_gradient = sum((share * n + TRAFFIC) * d_in * d_out for share in shares)
-    by_gram = n**2 / 2 * (seen + TRAFFIC) + sum((share * n) ** 2 / 2 * d_out for share in shares)
+    product = channels + TRAFFIC * sum(kernel) if by_pixels(weight) else d_in  # one a_p . a_q
+    gram = n**2 / 2 * (product + TRAFFIC)  # once
+    by_gram = gram + sum((share * n) ** 2 / 2 * d_out for share in shares)
     return by_gram < by_gradient

@@ -15,6 +15,7 @@ import torch
 PRECISION = {torch.float64: 1e-6, torch.float32: 1e-3}  # to which the same numbers agree
 HALF_PRECISION = 0.05
 SILENT, MIXED = -1, -2
+FAINTEST = 2.0**-64  # of the largest signal: below, a multiple in float32 may be rounded to nothing
 
 
 @dataclass
@@ -41,7 +42,9 @@ def gradients(loss, calls):
 
 
 def layouts_of(calls, signals, losses):
-    """The Layout of each call, or None, from its signals of the sum of the losses [N]."""
+    """For each call the list of the Layouts that fit, from its signals of the sum of the losses
+    [N]. It is empty if rows belong to several samples; it has several Layouts if too few rows have
+    a signal."""
     samples = len(losses)
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).to(losses.device)
     exponents = order - samples // 2
@@ -49,7 +52,7 @@ def layouts_of(calls, signals, losses):
     layouts = []
     for call, d, d_scaled in zip(calls, signals, scaled):
         owner = owners(rows_of(d, call.row_dims), rows_of(d_scaled, call.row_dims), exponents)
-        layouts.append(find_layout(call, owner, samples))
+        layouts.append(fitting_layouts(call, owner, samples))
     return layouts
 
 
@@ -58,19 +61,21 @@ def owners(d, scaled, exponents):
     exponent: [rows]. SILENT for a row without a signal, MIXED for one of several samples."""
     samples = len(exponents)
     largest, place = d.abs().max(1, keepdim=True)
-    factor = (scaled.gather(1, place) / d.gather(1, place)).double()
-    exponent = factor.abs().log2().round().nan_to_num(0, 0, 0).long() + samples // 2
+    factor = (scaled.gather(1, place) / d.gather(1, place)).abs().double()
+    exponent = factor.log2().round().nan_to_num(0, 0, 0).long() + samples // 2
     owner = exponents.argsort()[exponent.clamp(0, samples - 1)]  # (rows, 1)
-    scale = torch.exp2(exponents[owner].to(d.dtype))
-    precision = PRECISION.get(d.dtype, HALF_PRECISION)
+    scale = torch.exp2(exponents[owner].to(largest.dtype))
+    precision = PRECISION.get(largest.dtype, HALF_PRECISION)
     off = (scaled - d * scale).abs().amax(1, keepdim=True)
     owner = torch.where(off > precision * largest * scale, MIXED, owner)
-    return torch.where(largest > 0, owner, SILENT).flatten()
+    heard = largest > FAINTEST * largest.max()
+    return torch.where(heard, owner, SILENT).flatten()
 
 
-def find_layout(call, owner, samples):
-    """The Layout with which each row is of its owner, or None. A silent row fits any."""
+def fitting_layouts(call, owner, samples):
+    """The Layouts with which each row is of its owner. A silent row fits any."""
     owner = owner.view(call.shape[: call.row_dims])
+    layouts = []
     for dim in range(call.row_dims):
         times, rest = divmod(call.shape[dim], samples)
         if rest or any(use.spans(dim) for use in call.uses):
@@ -78,10 +83,11 @@ def find_layout(call, owner, samples):
         place = torch.arange(call.shape[dim], device=owner.device)
         place = place.view(-1, *(1,) * (call.row_dims - dim - 1))  # along `dim`
         for inner in range(1, times + 1):
-            fits = (owner == place // inner % samples) | (owner == SILENT)
-            if times % inner == 0 and fits.all():
-                return Layout(dim, samples, inner)
-    return None
+            if times % inner == 0:
+                fits = (owner == place // inner % samples) | (owner == SILENT)
+                if fits.all():
+                    layouts.append(Layout(dim, samples, inner))
+    return layouts
 
 
 def rows_of(d, row_dims):

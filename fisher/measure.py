@@ -20,6 +20,8 @@ from fisher.definition import (
     batch_means,
     centroid,
     centroid_interval,
+    check_arguments,
+    check_outputs,
     draw_labels,
     prefix_losses,
     prefix_residuals,
@@ -89,6 +91,7 @@ def measure(model, batches, *, samples=None, labels="data", prefix="cumulative",
             raise ValueError(f"unknown {value!r}: choose from {', '.join(known)}")
     start = time.perf_counter()
     squared_norms = TemporalFisher(model, prefix, chunk, skip)
+    squared_norms.check_modules()
     parameters = squared_norms.parameters
     if estimator == "release":
         squared_norms = partial(batch_means, model, size=None, prefix=prefix, names=parameters)
@@ -96,8 +99,9 @@ def measure(model, batches, *, samples=None, labels="data", prefix="cumulative",
     columns, before = {}, 0
     for number, (x, y) in enumerate(first(batches, samples, whole=estimator == "release")):
         if number % processes() == rank():
+            check_arguments(x, y, prefix)
             x, y = x.to(device), y.to(device)
-            outputs = model(x)
+            outputs = check_outputs(model(x), x, y)
             weighted = weighted_labels(outputs, y, labels, prefix, seed, before)
             columns[number] = measure_batch(outputs, x, y, weighted, prefix, squared_norms)
         before += len(x)
@@ -146,13 +150,14 @@ def measure_batch(outputs, x, y, weighted, prefix, squared_norms):
 
 def summarise(columns, parameters, prefix, estimator, samples, start):
     """The Measurement of the columns of all batches, in their order."""
+    count = samples if estimator == "exact" else len(columns)
+    if count < 2:
+        raise ValueError(f"an error bar needs two samples or batches, not {count}")
     norms, *others = zip(*columns)
     loss, residual, right = (torch.cat(values, 1) for values in others)
     by_name = {name: torch.cat([part[name] for part in norms], 1) for name in parameters}
     per_sample = sum(by_name.values())
-    curve, count = per_sample.mean(1), per_sample.shape[1]
-    if count < 2:
-        raise ValueError(f"an error bar needs two samples or batches, not {count}")
+    curve = per_sample.mean(1)
     if not curve.isfinite().all():
         raise ValueError(f"the Fisher information is not finite: {curve.tolist()}")
     layers, scales = {}, {}

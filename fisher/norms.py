@@ -18,11 +18,12 @@ class Norms:
                 if recorder.names[id(use.source)] & names:
                     self.uses.setdefault(id(use.source), []).append((number, use, call.layout))
         self.grams = {}
-        made_of = [recorder.names[s] for s in self.uses if s not in recorder.parameters]
+        made = [source for source in self.uses if source not in recorder.parameters]
+        summed = set().union(*(recorder.names[source] for source in made))  # over several sources
         for source, uses in self.uses.items():
             weights = [(use, layout) for _, use, layout in uses if isinstance(use, Weight)]
-            apart = not any(recorder.names[source] & names for names in made_of)
-            if apart and len(weights) == len(uses) and pays(weights, len(losses)):
+            alone = not recorder.names[source] & summed
+            if alone and len(weights) == len(uses) and pays(weights, len(losses)):
                 self.grams[source] = Gram(weights)
 
     def add(self, t, signals):
@@ -34,8 +35,9 @@ class Norms:
                 norms = self.by_name[self.recorder.parameters[source]]
                 norms[t - 1] = squares.view(norms.shape[1], -1).sum(1)
             else:
-                parts = [use.gradient(signals[call], layout) for call, use, layout in uses]
-                gradients[source] = sum(parts)
+                gradients[source] = sum(
+                    use.gradient(signals[call], layout) for call, use, layout in uses
+                )
         for name, gradient in self.by_parameter(gradients).items():
             norms = torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1)
             self.by_name[name][t - 1] = norms.square()
@@ -56,9 +58,11 @@ class Norms:
             [gradients[source].to(recorder.sources[source].dtype) for source in made],
             is_grads_batched=True,  # one gradient a sample
             retain_graph=True,
+            allow_unused=True,  # as a, of a.expand_as(b), is made of a alone
         )
         for name, gradient in zip(names, through):
-            total[name] = total.get(name, 0) + gradient
+            if gradient is not None:
+                total[name] = total.get(name, 0) + gradient
         return total
 
 

@@ -13,7 +13,7 @@ of tensors made of them alone, such as sigmoid(w) or w[:3]. Both are called sour
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class Weight:
     a: torch.Tensor  # the input
     space: tuple = (1,)  # of a convolution: height and width of the output
     geometry: tuple = ()  # of a convolution: stride, padding, dilation, groups
-    windows: torch.Tensor | None = None
+    windows: torch.Tensor | None = None  # what its positions see, from the first gradient on
 
     @property
     def positions(self):
@@ -61,7 +61,7 @@ class Weight:
         return self.columns(F.unfold(a, kernel, dilation, padding, stride), layout)
 
     def spans(self, dim):
-        """Whether the source has places of its own along a dimension of z where samples may be."""
+        """Whether the source varies along a dimension of z, so that it cannot be the samples'."""
         return False
 
     def gradient(self, d, layout):
@@ -81,7 +81,7 @@ class Elementwise:
     factor: torch.Tensor | float = 1.0  # derivative of z by the source
 
     def spans(self, dim):
-        """Whether the source has places of its own along a dimension of z."""
+        """Whether the source varies along a dimension of z, so that it cannot be the samples'."""
         return self.shape[dim] > 1
 
     def gradient(self, d, layout):
@@ -96,6 +96,17 @@ class Elementwise:
 
 
 @dataclass
+class Reach:
+    """The rows of a call, along dimension 0, that the present prefix reaches; None: all of them.
+
+    FirstRows holds this and not the Call: a Call holds its node of the graph, and a node that holds
+    itself is never freed.
+    """
+
+    rows: int | None = None
+
+
+@dataclass
 class Call:
     """A call that uses sources."""
 
@@ -104,7 +115,7 @@ class Call:
     shape: tuple = ()  # of z
     row_dims: int = 1  # samples may lie along the first so many dimensions of z
     layout: Layout | None = None
-    first: int | None = None  # rows that the prefix reaches, along dimension 0; None: all
+    reach: Reach = field(default_factory=Reach)
 
     def returns(self, z, row_dims):
         """Note the output z."""
@@ -114,29 +125,29 @@ class Call:
         self.edge = get_gradient_edge(z._base if whole else z)
         self.shape, self.row_dims = z.shape, row_dims
 
-    def reach(self, t, timesteps):
+    def rows_until(self, t, timesteps):
         """How many rows along dimension 0 prefix t reaches if time is outermost there, else None.
         `TemporalFisher` checks it."""
         if any(use.spans(0) for use in self.uses):
-            return None  # each row has a place of its own in the parameter
+            return None  # the gradient of a row beyond is 0, and has its place in the parameter
         rows, dim = self.shape[0], self.layout.dim
         blocks = rows if dim else rows // (self.layout.samples * self.layout.inner)
         return rows // timesteps * t if dim < 2 and blocks == timesteps else None
 
 
 class FirstRows(torch.autograd.Function):
-    """A layer z = forward(a) whose backward pass takes only the rows that the prefix reaches,
-    `call.first`: over all t that is half of the work. backward(d) is the gradient by the first rows
-    of a. Weight and bias get none."""
+    """A layer z = forward(a) whose backward pass takes only the rows that the prefix reaches: over
+    all t that is half of the work. backward(d) is the gradient by the first rows of a. Weight and
+    bias get none."""
 
     @staticmethod
-    def forward(ctx, a, call, forward, backward):
-        ctx.call, ctx.backward = call, backward
+    def forward(ctx, a, reach, forward, backward):
+        ctx.reach, ctx.backward = reach, backward
         return forward(a)
 
     @staticmethod
     def backward(ctx, d):
-        rows = len(d) if ctx.call.first is None else ctx.call.first
+        rows = len(d) if ctx.reach.rows is None else ctx.reach.rows
         gradient = ctx.backward(d[:rows])
         if rows < len(d):  # in the memory format of the gradient
             gradient = F.pad(gradient, (0, 0) * (d.dim() - 1) + (0, len(d) - rows))
@@ -151,10 +162,11 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.first_rows = first_rows  # whether convolutions are FirstRows
         self.named = parameters
+        # By id. Tensors are held, so that no other tensor gets their id.
         self.parameters = {id(p): name for name, p in parameters.items()}
-        self.sources = {id(p): p for p in parameters.values()}  # kept, so that no id comes twice
+        self.sources = {id(p): p for p in parameters.values()}
         self.names = {id(p): {name} for name, p in parameters.items()}  # that a source is made of
-        self.constants = {id(buffer): buffer for buffer in model.buffers()}
+        self.constants = {id(v): v for v in (*model.parameters(), *model.buffers())}
         self.calls, self.others = [], set()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -168,7 +180,9 @@ class Recorder(TorchFunctionMode):
         rule = RULES.get(function)
         if len(args) == 2 and not kwargs:
             rule = rule or ELEMENTWISE.get(function.__name__)
-        if rule and not made_of_sources and not torch._C._are_functorch_transforms_active():
+        conjugated = any(v.is_complex() for v in sources)  # their products have other gradients
+        transformed = torch._C._are_functorch_transforms_active()
+        if rule and not (made_of_sources or conjugated or transformed):
             z = rule(self, function, *args, **kwargs)
             if z is not NotImplemented:
                 return z
@@ -188,22 +202,22 @@ class Recorder(TorchFunctionMode):
     def source(self, v):
         return v is not None and id(v) in self.sources
 
-    def record(self, z, row_dims, *uses, call=None):
+    def record(self, z, row_dims, *uses, reach=None):
         """Note a call with output z, and give z."""
-        call = call or Call()
-        call.uses = [use for use in uses if self.source(use.source)]
+        uses = [use for use in uses if self.source(use.source)]
+        call = Call(uses, reach=reach or Reach())
         call.returns(z, row_dims)
         self.calls.append(call)
         return z
 
     def run(self, a, parameters, forward, backward):
         """forward(a), as FirstRows if the gradient by a is all that its backward pass is for.
-        Returns the output and its Call."""
-        call = Call()
+        Returns the output and its Reach."""
+        reach = Reach()
         others = [p for p in parameters if p is not None and not self.source(p)]
         if self.first_rows and a.requires_grad and not any(p.requires_grad for p in others):
-            return FirstRows.apply(a, call, forward, backward), call
-        return forward(a), call
+            return FirstRows.apply(a, reach, forward, backward), reach
+        return forward(a), reach
 
     # -------------------------------------- rules: the output, or NotImplemented if not covered
 
@@ -227,11 +241,11 @@ class Recorder(TorchFunctionMode):
             shape = (len(d), *input.shape[1:])
             return back(shape, weight.to(d.dtype), d, *geometry)  # autocast has other types
 
-        z, call = self.run(input, (weight, bias), forward, backward)
+        z, reach = self.run(input, (weight, bias), forward, backward)
         uses = [Weight(weight, input.detach(), z.shape[2:], geometry)]
         if bias is not None:
             uses.append(Elementwise(bias, (1, len(bias), *(1,) * dims)))
-        return self.record(z, 1, *uses, call=call)
+        return self.record(z, 1, *uses, reach=reach)
 
     def linear(self, function, input, weight, bias=None):
         """F.linear: input [..., C]."""
@@ -257,9 +271,9 @@ class Recorder(TorchFunctionMode):
             scale = (running_var + eps).rsqrt()
             return d * (scale if weight is None else scale * weight).view(shape)
 
-        z, call = self.run(input, (weight, bias), forward, backward)
+        z, reach = self.run(input, (weight, bias), forward, backward)
         xhat = function(input.detach(), running_mean, running_var, eps=eps)
-        return self.normalisation(z, xhat, weight, bias, shape, call)
+        return self.normalisation(z, xhat, weight, bias, shape, reach)
 
     def group_norm(self, function, input, num_groups, weight=None, bias=None, eps=1e-5):
         """F.group_norm: input [R, C, ...]."""
@@ -276,10 +290,10 @@ class Recorder(TorchFunctionMode):
         shape = (*(1,) * (z.dim() - len(normalized_shape)), *normalized_shape)
         return self.normalisation(z, xhat, weight, bias, shape)
 
-    def normalisation(self, z, xhat, weight, bias, shape, call=None):
+    def normalisation(self, z, xhat, weight, bias, shape, reach=None):
         uses = [Elementwise(weight, shape, xhat), Elementwise(bias, shape)]
         row_dims = next(dim for dim, size in enumerate(shape) if size != 1 or dim + 1 == len(shape))
-        return self.record(z, max(row_dims, 1), *uses, call=call)
+        return self.record(z, max(row_dims, 1), *uses, reach=reach)
 
     def add(self, function, a, b):
         z = function(a, b)

@@ -1,6 +1,7 @@
 """The fast estimator is the definition: on every network here, on networks of other people, or it
 refuses with the cure."""
 
+import gc
 import warnings
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import archs
-from fisher import one_by_one, temporal_fisher
+from fisher import TemporalFisher, one_by_one, temporal_fisher
 
 GOLDEN = Path(__file__).parent / "golden"
 pytestmark = pytest.mark.usefixtures("float64")
@@ -78,7 +79,7 @@ def test_norms_through_gram_matrices_are_those_of_the_gradients(monkeypatch):
     model, x, y = network(size=16), torch.randn(3, 2, 16, 16), torch.arange(3)
     expected = one_by_one(model, x, y)
     for way in (True, False):
-        monkeypatch.setattr("fisher.fast.pays", lambda uses, timesteps, way=way: way)
+        monkeypatch.setattr("fisher.norms.pays", lambda uses, timesteps, way=way: way)
         assert_same(temporal_fisher(model, x, y), expected)
         loop, frames = Loop().eval(), torch.randn(3, 2, 6, 6)
         assert_same(temporal_fisher(loop, frames, y), one_by_one(loop, frames, y))
@@ -159,6 +160,10 @@ USES = {
     "a slice": (lambda m, x: m.a(x) + m.g[:4, None].exp(), layer_and(g=six(7)), ()),
     "learned neuron": (learned_neuron, layer_and(w=six(), threshold=six()), ()),
     "two kinds": (two_kinds, layer_and(b=linear(6, 6, bias=False)), ()),
+    "of another's shape": (lambda m, x: m.a(x) * m.g.expand_as(m.h),
+                           layer_and(g=six(), h=six(1)), ()),
+    "masked": (lambda m, x: F.linear(x, m.a.weight * m.mask),
+               layer_and(mask=lambda: nn.Parameter(torch.ones(6, 1), requires_grad=False)), ()),
     "in place": (lambda m, x: F.relu(m.a(x), inplace=True), layer_and(), ()),
     "recomputed": (recomputed, layer_and(c=conv(6, 6)), ()),
     "unused": (lambda m, x: m.a(x), layer_and(b=linear(5, 6)), ()),
@@ -186,6 +191,39 @@ def test_rows_that_change_from_batch_to_batch_are_read_in_each(name):
     model, x, y = Function(function, **layers()), torch.randn(9, 4, 5), torch.arange(9) % 3
     with warnings.catch_warnings(action="ignore"):
         assert_same(temporal_fisher(model, x, y, chunk=2), one_by_one(model, x, y))
+
+
+def samples_first(layer, x):
+    return layer(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (x.shape[1], -1)).transpose(0, 1)
+
+
+def test_rows_of_a_layer_that_is_silent_at_first_are_read_when_it_is_not():
+    def gated(m, x):
+        return m.a(x) + (x[..., :1] > 0) * samples_first(m.b, x).tanh()
+
+    x = torch.randn(32, 4, 5)
+    x[:, :, 0] = x[:, :, 0].abs() * (torch.arange(32) >= 24)[:, None]
+    assert_exact(Function(gated, **layer_and(b=linear(5, 6))()), x, torch.arange(32) % 3, chunk=8)
+
+
+def test_samples_that_end_without_a_loss_have_their_rows():
+    model = Function(lambda m, x: samples_first(m.a, x), **layer_and()())
+    x = torch.randn(32, 4, 5)
+    x[2:, -1] *= 1e7  # the last prediction is 0 or 1, and the label is the 1
+    assert_exact(model, x, model(x).mean(0).argmax(1), chunk=8)
+
+
+def test_the_number_of_samples_and_positions_may_change_between_batches():
+    class Folded(nn.Linear):
+        def forward(self, x):  # (N, T, positions, 5)
+            z = super().forward(x.transpose(0, 1).flatten(0, 2))
+            return z.view(4, len(x), -1, 3).sum(2)
+
+    model = Folded(5, 3).eval()
+    estimator = TemporalFisher(model)
+    for samples, positions in ((8, 16), (16, 8), (32, 4)):
+        x, y = torch.randn(samples, 4, positions, 5), torch.arange(samples) % 3
+        assert_same(estimator(x, y), one_by_one(model, x, y))
 
 
 class AttentionOverTime(nn.Module):
@@ -228,15 +266,30 @@ def test_model_gradients_and_random_state_stay_as_they_were():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     with torch.no_grad():
-        temporal_fisher(model, x, y)
+        temporal_fisher(model, x.requires_grad_(), y, skip=("conv2.*",))
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model.conv1.weight.grad is gradient and model.conv2.weight.grad is None
+    assert x.grad is None
+
+
+def test_no_memory_is_held_from_batch_to_batch():
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(value), torch.Tensor) for value in gc.get_objects())
+
+    model, x, y = network(), torch.randn(3, 2, 8, 8), torch.arange(3)
+    estimator = TemporalFisher(model)
+    estimator(x, y)
+    before = tensors()
+    estimator(x, y)
+    assert tensors() == before
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
 def test_other_precisions_are_near(dtype, tolerance):
     model, x, y = settle(Tokens()), torch.randn(6, 4, 2, 8), torch.arange(6) % 3
+    model.unused = nn.Linear(2, 2).eval()
     expected = sum(one_by_one(model, x, y).values())
     norms = temporal_fisher(model.to(dtype), x.to(dtype), y)
     torch.testing.assert_close(sum(norms.values()).double(), expected, rtol=tolerance, atol=0)
@@ -312,7 +365,23 @@ def test_gradients_that_autograd_grad_does_not_see_are_refused():
     def hidden(m, x):
         return checkpoint(m.a, x.requires_grad_(), use_reentrant=True)
 
+    def later(m, x):
+        return checkpoint(torch.tanh, m.a(x), use_reentrant=True)
+
     refused(Function(hidden, a=nn.Linear(5, 6)), "use_reentrant")
+    refused(Function(later, a=nn.Linear(5, 6)), "use_reentrant")
+
+
+def test_hooks_of_a_parameter_are_obeyed_or_refused():
+    model = Function(lambda m, x: m.a(x), a=nn.Linear(5, 6))
+    handle = model.a.weight.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
+    x = torch.randn(4, 4, 5) * torch.tensor([0.01, 0.01, 10, 10]).view(-1, 1, 1)
+    assert_exact(model, x, torch.arange(4) % 3, slow=("a.weight",))
+    handle.remove()
+    model.a.weight.register_post_accumulate_grad_hook(lambda p: p.data.add_(p.grad))
+    before = model.a.weight.clone()
+    refused(model, "a hook of a.weight")
+    assert torch.equal(model.a.weight, before)
 
 
 def test_arguments_and_outputs_of_another_form_are_refused_with_the_cure():

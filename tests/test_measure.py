@@ -66,6 +66,26 @@ def test_the_released_estimator_is_of_the_gradients_of_batch_means(float64):
         measure(model, batches, estimator="release")
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"forward": lambda x: (x, x)}, "gives 2 things"),
+        ({"y": torch.tensor([0, -100])}, "whole numbers from 0"),
+        ({"y": torch.tensor([0, 3])}, "label 3 is none of the model's 3 classes"),
+        ({"x": torch.randn(2, 4, 5).numpy()}, "must be tensors, not ndarray"),
+        ({"x": torch.randn(0, 4, 5)}, "two samples or batches, not 0"),
+        ({"training": True}, "train mode"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_the_cure(change, words):
+    model = Readout(5, 3).eval()
+    x, y = change.pop("x", torch.randn(2, 4, 5)), change.pop("y", torch.arange(2))
+    for name, value in change.items():
+        setattr(model, name, value)
+    with pytest.raises(ValueError, match=words):
+        measure(model, [(x, y)])
+
+
 def test_a_measurement_without_information_has_no_centroid_and_is_drawn(tmp_path):
     certain = nn.Sequential(nn.Linear(5, 1), nn.Unflatten(0, (1, -1))).eval()  # of one class
     measured = measure(certain, [(torch.randn(6, 5), torch.zeros(6, dtype=torch.int64))])
