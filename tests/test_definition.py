@@ -1,11 +1,16 @@
 """The definition: equations 6 and 7 against closed forms."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_weights import golden_state
 from models import Readout, assert_same, settle
 from torch import nn
 
+import archs
 from fisher import (
     batch_means,
     centroid,
@@ -18,6 +23,7 @@ from fisher import (
     quotient,
 )
 
+GOLDEN = Path(__file__).parent / "golden"
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -30,6 +36,14 @@ def test_a_linear_softmax_layer_has_its_closed_form():
         gain = x[:, :t].mean(1).square().sum(1)
         torch.testing.assert_close(norms["weight"][t - 1], residual * gain)
         torch.testing.assert_close(norms["bias"][t - 1], residual)
+
+
+def test_resnet19_has_the_information_of_the_released_model():
+    golden = np.load(GOLDEN / "resnet19.npz")
+    model = archs.build("resnet19", timestep=int(golden["T"]), num_classes=10).eval()
+    model.load_state_dict(golden_state(model.state_dict(), int(golden["seed"])))
+    norms = one_by_one(model, torch.from_numpy(golden["x"]), torch.from_numpy(golden["y"]))
+    np.testing.assert_allclose(sum(norms.values()).numpy(), golden["fisher_per_sample"], rtol=1e-7)
 
 
 class Stem(nn.Module):
