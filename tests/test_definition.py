@@ -42,8 +42,9 @@ def test_resnet19_has_the_information_of_the_released_model():
     golden = np.load(GOLDEN / "resnet19.npz")
     model = archs.build("resnet19", timestep=int(golden["T"]), num_classes=10).eval()
     model.load_state_dict(golden_state(model.state_dict(), int(golden["seed"])))
-    norms = one_by_one(model, torch.from_numpy(golden["x"]), torch.from_numpy(golden["y"]))
-    np.testing.assert_allclose(sum(norms.values()).numpy(), golden["fisher_per_sample"], rtol=1e-7)
+    x, y = torch.from_numpy(golden["x"][:1]), torch.from_numpy(golden["y"][:1])
+    norms = sum(one_by_one(model, x, y).values())
+    np.testing.assert_allclose(norms.numpy(), golden["fisher_per_sample"][:, :1], rtol=1e-7)
 
 
 class Stem(nn.Module):
