@@ -46,14 +46,14 @@ class VGG(nn.Sequential):
             elif min(rows, cols) >= 2:
                 self.add_module(f"pool{convs}", AvgPool2d(2))
                 rows, cols = rows // 2, cols // 2
-        if not plan:
-            self.add_module("repeat", Repeat(timestep))
         self.add_module("flatten", nn.Flatten(2))  # (T, N, C H W)
         features = in_channels * rows * cols
         for number, planned in enumerate(hidden, 1):
             channels = max(1, round(planned * width))
             self.add_module(f"fc{number}", nn.Linear(features, channels, bias=False))
             self.add_module(f"bn_fc{number}", BatchNorm(channels, norm))
+            if number == 1 and not plan:
+                self.add_module("repeat", Repeat(timestep))
             self.add_module(f"lif_fc{number}", make_lif())
             features = channels
         self.add_module(f"fc{len(hidden) + 1}", nn.Linear(features, num_classes))

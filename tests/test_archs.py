@@ -235,3 +235,12 @@ def test_build_refuses_what_it_cannot_make(name, value):
 def test_frames_of_another_number_of_timesteps_or_dimensions_are_refused(shape):
     with pytest.raises(ValueError, match="frames"):
         small("fc")(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("arch", archs.ARCHS)
+def test_what_stands_before_the_first_neurons_runs_once_for_an_image(arch):
+    model = small(arch)
+    model(torch.rand(4, 2, 8, 8))
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    counts = [norm.num_batches_tracked.item() for norm in norms]
+    assert counts[0] == 1 and set(counts[1:]) <= {3}
