@@ -35,7 +35,6 @@ if backend:
         matplotlib.rcParams["backend"] = backend
 
 GREY = "0.5"
-MOST_COLOURS = 20  # that can be told apart
 MOST_PIXELS = 2100  # of the width of a figure
 
 
@@ -261,60 +260,6 @@ def inputs(run, sets, seed):
             if columns > 1 and cells is axes[0]:
                 cell.set_title(f"t = {number + 1}", fontsize=8)
     write(figure, run.folder / "figures" / "inputs.png")
-
-
-def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), xscale="linear"):
-    """Scatter of quantities against another, IC say, one panel each of `panels` {quantity: label}:
-    small a seed, large their mean.
-
-    numbers {(kind, name): {quantity: [a value a seed]}}; a colour a name, a marker a kind, and a
-    number where colours are too alike. Returns the path.
-    """
-    figure = Figure(figsize=(4.6 * len(panels) + 2.6, 4.4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    kinds, names = (list(dict.fromkeys(column)) for column in zip(*numbers))
-    many = len(names) > MOST_COLOURS
-    colours = dict(
-        zip(names, shades(len(names)) if many else map(colormaps["tab20"], range(MOST_COLOURS)))
-    )
-    for axis, (quantity, text) in zip(axes, panels.items()):
-        for number, ((kind, name), found) in enumerate(numbers.items(), 1):
-            style, called = (
-                dict(color=colours[name], marker="os^D"[kinds.index(kind)]),
-                f"{name} ({kind})",
-            )
-            axis.scatter(found[against[0]], found[quantity], s=9, alpha=0.5, lw=0, **style)
-            mean = [sum(found[key]) / len(found[key]) for key in (against[0], quantity)]
-            if many:
-                called = f"{number} {called}"
-                axis.annotate(number, mean, xytext=(5, 2), textcoords="offset points", fontsize=6)
-            axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=called, **style)
-        axis.set(xlabel=against[1], ylabel=text, xscale=xscale)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=6)
-    return write(figure, path)
-
-
-def panels(contents, path, xlabel, ylabel):
-    """A panel for each of `contents` {title: {label: (x, y, spread)}}, at most six a row; x numbers
-    or words. Returns the path."""
-    rows = -(-len(contents) // 6)
-    columns = -(-len(contents) // rows)
-    figure = Figure(figsize=(3.2 * columns + 1, 2.7 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (title, curves) in zip(axes, contents.items()):
-        for (name, (x, y, spread)), colour in zip(curves.items(), shades(len(curves))):
-            axis.errorbar(
-                x, y, spread, marker="o", ms=3, capsize=2, lw=1.3, color=colour, label=name
-            )
-        axis.set_title(title, fontsize=9)
-        if len(curves) > 1:
-            axis.legend(fontsize=6)
-        axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
-        if not isinstance(x[0], str):
-            axis.xaxis.get_major_locator().set_params(integer=True)
-    for axis in axes[len(contents) :]:
-        axis.set_visible(False)
-    return write(figure, path)
 
 
 def pruning(folders, path):

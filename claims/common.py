@@ -3,13 +3,17 @@
 import json
 import math
 import statistics
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from scipy import stats
 
 from fisher import centroid, quotient
-from utils import FISHER_FILE, LOG_FILE, read_lines, write_atomically
+from utils import FISHER_FILE, LOG_FILE, ROBUSTNESS_FILE, read_lines, write_atomically
+
+# What the columns of `summary` are called.
+CENTROIDS = {"ic": "IC", "ic_residual": "R_t", "ic_loss": "I_t / L_t", "ic_gain": "I_t / R_t"}
 
 # ---------------------------------------------------------------- numbers of run folders
 
@@ -34,6 +38,26 @@ def last_epochs(folders):
 def column(lines, key):
     """One field of the lines of several seeds: [a value a seed]."""
     return [line[key] for line in lines]
+
+
+def summary(lines):
+    """T and the centroids of the measurements of several seeds, a value a seed."""
+    return {
+        "timestep": lines[0]["timestep"],
+        "ic": column(lines, "ic"),
+        "ic_residual": [centre(line["prefix_residual"]) for line in lines],
+        "ic_loss": column(lines, "ic_per_loss"),
+        "ic_gain": column(lines, "ic_per_residual"),
+    }
+
+
+def threats(folder):
+    """The lines of robustness.jsonl: {(folder of the network, threat, strength): line}."""
+    by_threat = {}
+    for line in read_lines(folder / ROBUSTNESS_FILE):
+        network = Path(line["checkpoint"]).parent.name
+        by_threat[network, line["threat"], line["strength"]] = line
+    return by_threat
 
 
 def centre(curve):
@@ -110,7 +134,9 @@ def size(effect):
 def rank_correlation(a, b):
     """Spearman's rank correlation with the 95 % interval of Fisher's transform (Bonett & Wright
     2000). The interval is everything for three values or fewer, and where the ranks agree or are
-    reversed."""
+    reversed. It is NaN where all values of one are the same."""
+    if min(len(set(a)), len(set(b))) == 1:
+        return Effect(math.nan, -1.0, 1.0)
     r, count = float(stats.spearmanr(a, b).statistic), len(a)
     if count <= 3 or math.isclose(abs(r), 1):
         return Effect(r, -1.0, 1.0)
@@ -138,9 +164,9 @@ def verdict(low, high, bound):
     return "undecided"
 
 
-def above(words, effect, bound):
+def above(words, effect, bound, relation="by more than"):
     """The condition that an effect is above a bound."""
-    return Condition(f"{words} by more than {bound:.3g}", effect, verdict(*effect[1:], bound))
+    return Condition(f"{words} {relation} {bound:.3g}", effect, verdict(*effect[1:], bound))
 
 
 def below(words, effect, bound):
@@ -208,6 +234,14 @@ def cells(row, columns):
 def interval(effect):
     """A 95 % interval, as a cell of a table."""
     return f"[{effect.low:+.3f}, {effect.high:+.3f}]"
+
+
+def correlation(rows, first, second):
+    """The rank correlation, over rows {column: values of the seeds}, of the means of two columns,
+    as a cell of a table."""
+    means = [[statistics.fmean(row[key]) for row in rows] for key in (first, second)]
+    effect = rank_correlation(*means)
+    return f"{effect.mean:+.2f} {interval(effect)}"
 
 
 def table(heads, rows):

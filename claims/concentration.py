@@ -11,7 +11,6 @@ RULE = (
     "The information centroid IC must fall from the first measured epoch to the last, and end "
     "below that of a flat curve, both by a ninth of flat."
 )
-COLUMNS = {"ic": "IC", "ic_residual": "R_t", "ic_gain": "I_t / R_t", "ic_loss": "I_t / L_t"}
 
 
 def runs(study):
@@ -34,14 +33,8 @@ def numbers(study, folders):
 
 def one_epoch(lines):
     """The numbers of one epoch, from the measurements of the seeds."""
-    return {
-        "epoch": lines[0]["epoch"],
-        "ic": common.column(lines, "ic"),
-        "ic_residual": [common.centre(line["prefix_residual"]) for line in lines],
-        "ic_gain": common.column(lines, "ic_per_residual"),
-        "ic_loss": common.column(lines, "ic_per_loss"),
-        "fisher": common.column(lines, "fisher"),
-    }
+    curves = {"epoch": lines[0]["epoch"], "fisher": common.column(lines, "fisher")}
+    return curves | common.summary(lines)
 
 
 def page(numbers):
@@ -53,13 +46,13 @@ def page(numbers):
         f"{common.flat_centroid(timestep):g}."
     )
     conditions = common.concentrates("the network", first["ic"], last["ic"], timestep)
-    rows = [[line["epoch"], *common.cells(line, COLUMNS)] for line in epochs]
+    rows = [[line["epoch"], *common.cells(line, common.CENTROIDS)] for line in epochs]
     ends = [
         ["accuracy", *map(common.spread, zip(*numbers["accuracy"]))],
         ["R_t", *map(common.spread, zip(*numbers["residual"]))],
     ]
     tables = [
-        ("Centroids by epoch", ["epoch", *COLUMNS.values()], rows),
+        ("Centroids by epoch", ["epoch", *common.CENTROIDS.values()], rows),
         ("Measured samples at the end, after t steps", ["", *range(1, timestep + 1)], ends),
     ]
     remark = (

@@ -15,15 +15,14 @@ EVERY_CLASS, INSTANT = "every class", "instantaneous outputs"
 
 
 def runs(study):
-    again, trained = study.scale.again, study.trained()
-    ways = {
-        EVERY_CLASS: f"--fisher_split train test --fisher_labels data exact {again}",
-        INSTANT: f"--fisher_prefix instant {again}",
+    instant = ("--fisher_prefix instant", study.scale.again)
+    return {
+        "trained": study.trained(),
+        EVERY_CLASS: study.every_class(),
+        INSTANT: study.measure(f"controls_{folder_name(INSTANT)}", study.trained(), *instant),
+        WITHOUT_PATH: study.without_path(),
+        RELEASED: study.released(),
     }
-    groups = {"trained": trained, WITHOUT_PATH: study.without_path(), RELEASED: study.released()}
-    for way, flags in ways.items():
-        groups[way] = study.measure(f"controls_{folder_name(way)}", trained, flags)
-    return groups
 
 
 def numbers(study, folders):

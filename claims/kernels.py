@@ -12,7 +12,8 @@ l .. L has
     F(s) = sum of k(d) over d < s                                                   (3)
     factor(t) = [(1/t) sum of F(s) over s <= t]^2                                   (4)
 
-and its information I_t is that with the path through the membranes cut, times factor(t).
+and its information I_t is that with the path through the membranes cut, times factor(t). Left out
+are the correlation of slopes between layers, and that some gradients are larger than others.
 """
 
 import torch

@@ -1,7 +1,6 @@
 """How late the gain, I_t / R_t, is follows from slopes and spikes of the forward pass.
 
-What is run: the measurements of the claim `gain`, with the path through the membranes and with it
-cut. kernels.py has the law: equations 1 to 4.
+What is run: measurements of `gain`, with and without the path. kernels.py has the law.
 """
 
 import config
@@ -15,42 +14,38 @@ from utils import load_checkpoint, load_weights
 
 TITLE = "How late the gain is follows from the forward pass"
 QUESTION = "Do slopes and spikes of the forward pass predict how late the gain I_t / R_t is?"
-RULE = "The centroid of the gain by the law must be within a ninth of flat of the measured one."
+RULE = (
+    "The centroid of the gain by the law must be within a ninth of flat of the measured one. "
+    "Networks with shortcuts have several paths, and are left out."
+)
 COLUMNS = {"measured": "measured", "law": "by the law", "cut": "with the path cut"}
 NETWORK = "whole network"
-REMARK = (
-    "The law multiplies what is measured with the path cut. It takes the slopes of different "
-    "layers as independent, and every spike as a full stop of the gradient. Networks with "
-    "shortcuts have several paths, and are left out."
-)
 
 
 def runs(study):
-    settings = {}
-    for name, trainings in study.settings().items():
-        if not config.parse(TRAIN, trainings[0].flags).arch.startswith("resnet"):
-            settings[name] = trainings
+    settings = study.settings()
+    for name in list(settings):
+        if config.parse(TRAIN, settings[name][0].flags).arch.startswith("resnet"):
+            del settings[name]
     return settings | measured(study, settings, (WITH, CUT))
 
 
 def numbers(study, folders):
-    rows, measurements = {}, runs(study)
+    rows = {}
     for name in [key for key in folders if isinstance(key, str)]:
         path, cut = (common.last_measurements(folders[name, way]) for way in (WITH, CUT))
-        factor_of = [predict(study, run) for run in measurements[name, WITH]]
+        factor_of = [predict(study, run) for run in runs(study)[name, WITH]]
         seeds = [centroids(*seed) for seed in zip(path, cut, factor_of)]
-        rows[name] = {"timestep": cut[0]["timestep"], "layers": {}}
-        for layer in seeds[0]:
-            columns = {kind: [seed[layer][kind] for seed in seeds] for kind in COLUMNS}
-            rows[name]["layers"][layer] = columns
+        layers = {layer: {kind: [seed[layer][kind] for seed in seeds] for kind in COLUMNS}
+                  for layer in seeds[0]}  # fmt: skip
+        rows[name] = {"timestep": cut[0]["timestep"], "layers": layers}
     return rows
 
 
 def predict(study, run):
     """{layer: factor(t)} of the network and the samples of a measurement."""
     args = config.parse(TRAIN, study.words(run)[1:])
-    model, train_set, _, _ = setup(args)
-    path = args.checkpoints[0]
+    (path,), (model, train_set, _, _) = args.checkpoints, setup(args)
     load_weights(model, load_checkpoint(path), path, args)
     return factors(model, kernels(model.eval(), fisher_batches(args, train_set)))
 
@@ -78,20 +73,18 @@ def page(numbers):
         rows.append([name, f"{flat:g}", *common.cells(network, COLUMNS)])
     first, plain = next(iter(numbers.items()))
     layers = [[layer, *common.cells(row, COLUMNS)] for layer, row in plain["layers"].items()]
-    tables = [
-        ("Centroid of the gain", ["setting", "flat", *COLUMNS.values()], rows),
-        (f"The same by layer, {first}", ["layer", *COLUMNS.values()], layers),
-    ]
-    return common.Page(f"{common.confirmed(conditions)}.", conditions, tables, REMARK)
+    heads = list(COLUMNS.values())
+    tables = [("Centroid of the gain", ["setting", "flat", *heads], rows),
+              (f"The same by layer, {first}", ["layer", *heads], layers)]  # fmt: skip
+    return common.Page(f"{common.confirmed(conditions)}.", conditions, tables)
 
 
 def draw(numbers, path):
-    groups = {"settings": {}, "layers, as it is": {}}
-    for name, row in numbers.items():
-        network = row["layers"][NETWORK]
-        groups["settings"][name] = common.shares_of_flat(network, row["timestep"])
-    plain = next(iter(numbers.values()))
-    for layer, row in plain["layers"].items():
-        groups["layers, as it is"][layer] = common.shares_of_flat(row, plain["timestep"])
-    labels = ["predicted centroid / flat (hollow: path cut)", "measured centroid / flat"]
-    return figures.scatter(groups, path, ("law", "measured"), labels, hollow="cut")
+    settings = {name: common.shares_of_flat(row["layers"][NETWORK], row["timestep"])
+                for name, row in numbers.items()}  # fmt: skip
+    name, plain = next(iter(numbers.items()))
+    layers = {layer: common.shares_of_flat(row, plain["timestep"])
+              for layer, row in plain["layers"].items()}  # fmt: skip
+    panels = {"settings": settings, f"layers, {name}": layers}
+    labels = "predicted centroid / flat (hollow: path cut)", "measured centroid / flat"
+    return figures.scatter(panels, path, ("law", "measured"), labels, "cut")

@@ -11,12 +11,9 @@ from readers import FAKE_CLASSES
 TITLE = "IC says when planted information is there"
 QUESTION = "Is IC near the timesteps at which the class shows, if it shows at these only?"
 RULE = "IC must end within a ninth of flat of the middle of those timesteps."
-COLUMNS = {
-    "ic": "IC",
+COLUMNS = common.CENTROIDS | {
     "ic_test": "IC, held out",
     "ic_true": "IC, true Fisher",
-    "ic_loss": "IC of I_t / L_t",
-    "ic_gain": "IC of I_t / R_t",
     "date": "held-out accuracy is gained at",
 }
 
@@ -40,14 +37,10 @@ def one_training(times, folders):
     last = common.last_measurements(folders)
     test = common.last_measurements(folders, "test")
     accuracy = common.column(test, "prefix_accuracy")
-    return {
+    return common.summary(last) | {
         "times": times,
-        "timestep": last[0]["timestep"],
-        "ic": common.column(last, "ic"),
         "ic_test": common.column(test, "ic"),
         "ic_true": common.column(common.last_measurements(folders, labels="model"), "ic"),
-        "ic_loss": common.column(last, "ic_per_loss"),
-        "ic_gain": common.column(last, "ic_per_residual"),
         "date": [dated(curve, 1 / FAKE_CLASSES) for curve in accuracy],
         "accuracy": accuracy,
     }

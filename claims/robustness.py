@@ -5,7 +5,6 @@ last half, and in all; there also under attacks.
 """
 
 from claims import common, figures
-from utils import ROBUSTNESS_FILE, read_lines
 
 TITLE = "Noise hurts in the early timesteps"
 QUESTION = "Does noise in the first half of the timesteps cost more accuracy than in the last half?"
@@ -37,9 +36,9 @@ def numbers(study, folders):
     """A row for each corruption and its timesteps, with the accuracies of the seeds."""
     seeds = {}
     for times in (FIRST, LAST, ALL):
-        for line in read_lines(folders[times][0] / ROBUSTNESS_FILE):
-            key = (times if line["times"] else "none", line["threat"], line["strength"])
-            seeds.setdefault(key, {})[line["checkpoint"]] = line["attacked"]
+        for (network, threat, strength), line in common.threats(folders[times][0]).items():
+            key = (times if line["times"] else "none", threat, strength)
+            seeds.setdefault(key, {})[network] = line["attacked"]
     heads = ("times", "threat", "strength")
     return [dict(zip(heads, key)) | {"accuracy": [*own.values()]} for key, own in seeds.items()]
 

@@ -97,6 +97,11 @@ class Study:
         name = f"controls_{folder_name(WITHOUT_PATH)}"
         return self.measure(name, self.trained(), "--detach_membrane", self.scale.again)
 
+    def every_class(self):
+        """The plain networks, measured on samples of both sets, with two kinds of labels."""
+        flags = ("--fisher_split train test --fisher_labels data exact", self.scale.again)
+        return self.measure("controls_every_class", self.trained(), *flags)
+
     def released(self):
         """The plain networks, measured by the estimator of the released code."""
         name = f"controls_{folder_name(RELEASED)}"

@@ -5,21 +5,14 @@ What is run: a training of each setting and of parts of other data sets, measure
 last epoch, with the labels of the data and with labels that the network predicts.
 """
 
-from statistics import fmean
-
 from claims import common, figures
 from utils import ARGS_FILE, read_record
 
 TITLE = "The concentration is common"
 QUESTION = "Does the information move to early timesteps in other settings, too?"
 RULE = "In each setting IC must fall, and end below that of a flat curve, both by a ninth of flat."
-COLUMNS = {
-    "ic_first": "IC, epoch 1",
-    "ic": "IC at the end",
-    "ic_residual": "R_t",
-    "ic_loss": "I_t / L_t",
+COLUMNS = {"ic_first": "IC, epoch 1", **common.CENTROIDS} | {
     "ic_gain_first": "I_t / R_t, epoch 1",
-    "ic_gain": "I_t / R_t",
     "ic_true": "true Fisher",
     "ic_true_gain": "true Fisher / R_t",
     "train_loss": "training loss",
@@ -40,15 +33,10 @@ def one_setting(folders):
     first = [common.measurements(folder)[0] for folder in folders]
     last, logs = common.last_measurements(folders), common.last_epochs(folders)
     drawn = common.last_measurements(folders, labels="model")
-    return {
-        "timestep": last[0]["timestep"],
+    return common.summary(last) | {
         "dataset": read_record(folders[0] / ARGS_FILE)["args"]["dataset"],
         "ic_first": common.column(first, "ic"),
-        "ic": common.column(last, "ic"),
-        "ic_residual": [common.centre(line["prefix_residual"]) for line in last],
-        "ic_loss": common.column(last, "ic_per_loss"),
         "ic_gain_first": common.column(first, "ic_per_residual"),
-        "ic_gain": common.column(last, "ic_per_residual"),
         "ic_true": common.column(drawn, "ic"),
         "ic_true_gain": common.column(drawn, "ic_per_residual"),
         "train_loss": common.column(logs, "train_loss"),
@@ -78,13 +66,12 @@ def page(numbers):
 
 def correlation_row(name, settings):
     """Rank correlations, over the settings, of the training loss with centroids over flat."""
-    losses = [fmean(row["train_loss"]) for row in settings]
-    row = [name, len(settings)]
-    for key in ("ic", "ic_loss", "ic_gain"):
-        ends = [fmean(s[key]) / common.flat_centroid(s["timestep"]) for s in settings]
-        effect = common.rank_correlation(losses, ends)
-        row.append(f"{effect.mean:+.2f} {common.interval(effect)}")
-    return row
+    keys, rows = ("ic", "ic_loss", "ic_gain"), []
+    for setting in settings:
+        series = {key: setting[key] for key in keys}
+        row = common.shares_of_flat(series, setting["timestep"])
+        rows.append(row | {"train_loss": setting["train_loss"]})
+    return [name, len(rows), *(common.correlation(rows, "train_loss", key) for key in keys)]
 
 
 def draw(numbers, path):
