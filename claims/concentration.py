@@ -66,11 +66,12 @@ def page(numbers):
 def draw(numbers, path):
     epochs, steps = numbers["epochs"], range(1, numbers["timestep"] + 1)
     x = common.column(epochs, "epoch")
-    flat = [[common.flat_centroid(numbers["timestep"])]] * len(x)
-    by_epoch = {"IC": (x, common.column(epochs, "ic")), "flat": (x, flat)}
+    by_epoch = {"IC": (x, common.column(epochs, "ic"))}
     by_step = {f"epoch {line['epoch']}": (steps, shares(line["fisher"])) for line in epochs}
     panels = {"epoch": by_epoch, "timesteps t": by_step}
-    return figures.curves(panels, path, ["information centroid IC", "share of the sum of $I_t$"])
+    ylabels = ["information centroid IC", "share of the sum of $I_t$"]
+    flat = common.flat_centroid(numbers["timestep"])
+    return figures.curves(panels, path, ylabels, line=(flat, "flat"))
 
 
 def shares(curves):

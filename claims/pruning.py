@@ -78,4 +78,4 @@ def draw(numbers, path):
         left[search] = ([100 * (1 - sparsity) for sparsity in row["sparsity"]], errors)
         seconds[search] = ([sum(row["seconds"]) / len(row["seconds"])], errors[-1:])
     panels = {"weights left (%)": left, "seconds of the search": seconds}
-    return figures.curves(panels, path, ["test error (%)", "test error, sparsest (%)"], "log")
+    return figures.curves(panels, path, ["test error (%)", "test error, sparsest (%)"], log=True)
