@@ -33,6 +33,8 @@ def collect(name, args, study):
     study.perform([run for group in runs.values() for run in group])
     folders = {key: [study.folder(run) for run in group] for key, group in runs.items()}
     command = f"python reproduce.py {name} --scale {args.scale} --seeds {args.seeds}"
+    if any(group[0].downloads for group in runs.values()):
+        command += " --data_dir DATA"
     return {
         "claim": name,
         "command": command,
@@ -88,11 +90,11 @@ def main(argv=None):
         if args.dry_run:
             args.scale, args.seeds = "dry", min(args.seeds, 2)
             args.out_dir = args.results = temporary
-        folders = [Path(args.out_dir) / args.scale, Path(args.results) / args.scale]
-        for folder in folders:
+        out_dir, results = Path(args.out_dir) / args.scale, Path(args.results) / args.scale
+        for folder in [results] if args.redraw else [results, out_dir]:
             folder.mkdir(parents=True, exist_ok=True)
         for name in OF_THE_PAPER if args.claim == "all" else [args.claim]:
-            report(name, args, *folders)
+            report(name, args, out_dir, results)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -208,6 +209,12 @@ def confirmed(conditions):
 # ---------------------------------------------------------------- pages
 
 
+VERDICTS = (
+    "A condition is confirmed if its whole interval says so, contradicted if its whole interval "
+    "says the opposite, and else undecided."
+)
+
+
 class Page(NamedTuple):
     """What is written of a claim."""
 
@@ -252,7 +259,10 @@ def table(heads, rows):
 
 def write_numbers(path, record):
     """Write the numbers of a claim. Raises BadInput."""
-    write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    # A list of numbers on one line.
+    text = re.sub(r"\[([^][{}\"]*)\]", lambda values: " ".join(values[0].split()), text)
+    write_atomically(path, text.encode())
 
 
 def write_page(path, claim, record):
@@ -263,11 +273,8 @@ def write_page(path, claim, record):
         for words, found, word in page.conditions
     ]
     text = [f"# {claim.TITLE}", f"{claim.QUESTION} {page.answer}", f"![{claim.TITLE}]({name}.png)"]
-    text += [
-        "## Conditions",
-        f"{claim.RULE} A condition is confirmed if its whole interval says so.",
-    ]
-    text.append(table(["condition", "effect", "95 % interval", "verdict"], rows))
+    heads = ["condition", "effect", "95 % interval", "verdict"]
+    text += ["## Conditions", f"{claim.RULE} {VERDICTS}", table(heads, rows)]
     for title, heads, rows in page.tables:
         text += [f"## {title}", table(heads, rows)]
     if page.remark:

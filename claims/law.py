@@ -44,7 +44,7 @@ def numbers(study, folders):
 
 def predict(study, run):
     """{layer: factor(t)} of the network and the samples of a measurement."""
-    args = config.parse(TRAIN, study.words(run)[1:])
+    args = config.parse(TRAIN, study.command(run)[1:])
     (path,), (model, train_set, _, _) = args.checkpoints, setup(args)
     load_weights(model, load_checkpoint(path), path, args)
     return factors(model, kernels(model.eval(), fisher_batches(args, train_set)))

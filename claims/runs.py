@@ -139,8 +139,8 @@ class Study:
         """T of the plain training."""
         return config.parse(TRAIN, self.trained()[0].flags).timestep
 
-    def words(self, run):
-        """The command line of a run, with the folders of this study."""
+    def command(self, run):
+        """The words of the command line of a run, with the folders of this study."""
         return run.command(self.out_dir, self.data_dir or "data")
 
     def folder(self, run):
@@ -149,6 +149,10 @@ class Study:
     def command_file(self, run):
         """The file beside the folder that says which command line the folder is of."""
         return self.out_dir / f"{run.name}.json"
+
+    def output_file(self, run):
+        """The file beside the folder with what the run prints."""
+        return self.out_dir / f"{run.name}.txt"
 
     def is_complete(self, run):
         """Whether the folder is complete: a script draws its figure last. Raises BadInput if the
@@ -160,14 +164,14 @@ class Study:
         return path.exists() and (self.folder(run) / "figures" / LAST_FIGURE[run.script]).exists()
 
     def start(self, run):
-        """The process of a run. What it prints goes to a file beside its folder."""
+        """Start a run. Returns its process."""
         write_atomically(self.command_file(run), json.dumps(run.command()).encode())
-        script, *flags = self.words(run)
+        script, *flags = self.command(run)
         command = [sys.executable, SCRIPTS / script, *flags]
         command += ["--out_dir", self.out_dir, "--exp_name", run.name, "--resume"]
         threads = max(1, torch.get_num_threads() // self.jobs)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        with open(self.out_dir / f"{run.name}.txt", "a") as output:
+        with open(self.output_file(run), "a") as output:
             return subprocess.Popen(command, stdout=output, stderr=output, env=environment)
 
     def perform(self, runs):
@@ -199,9 +203,9 @@ class Study:
     def check(self, run, process):
         """Raise BadInput if the process of the run has failed."""
         if process.returncode:
-            log = self.out_dir / f"{run.name}.txt"
-            raise BadInput(f"{run.script}.py ended with status {process.returncode}: {log} says "
-                           "why; the same command goes on")  # fmt: skip
+            output = self.output_file(run)
+            last = output.read_text().splitlines()[-1:] or ["it said nothing"]
+            raise BadInput(f"the run {run.name} failed: {last[0]} ({output} has all that it said)")
 
 
 def next_run(waiting, processes):

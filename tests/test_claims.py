@@ -117,7 +117,7 @@ def test_page_and_figure_are_drawn_again_from_the_numbers(name, study, tmp_path,
     record = {"numbers": made_up(CLAIMS[name], study), "runs": ["x.py"], "seeds": 2, "git": "0",
               "command": "python reproduce.py", "versions": {}, "device": "cpu"}  # fmt: skip
     common.write_numbers(results / f"{name}.json", record)
-    reproduce.main([name, "--redraw", "--results", str(tmp_path), "--out_dir", str(tmp_path)])
+    reproduce.main([name, "--redraw", "--results", str(tmp_path)])
     text = (results / f"{name}.md").read_text()
     assert text.splitlines()[2].startswith(CLAIMS[name].QUESTION)
     assert all(condition.words in text for condition in CLAIMS[name].page(record["numbers"])[1])
@@ -126,7 +126,7 @@ def test_page_and_figure_are_drawn_again_from_the_numbers(name, study, tmp_path,
 
 def test_nothing_is_drawn_again_without_numbers(tmp_path):
     with pytest.raises(BadInput, match="run the claim without --redraw"):
-        reproduce.main(["gain", "--redraw", "--results", str(tmp_path), "--out_dir", str(tmp_path)])
+        reproduce.main(["gain", "--redraw", "--results", str(tmp_path)])
 
 
 def conditions(claim, study):
