@@ -53,7 +53,10 @@ def report(name, args, out_dir, results):
         write_numbers(path, collect(name, args, study))
     elif not path.exists():
         raise BadInput(f"there is no {path}: run the claim without --redraw")
-    record = json.loads(path.read_text())
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged: restore it, or run without --redraw") from error
     claim = CLAIMS[name]
     page = write_page(path.with_suffix(".md"), claim, record)
     figure = claim.draw(record["numbers"], path.with_suffix(".png"))

@@ -38,7 +38,9 @@ def one_training(times, folders):
     test = common.last_measurements(folders, "test")
     accuracy = common.column(test, "prefix_accuracy")
     return common.summary(last) | {
-        "times": times,
+        "name": f"{times[0]} to {times[-1]}",
+        "middle": sum(times) / len(times),
+        "every_step": len(times) == last[0]["timestep"],
         "ic_test": common.column(test, "ic"),
         "ic_true": common.column(common.last_measurements(folders, labels="model"), "ic"),
         "date": [dated(curve, 1 / FAKE_CLASSES) for curve in accuracy],
@@ -57,11 +59,8 @@ def dated(accuracy, chance):
 def page(numbers):
     conditions, rows, by_step = [], [], []
     for row in numbers:
-        name, middle = (
-            f"{row['times'][0]} to {row['times'][-1]}",
-            sum(row["times"]) / len(row["times"]),
-        )
-        if len(row["times"]) < row["timestep"]:
+        name, middle = row["name"], row["middle"]
+        if not row["every_step"]:
             offset = common.difference(row["ic"], [middle] * len(row["ic"]))
             margin = common.margin(common.flat_centroid(row["timestep"]))
             words = f"class at {name}: IC differs from {middle:g}"
@@ -77,8 +76,7 @@ def page(numbers):
 def draw(numbers, path):
     rows = {}
     for row in numbers:
-        middle = sum(row["times"]) / len(row["times"])
-        rows[f"class at {row['times'][0]} to {row['times'][-1]}"] = {
-            "middle of these": [middle], "IC": row["ic"], "accuracy is gained": row["date"]
-        }  # fmt: skip
+        series = {"middle of these": [row["middle"]], "IC": row["ic"]}
+        series["accuracy is gained"] = row["date"]
+        rows[f"class at {row['name']}"] = series
     return figures.dots(rows, path, "timestep")
