@@ -1,6 +1,8 @@
 """The three kinds of figures of the claims, for the width of a page. Values of seeds are shown as
 mean and standard deviation."""
 
+from textwrap import fill
+
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -71,20 +73,25 @@ def curves(panels, path, ylabels, log=False, line=None):
 
 @matplotlib.rc_context(STYLE)
 def scatter(panels, path, axes, labels, hollow=None):
-    """A panel for each of `panels` {title: {name: {series: [a value a seed]}}}, with a named dot
-    for the means of the two series `axes`. With the series `hollow` there are hollow dots with that
-    x too, and the diagonal. Returns the path."""
+    """A panel for each of `panels` {title: {name: {series: [a value a seed]}}}, with a dot for
+    the means of the two series `axes`, named where there is room. With the series `hollow` there
+    are hollow dots with that x too, and the diagonal. Returns the path."""
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     subplots = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, rows) in zip(subplots, panels.items()):
-        for (name, row), colour in zip(rows.items(), shades(len(rows))):
-            x, y = (mean_and_deviation(row[series])[0] for series in axes)
+        heights = [mean_and_deviation(row[axes[1]])[0] for row in rows.values()]
+        apart, named = 0.05 * (max(heights) - min(heights)), []
+        for (name, row), y, colour in zip(rows.items(), heights, shades(len(rows))):
+            x = mean_and_deviation(row[axes[0]])[0]
             axis.plot(x, y, "o", ms=5, color=colour)
-            axis.annotate(name, (x, y), (4, 2), textcoords="offset points")
             if hollow:
                 axis.plot(mean_and_deviation(row[hollow])[0], y, "o", ms=5, color=GREY, mfc="white")
+            if all(abs(y - height) >= apart for height in named):  # else names would overlap
+                text = axis.annotate(fill(name, 16), (x, y), (5, -3), textcoords="offset points")
+                text.set_in_layout(False)
+                named.append(y)
         if hollow:
             axis.axline((1, 1), slope=1, color=GREY, ls="--", lw=1)
-        axis.margins(0.2, 0.1)
+        axis.margins(0.25, 0.1)
         axis.set(xlabel=labels[0], ylabel=labels[1], title=title)
     return write(figure, path)
