@@ -189,7 +189,7 @@ def fisher_flags(parser):
 def sample_flags(parser):
     flag = parser.group("measured samples")
     flag("--fisher_samples", 512, "how many, the same at all epochs", type=number(int, 2))
-    flag("--fisher_batch", None, "samples in one pass; release: in one mean (128)", type=COUNT)
+    flag("--fisher_batch", None, "samples in one pass; release: in one mean (16)", type=COUNT)
 
 
 def pruning_flags(parser):

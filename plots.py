@@ -30,7 +30,6 @@ from utils import (
 
 MOST_LABELS = 12  # of the curves in a legend
 MOST_COLOURS = 20  # that can be told apart
-MOST_COLUMNS = 6  # of panels
 
 
 # ---------------------------------------------------------------- Fisher information
@@ -198,22 +197,6 @@ def draw_layers_by_epoch(axis, lines, field):
 # ---------------------------------------------------------------- claims
 
 
-def tradeoff(numbers, path, panels, against=("ic", "information centroid IC"), xscale="linear"):
-    """Scatter of quantities against another, IC say, one panel each of `panels` {quantity: label}:
-    small a seed, large their mean.
-
-    numbers {(kind, name): {quantity: [a value a seed]}}; a colour a name, a marker a kind, and a
-    number where colours are too alike. Returns the path.
-    """
-    figure = Figure(figsize=(4.6 * len(panels) + 2.6, 4.4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (quantity, text) in zip(axes, panels.items()):
-        draw_scatter(axis, numbers, against[0], quantity)
-        axis.set(xlabel=against[1], ylabel=text, xscale=xscale)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=6)
-    return drawing.write(figure, path)
-
-
 def draw_scatter(axis, numbers, x_quantity, y_quantity):
     """One quantity against another, for `numbers` as in `tradeoff`."""
     kinds, names = (list(dict.fromkeys(column)) for column in zip(*numbers))
@@ -229,22 +212,6 @@ def draw_scatter(axis, numbers, x_quantity, y_quantity):
             axis.annotate(number, mean, xytext=(5, 2), textcoords="offset points", fontsize=6)
         axis.scatter(x, y, s=9, alpha=0.5, lw=0, **style)
         axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=text, **style)
-
-
-def panels(contents, path, xlabel, ylabel):
-    """A panel for each of `contents` {title: {label: (x, y, spread)}}; x numbers or words. Returns
-    the path."""
-    rows = -(-len(contents) // MOST_COLUMNS)
-    columns = -(-len(contents) // rows)
-    figure = Figure(figsize=(3.2 * columns + 1, 2.7 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (title, curves) in zip(axes, contents.items()):
-        draw_series(axis, curves)
-        axis.set_title(title, fontsize=9)
-        axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
-    for axis in axes[len(contents) :]:
-        axis.set_visible(False)
-    return drawing.write(figure, path)
 
 
 def draw_series(axis, curves):

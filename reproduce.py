@@ -1,94 +1,103 @@
-"""Every claim of the paper, and two beside them, from one command each: what was run, a figure, a table, a verdict.
+"""Run a claim: its runs, a page with verdicts, a figure, and the numbers of each seed.
 
     python reproduce.py list
-    python reproduce.py loss --seeds 5
+    python reproduce.py concentration --seeds 5
     python reproduce.py all
 
---scale small is the digits, for two CPU cores; images, a VGG that fits 1000 images of Fashion-MNIST, up to two hours a
-claim there; medium, a VGG on all of CIFAR-10, many hours; paper, the recipe of the release (ResNet19, CIFAR-10,
-T = 10), for GPUs. Runs are ordinary run folders under --out_dir: one that is complete is not run again, one that was
-stopped goes on. Figures and tables go to --results.
+--scale small is the digits, for two CPU cores. images is a VGG that fits 1000 images of
+Fashion-MNIST, up to two hours a claim there. medium is a VGG on all of CIFAR-10, many hours. paper
+is the recipe of the release (ResNet19, CIFAR-10, T = 10), for GPUs.
+
+Each run is a command line that is started in a process of its own. Its folder is under --out_dir. A
+complete folder is not run again, a stopped run goes on. Pages go to --results. --redraw makes page
+and figure again from the .json beside the page, without a run.
 """
 
-import contextlib
-import platform
-import time
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
-from claims import concentration, layers, loss, pruning, robustness, settings
-from controls import controls, gain
+from claims import CLAIMS, OF_THE_PAPER
+from claims.common import write_numbers, write_page
+from claims.runs import Study
+from claims.scales import SCALES
 from parser import COUNT, Parser
-from utils import device_name, pick_device, run_script, write_atomically
-
-ALL = {
-    f.__name__: f for f in (concentration, settings, layers, loss, robustness, pruning, controls)
-}
-CLAIMS = ALL | {"gain": gain}  # which the paper does not make; it would take `all` past its time
+from utils import BadInput, environment, pick_device, run_script
 
 
-def report(args, claim):
-    """Run a claim and write its page, with the verdicts first."""
-    args.performed = []
-    start = time.perf_counter()
-    verdicts, found, figures = CLAIMS[claim](args)
-    minutes = (time.perf_counter() - start) / 60
-    said, rule = CLAIMS[claim].__doc__.split("\n\n")
-    parts = [f"**{which}: {word}.** {why}" for which, (word, why) in verdicts.items()]
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, {device_name(pick_device('auto'))}"
-    data = " --data_dir DATA" if any("DATA" in job.flags for job in args.performed) else ""
-    command = f"python reproduce.py {claim} --scale {args.scale} --seeds {args.seeds}{data}"
-    text = [
-        f"# {said}",
-        " ".join(rule.split()),
-        *parts,
-        *(f"![]({figure.name})" for figure in figures),
-    ]
-    text += [*found, f"Mean ± standard deviation of {args.seeds} seeds. `{command}`; {versions}. "
-             "What it ran, SEED = 0, 1, ...:"]  # fmt: skip
-    text += [
-        "\n".join(f"    {words}" for words in dict.fromkeys(job.words() for job in args.performed))
-    ]
-    path = Path(args.results) / f"{claim}.md"
-    write_atomically(path, ("\n\n".join(text) + "\n").encode())
-    print(
-        "\n".join(
-            [f"{claim}: {said}", *parts, *map(str, [path, *figures]), f"{minutes:.1f} minutes"]
-        )
-    )
+def collect(name, args, study):
+    """Do the runs of a claim. Returns the record of its .json: how it was made, and the numbers."""
+    runs = CLAIMS[name].runs(study)
+    study.perform([run for group in runs.values() for run in group])
+    folders = {key: [study.folder(run) for run in group] for key, group in runs.items()}
+    command = f"python reproduce.py {name} --scale {args.scale} --seeds {args.seeds}"
+    if any(group[0].downloads for group in runs.values()):
+        command += " --data_dir DATA"
+    return {
+        "claim": name,
+        "command": command,
+        "seeds": args.seeds,
+        **environment(pick_device("auto")),
+        "runs": [" ".join(group[0].command()) for group in runs.values()],
+        "numbers": CLAIMS[name].numbers(study, folders),
+    }
+
+
+def report(name, args, out_dir, results):
+    """Make the numbers, the page and the figure of a claim, and print its verdicts."""
+    path = results / f"{name}.json"
+    if not args.redraw:
+        study = Study(SCALES[args.scale], args.seeds, args.jobs, out_dir, args.data_dir)
+        write_numbers(path, collect(name, args, study))
+    elif not path.exists():
+        raise BadInput(f"there is no {path}: run the claim without --redraw")
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged: restore it, or run without --redraw") from error
+    claim = CLAIMS[name]
+    page = write_page(path.with_suffix(".md"), claim, record)
+    figure = claim.draw(record["numbers"], path.with_suffix(".png"))
+    print(f"{name}: {claim.TITLE}\n{page.answer}")
+    for condition in page.conditions:
+        print(f"  {condition.verdict:12} {condition.words}")
+    print(f"{path.with_suffix('.md')}\n{figure}")
+
+
+def make_parser():
+    parser = Parser("reproduce", __doc__)
+    parser.add_argument("claim", choices=[*CLAIMS, "all", "list"], help="all: without gain and law")
+    threads = 1 if torch.cuda.is_available() else torch.get_num_threads()
+    flag = parser.group("what is run")
+    flag("--scale", "small", "see above", choices=["small", "images", "medium", "paper"])
+    flag("--seeds", 3, "seeds 0, 1, ... of a run", type=COUNT)
+    flag("--jobs", threads, "runs at a time", type=COUNT)
+    flag("--out_dir", "runs/reproduce", "where the run folders are")
+    flag("--results", "results", "where pages, figures and numbers go")
+    flag("--data_dir", None, "where CIFAR-10 and Fashion-MNIST are, or are downloaded to; without "
+         "it, settings at --scale small leaves them out")  # fmt: skip
+    flag("--redraw", False, "make page and figure from the .json beside the page")
+    flag("--dry_run", False, "tiny runs on noise, in a temporary folder, whatever --scale")
+    return parser
 
 
 def main(argv=None):
-    parser = Parser("reproduce", __doc__)
-    parser.add_argument("claim", choices=[*CLAIMS, "all", "list"], help="all: every one but gain")
-    cores = 1 if torch.cuda.is_available() else torch.get_num_threads()
-    flag = parser.group("what is run")
-    flag("--scale", "small", "digits, 1000 images, CIFAR-10, or the release's recipe",
-         choices=["small", "images", "medium", "paper"])  # fmt: skip
-    flag("--seeds", 3, "seeds 0, 1, ... of a run", type=COUNT)
-    flag("--jobs", cores, "runs at a time", type=COUNT)
-    flag("--out_dir", "runs/reproduce", "where the run folders are")
-    flag("--results", "results", "where figures and tables go")
-    flag("--data_dir", None, "where CIFAR-10 and Fashion-MNIST are, or are downloaded to; at --scale "
-         "small, settings leaves them out without it")  # fmt: skip
-    flag("--dry_run", False, "every run tiny, on noise, in a temporary folder, whatever --scale")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     if args.claim == "list":
         for name, claim in CLAIMS.items():
-            print(f"{name:15} {claim.__doc__.splitlines()[0]}")
+            print(f"{name:15} {claim.TITLE}")
         return
-    with contextlib.ExitStack() as stack:
+    with TemporaryDirectory() as temporary:
         if args.dry_run:
             args.scale, args.seeds = "dry", min(args.seeds, 2)
-            args.out_dir = args.results = stack.enter_context(TemporaryDirectory())
-        for place in ("out_dir", "results"):
-            folder = Path(getattr(args, place)) / args.scale
+            args.out_dir = args.results = temporary
+        out_dir, results = Path(args.out_dir) / args.scale, Path(args.results) / args.scale
+        for folder in [results] if args.redraw else [results, out_dir]:
             folder.mkdir(parents=True, exist_ok=True)
-            setattr(args, place, str(folder))
-        for claim in ALL if args.claim == "all" else [args.claim]:
-            report(args, claim)
+        for name in OF_THE_PAPER if args.claim == "all" else [args.claim]:
+            report(name, args, out_dir, results)
 
 
 if __name__ == "__main__":
