@@ -9,7 +9,6 @@ deviation. The legend says which flags differ between the runs.
 
 from pathlib import Path
 
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 import compare
@@ -29,7 +28,6 @@ from utils import (
 )
 
 MOST_LABELS = 12  # of the curves in a legend
-MOST_COLOURS = 20  # that can be told apart
 
 
 # ---------------------------------------------------------------- Fisher information
@@ -191,38 +189,7 @@ def draw_layers_by_epoch(axis, lines, field):
     """A field of log.jsonl that has a number for each layer."""
     epochs, names = [line["epoch"] for line in lines], list(lines[-1][field])
     for name, colour in zip(names, shades(len(names))):
-        axis.plot(epochs, [line[field][name] for line in lines], color=colour, label=name, lw=1)
-
-
-# ---------------------------------------------------------------- claims
-
-
-def draw_scatter(axis, numbers, x_quantity, y_quantity):
-    """One quantity against another, for `numbers` as in `tradeoff`."""
-    kinds, names = (list(dict.fromkeys(column)) for column in zip(*numbers))
-    numbered = len(names) > MOST_COLOURS
-    colours = shades(len(names)) if numbered else colormaps["tab20"].colors
-    for number, ((kind, name), values) in enumerate(numbers.items(), 1):
-        style = {"color": colours[names.index(name)], "marker": "os^D"[kinds.index(kind)]}
-        x, y = values[x_quantity], values[y_quantity]
-        mean = (sum(x) / len(x), sum(y) / len(y))
-        text = f"{name} ({kind})"
-        if numbered:
-            text = f"{number} {text}"
-            axis.annotate(number, mean, xytext=(5, 2), textcoords="offset points", fontsize=6)
-        axis.scatter(x, y, s=9, alpha=0.5, lw=0, **style)
-        axis.scatter(*mean, s=55, edgecolors="black", lw=0.6, label=text, **style)
-
-
-def draw_series(axis, curves):
-    """Curves {label: (x, y, spread)} with their error bars."""
-    for (name, (x, y, spread)), colour in zip(curves.items(), shades(len(curves))):
-        style = {"marker": "o", "ms": 3, "capsize": 2, "lw": 1.3, "color": colour}
-        axis.errorbar(x, y, spread, label=name, **style)
-    if len(curves) > 1:
-        axis.legend(fontsize=6)
-    if not isinstance(x[0], str):
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.plot(epochs, [line[field].get(name) for line in lines], color=colour, label=name, lw=1)
 
 
 # ---------------------------------------------------------------- the script
