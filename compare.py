@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 import config
 import drawing
-from drawing import GREY, mean_and_deviation
+from drawing import GREY, Figure, mean_and_deviation
 from fisher import centroid
 from utils import ARGS_FILE, FISHER_FILE, LOG_FILE, BadInput, read_lines, read_record
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 
 # matplotlib ends its import where MPLBACKEND, set by a notebook say, names a backend that is not
-# here. Figures are files and need none.
+# here. Figures are files and need none. So all of matplotlib comes to the others from this module.
 backend = os.environ.pop("MPLBACKEND", None)
 import matplotlib  # noqa: E402
 from matplotlib import colormaps  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402, F401
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402, F401
 
 from utils import write_atomically  # noqa: E402
 

@@ -9,13 +9,11 @@ deviation. The legend says which flags differ between the runs.
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 import compare
 import drawing
 import pruning_plots
 import robustness_plots
-from drawing import GREY, label, legend_below, shades
+from drawing import GREY, Figure, label, legend_below, shades
 from parser import Parser
 from utils import (
     FISHER_FILE,

@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
-
 import drawing
-from drawing import mean_and_deviation
+from drawing import Figure, LogLocator, NullLocator, mean_and_deviation
 from utils import PRUNING_FILE, read_lines
 
 

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 import drawing
-from drawing import label, shades
+from drawing import Figure, label, shades
 from utils import ROBUSTNESS_FILE, BadInput, rank, read_lines
 
 

@@ -3,12 +3,8 @@ mean and standard deviation."""
 
 from textwrap import fill
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
-
 from claims.common import deviation, known
-from drawing import GREY, shades, write
+from drawing import GREY, Figure, LogLocator, NullLocator, matplotlib, shades, write
 
 STYLE = {"font.size": 8, "legend.fontsize": 8, "axes.titlesize": 8, "axes.labelsize": 8}
 WIDTH = 7.2  # inches
