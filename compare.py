@@ -7,6 +7,7 @@ import torch
 
 import config
 import drawing
+from checks import START_FLAGS
 from drawing import GREY, Figure, mean_and_deviation
 from fisher import centroid
 from utils import ARGS_FILE, FISHER_FILE, LOG_FILE, BadInput, read_lines, read_record
@@ -17,7 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "os^Dv*P"
 CHARACTERS, MARGIN = 45, 8  # that fit below a panel; beside a name in the legend
 # Flags that do not make two trainings different ones.
-IGNORED = config.START_FLAGS | {"seed", "data_dir"}
+IGNORED = START_FLAGS | {"seed", "data_dir"}
 
 
 @dataclass

@@ -26,6 +26,7 @@ import config
 import data
 import robustness_plots
 import user_code
+from checks import saved_flags
 from fisher import prefix_outputs
 from train_snn import build_model, run_folder
 from utils import ROBUSTNESS_FILE, load_checkpoint, load_weights, pick_device, run_script, seed_all
@@ -144,7 +145,7 @@ def threats(args):
 
 def load_network(args, path, dataset):
     """The network of a checkpoint, built by its own flags, in eval mode."""
-    saved = config.saved_flags(path)
+    saved = saved_flags(path)
     if user_code.is_code(args.arch):
         saved["arch"] = args.arch  # the file that the command line names
     args = Namespace(**vars(args) | saved)

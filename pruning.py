@@ -18,12 +18,12 @@ def all_kept(model):
 def prune(model, masks, rate):
     """Masks without the share `rate` of the kept weights, rounded to whole weights: the smallest
     |w| over all layers (global magnitude; Frankle and Carbin 2019, arXiv:1803.03635)."""
-    kept = torch.cat([mask.flatten() for mask in masks.values()])
+    joined = torch.cat([mask.flatten() for mask in masks.values()])  # the new masks
     sizes = torch.cat([model.get_parameter(name).detach().abs().flatten() for name in masks])
-    order = sizes.masked_fill(~kept, torch.inf).argsort(stable=True)  # smallest first
-    kept[order[: round(rate * kept.sum().item())]] = False
-    parts = kept.split([mask.numel() for mask in masks.values()])
-    return {name: part.view_as(mask) for (name, mask), part in zip(masks.items(), parts)}
+    order = sizes.masked_fill(~joined, torch.inf).argsort(stable=True)  # smallest first
+    joined[order[: round(rate * joined.sum().item())]] = False
+    layers = joined.split([mask.numel() for mask in masks.values()])
+    return {name: layer.view_as(mask) for (name, mask), layer in zip(masks.items(), layers)}
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def measure_all(args, run, model, batches, about, accuracy):
                 prefix=args.fisher_prefix,
                 estimator=args.fisher_estimator,
                 seed=args.seed,
-                chunk=args.fisher_batch,
+                chunk=args.fisher_batch if args.fisher_estimator == "exact" else None,
             )
         except ValueError as error:
             raise BadInput(f"the Fisher information cannot be measured: {error}") from error

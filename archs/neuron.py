@@ -84,10 +84,13 @@ class LIF(nn.Module):
         """The surrogate derivative of the spike at u = h - threshold."""
         return SURROGATES[self.surrogate](u, self.surrogate_alpha)
 
+    def charge(self, v, x):
+        """h of one timestep: v after the last reset and x [N, ...] -> v before the spike."""
+        return v + (x - v) / self.tau if self.decay_input else v * (1 - 1 / self.tau) + x
+
     def step(self, v, x):
         """One timestep as the equations say: v and x [N, ...] -> spikes and v after the reset."""
-        v = v.detach() if self.detach_membrane else v
-        h = v + (x - v) / self.tau if self.decay_input else v * (1 - 1 / self.tau) + x
+        h = self.charge(v.detach() if self.detach_membrane else v, x)
         s = Spike.apply(h - self.threshold, self)
         r = s.detach() if self.detach_reset else s
         v = h * (1 - r) if self.reset == "hard" else h - self.threshold * r

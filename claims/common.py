@@ -269,8 +269,7 @@ def write_page(path, claim, record):
     """Write the page of a claim from its numbers. Returns the Page. Raises BadInput."""
     page, name = claim.page(record["numbers"]), path.stem
     rows = [
-        [words, f"{found.mean:+.3f}", interval(found), word]
-        for words, found, word in page.conditions
+        [words, f"{size.mean:+.3f}", interval(size), word] for words, size, word in page.conditions
     ]
     text = [f"# {claim.TITLE}", f"{claim.QUESTION} {page.answer}", f"![{claim.TITLE}]({name}.png)"]
     heads = ["condition", "effect", "95 % interval", "verdict"]

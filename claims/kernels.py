@@ -26,8 +26,7 @@ def slopes_of(lif, x):
     """The surrogate slopes g [T, N, ...] of a layer with the input x [T, N, ...]."""
     v, slopes = torch.zeros_like(x[0]), []
     for x_t in x:
-        h = v + (x_t - v) / lif.tau if lif.decay_input else v * (1 - 1 / lif.tau) + x_t
-        slopes.append(lif.slope(h - lif.threshold))
+        slopes.append(lif.slope(lif.charge(v, x_t) - lif.threshold))
         _, v = lif.step(v, x_t)
     return torch.stack(slopes)
 

@@ -39,14 +39,17 @@ def page(numbers):
     curves = numbers["curves"]
     ends = {name: [common.centre(curve) for curve in seeds] for name, seeds in curves.items()}
     pairs = list(zip(curves[PAPER], curves[RELEASED]))
-    found = [mean_gradient(*pair, RELEASE_BATCH, numbers["samples"]) for pair in pairs]
-    ends["the squared mean gradient"] = [common.centre(norms) for norms, _ in found]
-    small = [[a / b for a, b in zip(norms, curve)] for (norms, _), (curve, _) in zip(found, pairs)]
+    mean_gradients = [mean_gradient(*pair, RELEASE_BATCH, numbers["samples"]) for pair in pairs]
+    ends["the squared mean gradient"] = [common.centre(norms) for norms, _ in mean_gradients]
+    small = [
+        [a / b for a, b in zip(norms, curve)]
+        for (norms, _), (curve, _) in zip(mean_gradients, pairs)
+    ]
     lower = common.difference(ends[PAPER], ends[RELEASED])
     flat = common.flat_centroid(len(small[0]))
     conditions = [common.above("IC is below that of I_t", lower, common.margin(flat))]
     rows = [
-        [RELEASED, *map(common.spread, zip(*(share for _, share in found)))],
+        [RELEASED, *map(common.spread, zip(*(share for _, share in mean_gradients)))],
         [PAPER, *map(common.spread, zip(*small))],
     ]
     centroids = [[name, common.spread(seeds)] for name, seeds in ends.items()]

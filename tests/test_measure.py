@@ -148,11 +148,12 @@ def test_saved_models_are_measured_as_they_were_in_training(unbroken, undrawn, t
     assert_identical(saved[1], trained[1])
 
 
-def test_a_checkpoint_of_the_release_is_measured(undrawn, tmp_path):
+def test_a_checkpoint_of_the_release_is_measured_by_its_estimator(undrawn, tmp_path):
     shape = {"timestep": 2, "num_classes": 10, "in_channels": 2, "image_size": 8, "width": 0.1}
     state = archs.build("fc", **shape).state_dict()
     path = tmp_path / "T2_Dfake_Afc_ce_ckpt_0020.pth.tar"
     torch.save({"state_dict": {f"module.{name}": state[name] for name in state}}, path)
     argv = ["--arch", "fc", "--width", "0.1", "--timestep", "2", "--checkpoints", str(path)]
-    folder = run(tmp_path, *argv, script="train_snn_fisherinfo", flags=FAKE)
-    assert lines(folder, "fisher.jsonl")[0]["epoch"] == 20
+    argv += ["--fisher_estimator", "release", "--fisher_batch", "70", "--fisher_samples", "140"]
+    (line,) = lines(run(tmp_path, *argv, script="train_snn_fisherinfo", flags=FAKE), "fisher.jsonl")
+    assert (line["epoch"], line["samples"]) == (20, 140)

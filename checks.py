@@ -1,0 +1,154 @@
+"""What flags must agree with: one another, the run that --resume goes on with, and checkpoints.
+
+Every check raises BadInput, with a line that says what does not fit.
+"""
+
+import math
+from pathlib import Path
+
+import user_code
+from archs import ARCHS
+from fisher.fast import MOST_SAMPLES
+from losses import kept_steps
+from user_code import is_code
+from utils import BadInput, load_checkpoint, read_record
+
+# fmt: off
+# What belongs to one start of a script: the run that --resume goes on with does not fix it.
+START_FLAGS = {"resume", "dry_run", "device", "out_dir", "exp_name", "script"}
+# What a checkpoint knows of its input, and of its network.
+INPUT_FLAGS = {
+    "dataset", "data_file", "standardise", "fake_shape", "planted_time", "encode", "timestep"}
+MODEL_FLAGS = INPUT_FLAGS | {
+    "datanum", "label_corrupt_prob", "seed", "arch", "width", "layernum", "norm", "tau",
+    "threshold", "reset", "surrogate", "surrogate_alpha", "undecayed_input", "undetached_reset"}
+# fmt: on
+
+
+def refuse(condition, message):
+    """Raise BadInput if the condition holds."""
+    if condition:
+        raise BadInput(message)
+
+
+# ---------------------------------------------------------------- flags of saved runs
+
+
+def saved_flags(path):
+    """What a checkpoint knows of its input and its network; nothing, if it is a released one."""
+    saved = load_checkpoint(path).get("args", {})
+    arch = saved.get("arch", "resnet19")
+    refuse(arch not in ARCHS and not is_code(arch), f"{path} has --arch {arch}, which is not known")
+    return {name: saved[name] for name in MODEL_FLAGS & saved.keys()}
+
+
+def flags_of_run(path, script):
+    """Flags in the args.json of that path. Raises BadInput if another script wrote it."""
+    saved = read_record(path)["args"]
+    writer = saved.get("script", script)
+    refuse(writer != script, f"{path} is of {writer}.py, which alone can go on with it")
+    return {name: value for name, value in saved.items() if name not in START_FLAGS}
+
+
+def check_same(args, typed, names, source, saved):
+    """Raise BadInput if flags of those names differ from those that the file `source` saved."""
+    moved = {"data_dir", "data_file"} & typed.keys()
+    for name in sorted(names & saved.keys() - moved):
+        value = getattr(args, name)
+        if is_code(value) and Path(value).name == Path(str(saved[name])).name:
+            continue  # its file has moved
+        refuse(value != saved[name], f"--{name} {value} differs from {saved[name]} of {source}")
+
+
+def lengthened(args, saved):
+    """{"epochs"} where a resumed training goes on for longer than it was begun for."""
+    training = args.script in ("train_snn", "train_snn_fisherinfo")
+    return {"epochs"} if training and args.epochs > saved.get("epochs", math.inf) else set()
+
+
+def check_checkpoints(args, typed, groups):
+    """Raise BadInput for flags that differ from those of --checkpoints, or train."""
+    if args.script == "eval_snn_robustness":  # each network is built by its own flags
+        fixed = INPUT_FLAGS | typed.keys() & MODEL_FLAGS - {"seed"}
+    else:
+        idle = groups["training"] | groups["loss"] | groups["attack"] | {"fisher_epochs"}
+        for name in sorted(typed.keys() & idle):
+            raise BadInput(f"--checkpoints trains nothing: leave out --{name}")
+        drawn = args.datanum or args.label_corrupt_prob  # then the seed chose the training data
+        fixed = MODEL_FLAGS if drawn else MODEL_FLAGS - {"seed"}
+    for path in args.checkpoints:
+        saved = saved_flags(path)
+        user_code.check_named(saved, typed, path)
+        check_same(args, typed, fixed, path, saved)
+
+
+# ---------------------------------------------------------------- flags of one command line
+
+
+def check(args, typed, parser):
+    """Raise BadInput for flags that do not fit together."""
+    flags = vars(args)
+    for name in typed:
+        need = parser.needs[name]
+        refuse(need and not is_given(need, flags), f"--{name} has an effect only with {need}")
+    for name in ("planted_time", "noisetime", "lossskiptime", "prefix_time", "attack_prefix",
+                 "target_ic"):  # fmt: skip
+        times = flags.get(name) or 0
+        last = max(times) if isinstance(times, list) else times
+        refuse(last > args.timestep, f"--{name} {last} is past --timestep {args.timestep}")
+    refuse(args.dataset == "npz" and not args.data_file, "--dataset npz needs --data_file x.npz")
+    refuse(len(args.fake_shape) not in (3, 4), "--fake_shape takes C H W, or T C H W")
+    if_neuron = args.tau == math.inf and "undecayed_input" in typed
+    refuse(if_neuron, "--tau inf has no decay, so --undecayed_input has no effect")
+    if is_code(args.arch):
+        user_code.check_flags(args, typed)
+    exact = "exact" in flags.get("fisher_labels", []) and args.fisher_estimator == "release"
+    refuse(exact, "--fisher_labels exact has no mean gradient, which release measures")
+    if flags.get("fisher_estimator", "exact") == "exact":
+        past = (flags.get("fisher_batch") or 1) > MOST_SAMPLES
+        refuse(past, f"--fisher_batch: at most {MOST_SAMPLES} samples are measured in one pass")
+    if args.script != "eval_snn_robustness":
+        check_training(args, typed)
+    if args.script == "prune_snn":
+        check_pruning(args, typed)
+    if flags.get("checkpoints"):
+        check_checkpoints(args, typed, parser.groups)
+
+
+def is_given(need, flags):
+    """Whether the flags have what `need` says: "--arch fc", or "--adv_train"."""
+    name, _, value = need.removeprefix("--").partition(" ")
+    return flags[name] == value if value else flags[name]
+
+
+def check_training(args, typed):
+    """The same, for what is trained."""
+    corrupted = args.noisetype or args.freqlevel
+    refuse(args.noisetime and not corrupted, "--noisetime needs --noisetype or --freqlevel")
+    pixels = args.encode == "p" or args.adv_train  # in [0, 1]
+    refuse(args.freqlevel and pixels, "--freqlevel excludes --encode p and --adv_train")
+    if args.loss == "centroid":
+        refuse(args.target_ic is None, "--loss centroid needs --target_ic")
+        refuse(args.loss_threshold is not None, "--loss centroid has no --loss_threshold")
+    first = min([args.timestep, *(args.prefix_time or [])])
+    skipped = not kept_steps(first, args.lossskiptime)
+    refuse(skipped, f"--lossskiptime skips all of the first {first} timesteps")
+    for epoch in typed.get("save_epochs", []) + typed.get("fisher_epochs", []):
+        late = epoch.isdigit() and int(epoch) > args.epochs
+        refuse(late, f"epoch {epoch} is past --epochs {args.epochs}")
+    refuse("0" in args.save_epochs, "--save_epochs counts from 1: before training nothing is kept")
+
+
+def check_pruning(args, typed):
+    """The same, for searches."""
+    for name in sorted(typed.keys() & {"noisetime", "lossskiptime", "attack_prefix", "init"}):
+        raise BadInput(f"a search runs fewer timesteps: leave out --{name}")
+    refuse(args.loss in ("prefix", "centroid"), f"--loss {args.loss} is about all timesteps")
+    for rule in args.search_timestep:
+        long = rule.isdigit() and int(rule) > args.timestep
+        refuse(long, f"--search_timestep {rule} is past --timestep {args.timestep}")
+    short = "kl" in args.search_timestep and args.epochs < 2
+    refuse(short, "--search_timestep kl looks at epoch 2: --epochs must be 2 or more")
+    other = "rounds" in typed and args.rounds != args.final_rounds[-1]
+    refuse(other, f"--rounds {args.rounds} is not the last of --final_rounds")
+    refuse(args.rewind_epoch >= args.epochs, f"--rewind_epoch is past --epochs {args.epochs}")
