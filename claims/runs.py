@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import config
 from claims.scales import ENDS, Scale
+from fisher import RELEASE_BATCH
 from utils import LATEST, BadInput, write_atomically
 
 TRAIN, EVALUATE, PRUNE = "train_snn_fisherinfo", "eval_snn_robustness", "prune_snn"
@@ -25,6 +26,7 @@ DRAWN_LABELS = "--fisher_labels data model"
 PLAIN = "as it is"  # the setting without a change
 WITHOUT_PATH = "no gradient through membranes"
 RELEASED = "the released estimator"
+BATCHES = (2, 16, 64, 128)  # samples in a mean of it, as the paper and those who copied it took
 OTHER_DATA = {"Fashion-MNIST": "fashion_mnist", "CIFAR-10": "cifar10"}
 
 
@@ -102,10 +104,12 @@ class Study:
         flags = ("--fisher_split train test --fisher_labels data exact", self.scale.again)
         return self.measure("controls_every_class", self.trained(), *flags)
 
-    def released(self):
-        """The plain networks, measured by the estimator of the released code."""
-        name = f"controls_{folder_name(RELEASED)}"
-        flags = ("--fisher_estimator release", self.scale.release)
+    def released(self, size=RELEASE_BATCH):
+        """The plain networks, measured by the estimator of the released code with means of `size`
+        samples: of at most 200 means, and of at least two."""
+        name = f"controls_{folder_name(RELEASED)}_{size}"
+        samples = max(2 * size, min(200 * size, self.scale.release_samples))
+        flags = ("--fisher_estimator release --fisher_batch", size, "--fisher_samples", samples)
         return self.measure(name, self.trained(), *flags)
 
     def evaluate(self, name, trainings, *flags):

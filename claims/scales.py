@@ -53,6 +53,7 @@ def losses(*targets):
 class Scale:
     """What the claims are tried on."""
 
+    networks: str = ""  # what is trained, in words
     training: str = ""  # flags of every training
     measured: str = ""  # flags of the plain training: the epochs that are measured
     again: str = ""  # flags with which a saved network is measured on the same samples
@@ -61,7 +62,7 @@ class Scale:
     losses: dict = field(default_factory=lambda: losses("1.5", "3", "4"))
     attacks: str = ""  # flags of every evaluation of robustness
     eps: int = 4  # in 1/255: PGD with it costs a network half of its accuracy or more
-    release: str = "--fisher_samples 12800"  # flags of the released estimator
+    release_samples: int = 12800  # the released estimator takes no more
     planted: str = LAST  # flags of the trainings on planted information
     planted_times: tuple = ((1, 2), (4, 5), (7, 8), (1, 2, 3, 4, 5, 6, 7, 8))
     searches: tuple = ("full", "fisher", "1", "one_shot")  # of pruning
@@ -72,6 +73,7 @@ class Scale:
 
 SCALES = {
     "small": Scale(
+        networks="VGG5, the digits",
         training="--dataset digits",
         settings=SETTINGS,
         subsets={
@@ -80,20 +82,22 @@ SCALES = {
         },
         losses=losses("2", "4.5", "6"),
         eps=32,
-        release="--fisher_samples 1280",
+        release_samples=1280,
         downloads=False,
     ),
     "images": Scale(
+        networks="VGG5, 1000 images of Fashion-MNIST",
         training=f"--dataset fashion_mnist {SOME_1000} --epochs 20",
         measured="--fisher_epochs 1 2 5 10 20",
         again="--fisher_samples 256",
         settings=SETTINGS,
         attacks="--robust_samples 256",
         eps=8,
-        release="--fisher_samples 1000",
+        release_samples=1000,
         searches=("full", "fisher", "1", "2", "3", "one_shot"),
     ),
     "medium": Scale(
+        networks="VGG5, all of CIFAR-10",
         training=f"--dataset cifar10 {VGG} {DECAY} --epochs 20 --amp bf16",
         measured="--fisher_epochs 1 2 5 10 20",
         subsets={
@@ -102,6 +106,7 @@ SCALES = {
         },
     ),
     "paper": Scale(
+        networks="ResNet19, CIFAR-10",
         training="--save_epochs every:1000000",  # checkpoints of every 20 epochs would fill a disk
         measured="--fisher_epochs 0 1 5 20 60 120 300",
         settings=SETTINGS,
@@ -110,15 +115,16 @@ SCALES = {
         rounds=(4, 8, 11, 14),
         prune_rate=0.25,
     ),
-    "dry": Scale(  # tiny runs on noise
+    "dry": Scale(
+        networks="tiny runs on noise",
         training="--dataset fake --fake_shape 1 8 8 --arch fc --width 0.1 --timestep 8 --epochs 2 "
-        "--datanum 64 --fisher_samples 8",
+        "--datanum 256 --fisher_samples 8",
         measured="--fisher_epochs 0 1 2",
         settings={"fc, 3 layers": ""},
         losses={"ce": "", "tet": "--loss tet"},
         attacks="--robust_samples 16 --attack_steps 1 --attack_surrogate own",
         eps=32,
-        release="--fisher_samples 64",
+        release_samples=64,
         planted="--epochs 2 --datanum 64 --fisher_samples 8 --fisher_epochs 2",
         planted_times=((1, 2),),
         searches=("full", "fisher"),

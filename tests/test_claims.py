@@ -49,9 +49,11 @@ def test_the_mean_gradient_is_exact_over_all_batches_without_replacement():
     g = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     means = [g[[i for i in range(4) if i != left]].mean(0).square().sum() for left in range(4)]
     estimates = [g.square().sum(1).mean()], [sum(means) / 4]
-    norms, shares = released.mean_gradient(*estimates, 3, 4)
-    torch.testing.assert_close(norms[0], g.mean(0).square().sum())
-    assert shares[0] == pytest.approx((1 - 1 / 9) * norms[0] / (sum(means) / 4))
+    (norm,) = released.mean_gradient(*estimates, 3, 4)
+    torch.testing.assert_close(norm, g.mean(0).square().sum())
+    assert released.share(*estimates, 3, 4)[0] == pytest.approx(
+        (1 - 1 / 9) * norm / (sum(means) / 4)
+    )
 
 
 # ---------------------------------------------------------------- pages of made-up run folders
