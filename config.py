@@ -7,6 +7,7 @@ raises BadInput, which `utils.run_script` makes one line on stderr and status 2.
 """
 
 import math
+import re
 import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
@@ -20,7 +21,6 @@ from checks import START_FLAGS, check, check_same, flags_of_run, lengthened, sav
 from data import DATASETS
 from fisher import PREFIXES
 from losses import LOSSES
-from naming import changed_words, name_of
 from parser import COUNT, POSITIVE, SHARE, Parser, epochs_entry, number, one_of
 from utils import ARGS_FILE, checkpoint_file, rank
 
@@ -40,6 +40,7 @@ RECIPES = {
 # What the default name of a run says at its ends, or leaves out: --resume may change --epochs.
 NOT_IN_CHANGES = START_FLAGS | {
     "dataset", "arch", "timestep", "seed", "epochs", "data_dir", "checkpoints"}
+LONGEST_CHANGES = 150  # characters, of the 255 that a file system allows a name
 FILLED_IN = {"noise_level", "prefix_time", "final_rounds", "rewind_epoch"}  # by fill_in
 
 # ---------------------------------------------------------------- the flags: name, default, help
@@ -257,7 +258,9 @@ def run_name(args):
     settings = Namespace(**vars(args))
     fill_in(settings, {})
     changes = changed_words(vars(settings), usual_flags(args), NOT_IN_CHANGES)
-    name = name_of([args.dataset, args.arch, f"T{args.timestep}"], changes, args.seed)
+    changed = "".join(f"_{word}" for word in changes)[:LONGEST_CHANGES]
+    start = f"{as_word(args.dataset)}_{as_word(args.arch)}_T{args.timestep}"
+    name = f"{start}{changed}_seed{args.seed}"
     if args.script == "prune_snn":
         return f"{name}_pruning"
     return f"{name}_checkpoints" if vars(args).get("checkpoints") else name
@@ -270,6 +273,26 @@ def usual_flags(args):
     filled = Namespace(**vars(args) | derived)
     fill_in(filled, {})
     return vars(recipe) | {name: getattr(filled, name) for name in derived}
+
+
+def changed_words(values, usual, ignored):
+    """Flags whose values differ from the usual ones: ["detach_membrane", "reset-soft", "tau4"]."""
+    words = []
+    for name in sorted(usual.keys() - ignored):
+        value = values[name]
+        if value is True:
+            words.append(name)
+        elif value != usual[name]:
+            joint = "" if isinstance(value, int | float) else "-"
+            words.append(f"{name}{joint}{as_word(value)}")
+    return words
+
+
+def as_word(value):
+    """A value of a flag, without the characters that a file name should not have."""
+    values = value if isinstance(value, list) else [value]
+    texts = [f"{v:g}" if isinstance(v, float) else Path(str(v)).name for v in values]
+    return re.sub(r"[^\w.+-]", "-", "-".join(texts))
 
 
 def fill_in(args, typed):

@@ -24,9 +24,9 @@ import archs
 import attacks
 import config
 import data
-import robustness_plots
 import user_code
 from checks import saved_flags
+from drawing.robustness import accuracy_figure, inputs_figure
 from fisher import prefix_outputs
 from train_snn import build_model, run_folder
 from utils import ROBUSTNESS_FILE, load_checkpoint, load_weights, pick_device, run_script, seed_all
@@ -217,10 +217,10 @@ def main(argv=None):
         for kind, level, corruption, attack in threats(args):
             if not attack:
                 sets[f"{kind} {level:g}"] = replace(dataset, corruption=corruption)
-        robustness_plots.inputs(run, sets, args.seed)
+        inputs_figure(run, sets, args.seed)
         for path in args.checkpoints:
             evaluate_network(args, run, path, another_seed(path, seeds), dataset)
-        print(f"run folder {run.folder}\nfigure     {robustness_plots.robustness(run.folder)}")
+        print(f"run folder {run.folder}\nfigure     {accuracy_figure(run.folder)}")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,8 @@ deviation. The legend says which flags differ between the runs.
 
 from pathlib import Path
 
-import compare
 import drawing
-import pruning_plots
-import robustness_plots
-from drawing import GREY, Figure, label, legend_below, shades
+from drawing import GREY, Figure, compare, label, legend_below, pruning, robustness, shades
 from parser import Parser
 from utils import (
     FISHER_FILE,
@@ -201,9 +198,9 @@ def figures_of(folder):
     if (folder / FISHER_FILE).exists():
         paths.append(fisher_of(folder))
     if (folder / ROBUSTNESS_FILE).exists():
-        paths.append(robustness_plots.robustness(folder))
+        paths.append(robustness.accuracy_figure(folder))
     if (folder / PRUNING_FILE).exists():
-        paths.append(pruning_plots.pruning([folder], folder / "figures" / "pruning.png"))
+        paths.append(pruning.error_figure([folder], folder / "figures" / "pruning.png"))
     if not paths:
         raise BadInput(f"{folder} holds no run: name a folder that a training script wrote")
     return paths

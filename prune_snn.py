@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import config
 import pruning
-import pruning_plots
+from drawing.pruning import error_figure
 from fisher import measure, prefix_outputs
 from operations import synaptic_operations
 from train_snn import build_model, evaluate, fit, run_folder, setup
@@ -167,7 +167,7 @@ def main(argv=None):
         print("  search   stage round steps  sparsity  accuracy     IC   seconds  operations")
         for rule in args.search_timestep:
             Search(args, run, rule, train_set, test_set, batches).search()
-        figure = pruning_plots.pruning([run.folder], run.folder / "figures" / "pruning.png")
+        figure = error_figure([run.folder], run.folder / "figures" / "pruning.png")
         print(f"run folder {run.folder}\nfigure     {figure}")
 
 

@@ -39,10 +39,10 @@ import data
 import losses
 import plots
 import pruning
-import robustness_plots
 import tables
 import user_code
 import utils
+from drawing.robustness import inputs_figure
 from fisher import prefix_losses, prefix_outputs
 from operations import count_operations, operations_per_image
 from parser import expand_epochs
@@ -108,7 +108,7 @@ def run_folder(args, test_set, replaced=None):
                 run.save(LABELS_FILE, replaced)
             if test_set.corruption:
                 sets = {"clean": replace(test_set, corruption=None), "corrupted": test_set}
-                robustness_plots.inputs(run, sets, args.seed)
+                inputs_figure(run, sets, args.seed)
             yield run
     if args.dry_run:
         print("dry run: it went through, and its folder is deleted")

@@ -5,7 +5,7 @@ What is run: iterative pruning whose search runs all timesteps, or those that a 
 
 from claims import common, figures
 from claims.runs import PRUNE
-from pruning_plots import search_seconds
+from drawing.pruning import search_seconds
 from utils import PRUNING_FILE, read_lines
 
 TITLE = "Few timesteps suffice to search for sparse networks"

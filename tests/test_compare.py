@@ -6,10 +6,10 @@ from itertools import count
 import pytest
 from helpers import TINY, TINY_FISHER
 
-import compare
 import drawing
 import plots
 import train_snn_fisherinfo
+from drawing import compare
 from utils import BadInput
 
 FLAGS = {"dataset": "digits", "tau": 2.0, "detach_membrane": False, "seed": 0, "exp_name": None}

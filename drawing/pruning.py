@@ -7,7 +7,7 @@ from drawing import Figure, LogLocator, NullLocator, mean_and_deviation
 from utils import PRUNING_FILE, read_lines
 
 
-def pruning(folders, path):
+def error_figure(folders, path):
     """Test error with all timesteps against the share of weights that is left, and against the
     seconds of the search; a colour a search, mean and standard deviation over `folders` (seeds).
     Returns the path."""

@@ -7,7 +7,7 @@ from drawing import Figure, label, shades
 from utils import ROBUSTNESS_FILE, BadInput, rank, read_lines
 
 
-def robustness(folder):
+def accuracy_figure(folder):
     """figures/robustness.png: accuracy against the strength of attacks, of noise and of blur, and
     after each timestep; a colour a network."""
     networks = {}
@@ -65,7 +65,7 @@ def draw_attacked_prefixes(axis, networks):
     axis.set(xlabel="timesteps t", title=f"After t steps (dotted: PGD, eps {middle:g})")
 
 
-def inputs(run, sets, seed):
+def inputs_figure(run, sets, seed):
     """figures/inputs.png of a run, a contact sheet: the first sample of each of `sets` {name: data
     set}, a column a timestep; a single frame is what every timestep sees."""
     rows = {}
