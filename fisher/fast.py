@@ -9,7 +9,7 @@ Of each batch:
  1. The model runs once, and the calls that use parameters are recorded (record.py).
  2. One backward pass more tells which sample each row of a call belongs to (layout.py).
  3. For each t one backward pass gives the signals of all calls, and these give the squared norms
-    of every sample's gradient (norms.py, gram.py).
+    of every sample's gradient (uses.py, norms.py, gram.py).
 
 In the first batch everything is compared with the definition, on two samples. A parameter that
 disagrees, or is used in a way that no rule covers, is measured by the definition, with a warning.

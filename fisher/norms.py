@@ -3,7 +3,7 @@
 import torch
 
 from fisher.gram import Gram, pays
-from fisher.record import Weight, at_least_single
+from fisher.uses import Weight, at_least_single
 
 
 class Norms:

@@ -1,18 +1,5 @@
-"""What a forward pass does with the measured parameters, and gradients from its signals.
+"""What a forward pass does with the measured parameters: the calls that use them."""
 
-The signal d of a call is the gradient of a loss by the call's output z. From d and from what the
-call saw follows the gradient of each sample by a parameter:
-
-    convolution, linear    sum_p d_p a_p^T          a_p: what output position p sees of the input
-    normalisation (eval)   sum_p d_p * xhat_p       xhat: the standardised input
-    bias, addition         sum_p d_p
-    multiplication         sum_p d_p * a_p          a: the other factor
-
-with p over the timesteps, positions and calls that the sample has. Parameters are also used by way
-of tensors made of them alone, such as sigmoid(w) or w[:3]. Both are called sources.
-"""
-
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -22,77 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from fisher.layout import Layout
-
-
-@dataclass
-class Weight:
-    """The weight of a convolution or a linear layer, as one call uses it."""
-
-    source: torch.Tensor
-    a: torch.Tensor  # the input
-    space: tuple = (1,)  # of a convolution: height and width of the output
-    geometry: tuple = ()  # of a convolution: stride, padding, dilation, groups
-    windows: torch.Tensor | None = None  # what its positions see, from the first gradient on
-
-    @property
-    def positions(self):
-        """How many the call has, of all samples."""
-        rows = len(self.a) if self.geometry else self.a[..., 0].numel()
-        return rows * math.prod(self.space)
-
-    def columns(self, v, layout):
-        """Inputs or signals by sample and position: [N groups, channels / groups, positions]."""
-        v = layout.by_sample(at_least_single(v))
-        if not self.geometry:
-            return v.flatten(1, -2).mT  # (N, C, positions)
-        v = v.movedim(3, 1)  # (N, C, A, B, ...)
-        groups = self.geometry[3]
-        return v.reshape(len(v) * groups, v.shape[1] // groups, -1)
-
-    def seen(self, layout):
-        """What each output position sees: [N groups, C / groups times kernel, positions]."""
-        if not self.geometry:
-            return self.columns(self.a, layout)
-        stride, padding, dilation, _ = self.geometry
-        a, kernel = self.a, self.source.shape[2:]
-        if len(kernel) == 1:  # unfold takes images
-            a, kernel = a.unsqueeze(2), (1, *kernel)
-            stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
-        return self.columns(F.unfold(a, kernel, dilation, padding, stride), layout)
-
-    def spans(self, dim):
-        """Whether the source varies along a dimension of z, so that it cannot be the samples'."""
-        return False
-
-    def gradient(self, d, layout):
-        """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""
-        if self.windows is None:  # the same for each t
-            self.windows = self.seen(layout)
-        d = self.columns(d, layout)
-        return (d @ self.windows[:, :, : d.shape[2]].mT).reshape(-1, *self.source.shape)
-
-
-@dataclass
-class Elementwise:
-    """A bias, a parameter of a normalisation, or an operand of + - * /, as one call uses it."""
-
-    source: torch.Tensor
-    shape: tuple  # of the source, with the dimensions of z
-    factor: torch.Tensor | float = 1.0  # derivative of z by the source
-
-    def spans(self, dim):
-        """Whether the source varies along a dimension of z, so that it cannot be the samples'."""
-        return self.shape[dim] > 1
-
-    def gradient(self, d, layout):
-        """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""
-        factor = self.factor
-        if isinstance(factor, torch.Tensor) and factor.dim() == d.dim() and len(factor) > 1:
-            factor = factor[: len(d)]
-        v = layout.by_sample(at_least_single(d * factor))
-        shape = [*self.shape[: layout.dim], 1, 1, *self.shape[layout.dim + 1 :]]  # A and B are 1
-        summed = [dim for dim, size in enumerate(shape, 1) if size == 1]
-        return v.sum(summed).reshape(-1, *self.source.shape)
+from fisher.uses import Elementwise, Operator, Weight, first_differentiable
 
 
 @dataclass
@@ -181,6 +98,8 @@ class Recorder(TorchFunctionMode):
         if len(args) == 2 and not kwargs:
             rule = rule or ELEMENTWISE.get(function.__name__)
         conjugated = any(v.is_complex() for v in sources)  # their products have other gradients
+        if isinstance(function, torch._ops.OpOverload):
+            rule = Recorder.operator
         transformed = torch._C._are_functorch_transforms_active()
         if rule and not (made_of_sources or conjugated or transformed):
             z = rule(self, function, *args, **kwargs)
@@ -200,7 +119,8 @@ class Recorder(TorchFunctionMode):
         return set().union(*(self.names[id(use.source)] for use in call.uses))
 
     def source(self, v):
-        return v is not None and id(v) in self.sources
+        """Whether it is one, and not a number or None."""
+        return id(v) in self.sources
 
     def record(self, z, row_dims, *uses, reach=None):
         """Note a call with output z, and give z."""
@@ -295,6 +215,18 @@ class Recorder(TorchFunctionMode):
         row_dims = next(dim for dim, size in enumerate(shape) if size != 1 or dim + 1 == len(shape))
         return self.record(z, max(row_dims, 1), *uses, reach=reach)
 
+    def operator(self, function, *args, **kwargs):
+        """An operator of another library."""
+        output = function(*args, **kwargs)
+        z = first_differentiable(output)
+        if z is None or kwargs:
+            return NotImplemented
+        uses = [Operator(v, function, args, z.shape) for v in args if self.source(v)]
+        if not all(use.fits() for use in uses):
+            return NotImplemented
+        self.record(z, z.dim() - 1, *uses)
+        return output
+
     def add(self, function, a, b):
         z = function(a, b)
         return self.elementwise(z, a, b, 1.0, 1.0)
@@ -341,8 +273,3 @@ def each(value, dims):
     """A value for all dimensions, or a tuple of one for each, as a tuple."""
     value = (value,) if isinstance(value, int) else tuple(value)
     return value * dims if len(value) == 1 else value
-
-
-def at_least_single(tensor):
-    """The tensor, in float32 if it is of half precision."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

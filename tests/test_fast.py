@@ -393,7 +393,9 @@ def test_arguments_and_outputs_of_another_form_are_refused_with_the_cure():
 # -------------------------------------------------------------------- models of other libraries
 
 
-def test_spikingjelly_with_parametric_neurons_and_attention():
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+def test_spikingjelly_with_parametric_neurons(dtype, tolerance):
+    """In float32 its neurons are one operator, torch.ops.sj_plif."""
     pytest.importorskip("spikingjelly")
     from spikingjelly.activation_based import functional, layer, neuron
 
@@ -411,9 +413,12 @@ def test_spikingjelly_with_parametric_neurons_and_attention():
         layer.Linear(64, 4),
     )
     functional.set_step_mode(net, "m")
-    assert_exact(settle(net.double()), torch.randn(5, 2, 8, 8), torch.arange(5) % 4)
+    net, x, y = settle(net.to(dtype)), torch.randn(5, 2, 8, 8).to(dtype), torch.arange(5) % 4
+    with warnings.catch_warnings(action="error"):  # nothing is slow
+        norms = temporal_fisher(net, x, y, chunk=3)
+    assert_same(norms, one_by_one(net, x, y), tolerance)
     net.forward = lambda x: nn.Sequential.forward(net, x.unsqueeze(0).repeat(3, 1, 1, 1, 1))
-    refused(net, r"second model\(x\)", torch.randn(4, 2, 8, 8))
+    refused(net, r"second model\(x\)", x, y)
 
 
 def test_snntorch_with_learned_time_constant_and_threshold():

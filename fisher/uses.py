@@ -1,0 +1,155 @@
+"""How a call uses a parameter, and the gradient of each sample that follows.
+
+The signal d of a call is the gradient of a loss by the call's output z. From d and from what the
+call saw follows the gradient of each sample by a parameter:
+
+    convolution, linear    sum_p d_p a_p^T          a_p: what output position p sees of the input
+    normalisation (eval)   sum_p d_p * xhat_p       xhat: the standardised input
+    bias, addition         sum_p d_p
+    multiplication         sum_p d_p * a_p          a: the other factor
+
+with p over the timesteps, positions and calls that the sample has. Parameters are also used by way
+of tensors made of them alone, such as sigmoid(w) or w[:3]. Both are called sources.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass
+class Weight:
+    """The weight of a convolution or a linear layer, as one call uses it."""
+
+    source: torch.Tensor
+    a: torch.Tensor  # the input
+    space: tuple = (1,)  # of a convolution: height and width of the output
+    geometry: tuple = ()  # of a convolution: stride, padding, dilation, groups
+    windows: torch.Tensor | None = None  # what its positions see, from the first gradient on
+
+    @property
+    def positions(self):
+        """How many the call has, of all samples."""
+        rows = len(self.a) if self.geometry else self.a[..., 0].numel()
+        return rows * math.prod(self.space)
+
+    def columns(self, v, layout):
+        """Inputs or signals by sample and position: [N groups, channels / groups, positions]."""
+        v = layout.by_sample(at_least_single(v))
+        if not self.geometry:
+            return v.flatten(1, -2).mT  # (N, C, positions)
+        v = v.movedim(3, 1)  # (N, C, A, B, ...)
+        groups = self.geometry[3]
+        return v.reshape(len(v) * groups, v.shape[1] // groups, -1)
+
+    def seen(self, layout):
+        """What each output position sees: [N groups, C / groups times kernel, positions]."""
+        if not self.geometry:
+            return self.columns(self.a, layout)
+        stride, padding, dilation, _ = self.geometry
+        a, kernel = self.a, self.source.shape[2:]
+        if len(kernel) == 1:  # unfold takes images
+            a, kernel = a.unsqueeze(2), (1, *kernel)
+            stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
+        return self.columns(F.unfold(a, kernel, dilation, padding, stride), layout)
+
+    def spans(self, dim):
+        """Whether the source varies along a dimension of z, so that it cannot be the samples'."""
+        return False
+
+    def gradient(self, d, layout):
+        """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""
+        if self.windows is None:  # the same for each t
+            self.windows = self.seen(layout)
+        d = self.columns(d, layout)
+        return (d @ self.windows[:, :, : d.shape[2]].mT).reshape(-1, *self.source.shape)
+
+
+@dataclass
+class Elementwise:
+    """A bias, a parameter of a normalisation, or an operand of + - * /, as one call uses it."""
+
+    source: torch.Tensor
+    shape: tuple  # of the source, with the dimensions of z
+    factor: torch.Tensor | float = 1.0  # derivative of z by the source
+
+    def spans(self, dim):
+        """Whether the source varies along a dimension of z, so that it cannot be the samples'."""
+        return self.shape[dim] > 1
+
+    def gradient(self, d, layout):
+        """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""
+        factor = self.factor
+        if isinstance(factor, torch.Tensor) and factor.dim() == d.dim() and len(factor) > 1:
+            factor = factor[: len(d)]
+        v = layout.by_sample(at_least_single(d * factor))
+        shape = [*self.shape[: layout.dim], 1, 1, *self.shape[layout.dim + 1 :]]  # A and B are 1
+        summed = [dim for dim, size in enumerate(shape, 1) if size == 1]
+        return v.sum(summed).reshape(-1, *self.source.shape)
+
+
+@dataclass
+class Operator:
+    """A source of an operator of another library (torch.ops), as one call uses it. For the gradient
+    of a sample the operator runs again, on that sample."""
+
+    source: torch.Tensor
+    function: object
+    args: tuple
+    shape: torch.Size  # of z. An argument is of this shape, or of one timestep, z[t], or of neither
+    alone: list | None = None  # for each sample (source, z), from the first gradient on
+
+    def fits(self):
+        """Whether all arguments can be cut into samples as z can."""
+        tensors = [v for v in tree_leaves(self.args) if isinstance(v, torch.Tensor)]
+        shapes = (self.shape, self.shape[1:])
+        cut = all(v is self.source or v.numel() == 1 or v.shape in shapes for v in tensors)
+        return cut and len(self.shape) > 1
+
+    def spans(self, dim):
+        """Whether samples cannot lie along a dimension of z."""
+        return dim == 0 and any(self.is_step(v) for v in self.args)
+
+    def is_step(self, v):
+        """Whether an argument is of one timestep, as a membrane is."""
+        return isinstance(v, torch.Tensor) and v.shape == self.shape[1:]
+
+    def gradient(self, d, layout):
+        """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""
+        if self.alone is None:
+            self.alone = [self.run(layout, n) for n in range(layout.samples)]
+        d = torch.cat([d, d.new_zeros(self.shape[0] - len(d), *self.shape[1:])])
+        gradients = []
+        for n, (source, z) in enumerate(self.alone):
+            signal = layout.sample(d, n)
+            gradients += torch.autograd.grad(z, source, signal, retain_graph=True)
+        return torch.stack(gradients)
+
+    def run(self, layout, n):
+        """A copy of the source, and z of sample n alone, which depends on the copy."""
+        step, source, args = layout.of_one_step(), self.source.detach().requires_grad_(), []
+        for v in self.args:
+            if v is self.source:
+                v = source
+            elif isinstance(v, torch.Tensor):
+                v = layout.sample(v, n) if v.shape == self.shape else v
+                v = step.sample(v, n) if self.is_step(v) else v
+                v = v.detach()
+            args.append(v)
+        return source, first_differentiable(self.function(*args))
+
+
+def first_differentiable(output):
+    """The first tensor of an output that has a gradient; None without one."""
+    for v in tree_leaves(output):
+        if isinstance(v, torch.Tensor) and v.requires_grad:
+            return v
+    return None
+
+
+def at_least_single(tensor):
+    """The tensor, in float32 if it is of half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
