@@ -70,12 +70,20 @@ def build_model(args, dataset, checkpoint_activations=False):
     }
     if not user_code.is_code(args.arch):
         model = archs.build(args.arch, layernum=args.layernum, **settings)
-        # The layout that convolutions are fastest in.
-        return model.to(dataset.device, memory_format=torch.channels_last)
+        return model.to(dataset.device, memory_format=fastest_layout(model))
     model = user_code.call(args.arch, settings)
     if not isinstance(model, nn.Module):
         raise BadInput(f"{args.arch} must return a torch.nn.Module, not {type(model).__name__}")
     return model.to(dataset.device)
+
+
+def fastest_layout(model):
+    """The memory format that the convolutions of `model` are fastest in: channels last. In it torch
+    2.13 writes past the memory of 1x1 convolutions of few channels on a CPU."""
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    if any(conv.kernel_size == (1, 1) and conv.in_channels < 8 for conv in convolutions):
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def setup(args):

@@ -1,12 +1,21 @@
-"""What tests share: a run, a precision, and figures that take no time to draw."""
+"""What tests share: one thread, a run, a precision, and runs without figures."""
+
+import os
+
+# Networks here are tiny. A thread more costs time, above all on a machine that is busy.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from pathlib import Path
 
 import pytest
 import torch
 
-import drawing
+import eval_snn_robustness
+import plots
+import prune_snn
 
 pytest.register_assert_rewrite("helpers", "models")
-from helpers import ALL, run  # noqa: E402
+from helpers import ALL, run
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +33,12 @@ def float64():
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    def touch(figure, path):
-        path.touch()
-        return path
+    """Figures take as long as the rest of a tiny run: here scripts draw none."""
 
-    monkeypatch.setattr(drawing, "write", touch)
+    def none(folder, path=None):
+        return path or Path(folder) / "figures"
+
+    monkeypatch.setattr(plots, "training", none)
+    monkeypatch.setattr(plots, "fisher_of", none)
+    monkeypatch.setattr(prune_snn, "error_figure", none)
+    monkeypatch.setattr(eval_snn_robustness, "accuracy_figure", none)

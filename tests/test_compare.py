@@ -112,7 +112,7 @@ def test_a_folder_without_a_training_is_refused(make_run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["compared.png", "new/compared.pdf"])
-def test_two_trainings_are_drawn_from_the_command_line(name, tmp_path, capsys):
+def test_two_trainings_are_drawn_from_the_command_line(name, undrawn, tmp_path, capsys):
     flags = [*TINY, *TINY_FISHER, "--device", "cpu", "--out_dir", str(tmp_path), "--epochs", "2"]
     for argv in (flags, [*flags, "--tau", "4"]):
         train_snn_fisherinfo.main(argv)

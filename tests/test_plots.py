@@ -63,7 +63,7 @@ def test_the_training_figure_has_the_operations_of_each_layer(unbroken, figures)
     assert legend(operations) == ["fc1", "fc2", "all layers", "all, without spikes"]
 
 
-def test_a_measurement_of_several_kinds_has_a_centroid_for_each(undrawn, figures, tmp_path):
+def test_a_measurement_of_several_kinds_has_a_centroid_for_each(figures, tmp_path):
     labels = ["--fisher_labels", "data", "exact"]
     folder = run(tmp_path, *labels, script="train_snn_fisherinfo")
     plots.fisher_of(folder)

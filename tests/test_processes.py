@@ -2,7 +2,6 @@
 
 import time
 
-import pytest
 from helpers import assert_close, lines, run, start
 
 
@@ -41,10 +40,10 @@ def test_a_training_of_two_processes_is_stopped_and_goes_on(undrawn, tmp_path):
     assert_close(log[0], alone[0], 1e-5)  # validated by both, before any training
 
 
-@pytest.mark.parametrize("script", ["prune_snn", "eval_snn_robustness", "reproduce"])
-def test_the_other_scripts_refuse_torchrun(script, tmp_path):
-    process = start(tmp_path, script=script, flags=[], WORLD_SIZE="2")
-    error = process.communicate()[1]
-    assert process.returncode == 2
+def test_the_other_scripts_refuse_torchrun(tmp_path):
+    scripts = ("prune_snn", "eval_snn_robustness", "reproduce")
+    started = {name: start(tmp_path, script=name, flags=[], WORLD_SIZE="2") for name in scripts}
     message = "this script runs in one process: start it without torchrun"
-    assert error == f"{script}.py: error: {message}\n"
+    for name, process in started.items():
+        assert process.communicate()[1] == f"{name}.py: error: {message}\n"
+        assert process.returncode == 2

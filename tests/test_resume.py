@@ -15,10 +15,10 @@ RANDOM = ["--arch", "vgg5", "--width", "0.1", "--threshold", "0.3", "--encode", 
 
 
 def test_a_run_that_is_killed_and_resumed_is_the_unbroken_run(undrawn, tmp_path):
-    """Six kills, each before another write. Each resumption is a process with other hashes."""
+    """Four kills, each before another write. Each resumption is a process with other hashes."""
     flags = [*TINY, *TINY_FISHER, *RANDOM, "--epochs", "5", "--fisher_epochs", "0", "every:1"]
     expected = run(tmp_path / "unbroken", script="train_snn_fisherinfo", flags=flags)
-    for write in ("2", "7", "12", "17", "22", "27"):
+    for write in ("2", "9", "16", "27"):
         argv = [write, *flags]
         process = start(
             tmp_path, "--resume", script="tests/killed", flags=argv, PYTHONHASHSEED=write

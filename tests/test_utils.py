@@ -63,7 +63,6 @@ def test_a_signal_in_a_finaliser_ends_a_script_too(tmp_path):
     [
         ("eval_snn_robustness", {"PYTHONIOENCODING": "ascii"}),  # its manual has another letter
         ("train_snn", {"MPLBACKEND": "module://nowhere"}),
-        ("train_snn", {"MPLBACKEND": "unknown"}),
     ],
 )
 def test_a_script_needs_no_special_terminal(script, environment, tmp_path):
