@@ -140,7 +140,8 @@ def build(args, timestep):
 
 def fisher(args, x, y):
     """The temporal Fisher information."""
-    model = build(args, args.timestep).to(x.device, memory_format=torch.channels_last).eval()
+    model = build(args, args.timestep).eval()
+    model.to(x.device, memory_format=archs.fastest_layout(model))
     parameters, estimator = list(model.parameters()), TemporalFisher(model)
 
     def ordinary():
@@ -185,7 +186,8 @@ def neuron(args, x, y):
 
 def train(args, x, y):
     """A training step, and the rate of its convolutions."""
-    model = build(args, args.timestep).to(memory_format=torch.channels_last)
+    model = build(args, args.timestep)
+    model.to(memory_format=archs.fastest_layout(model))
 
     def way(model, amp=False, compiled=False):
         model = copy.deepcopy(model).to(x.device).train()

@@ -1,11 +1,16 @@
 """The tables that train_snn.py and train_snn_fisherinfo.py print, line by line."""
 
+import sys
+
 import torch
 from tqdm import tqdm
 
 from fisher import centroid
+from utils import rank
 
 COLUMNS = "(the columns are explained in docs/usage.md, «The printed tables»)"
+
+SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and timestep
 
 
 def epoch_name(args, epoch):
@@ -51,3 +56,11 @@ def print_measurement(args, line, accuracy):
         f"{start}  {line['ic']:5.2f} [{low:5.2f}, {high:5.2f}]  {residual_centroid:6.2f}  "
         f"{line['ic_per_residual']:10.2f}  {accuracy:9.4f}  {curve}"
     )
+
+
+def warn_of_spike_rates(spike_rate, epoch):
+    """Warn of layers that hardly spike, or nearly always. spike_rate: {layer: rate}."""
+    for name, rate in spike_rate.items():
+        if rank() == 0 and not SILENT < rate < SATURATED:
+            message = f"warning: {name} has a spike rate of {rate:.2g} after epoch {epoch}"
+            print(message, file=sys.stderr)

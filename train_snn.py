@@ -17,7 +17,6 @@ args.json, log.jsonl (a line an epoch), checkpoints and figures/training.png.
 import math
 import os
 import shutil
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,9 +47,6 @@ from operations import count_operations, operations_per_image
 from parser import expand_epochs
 from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, of_all, processes, rank
 
-SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and timestep
-
-
 # ---------------------------------------------------------------- what is trained
 
 
@@ -70,20 +66,11 @@ def build_model(args, dataset, checkpoint_activations=False):
     }
     if not user_code.is_code(args.arch):
         model = archs.build(args.arch, layernum=args.layernum, **settings)
-        return model.to(dataset.device, memory_format=fastest_layout(model))
+        return model.to(dataset.device, memory_format=archs.fastest_layout(model))
     model = user_code.call(args.arch, settings)
     if not isinstance(model, nn.Module):
         raise BadInput(f"{args.arch} must return a torch.nn.Module, not {type(model).__name__}")
     return model.to(dataset.device)
-
-
-def fastest_layout(model):
-    """The memory format that the convolutions of `model` are fastest in: channels last. In it torch
-    2.13 writes past the memory of 1x1 convolutions of few channels on a CPU."""
-    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    if any(conv.kernel_size == (1, 1) and conv.in_channels < 8 for conv in convolutions):
-        return torch.contiguous_format
-    return torch.channels_last
 
 
 def setup(args):
@@ -282,7 +269,7 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
         trained = train_epoch(args, replica, optimizer, train_set, epoch)
         validation = evaluate(model, test_set, args)
         if epoch in (1, args.epochs):
-            warn(validation["spike_rate"], epoch)
+            tables.warn_of_spike_rates(validation["spike_rate"], epoch)
         log.append({"epoch": epoch, "lr": learning_rate(args, epoch)} | trained | validation)
         # The line before the checkpoint: a resumed run drops lines that are past its checkpoint.
         run.write_lines(LOG_FILE, log)
@@ -321,14 +308,6 @@ def resume(args, run, model, optimizer, start):
     if checkpoint["epoch"] < args.epochs:
         print(f"resuming after epoch {checkpoint['epoch']}")
     return checkpoint["epoch"]
-
-
-def warn(spike_rate, epoch):
-    """Warn of layers that hardly spike, or nearly always."""
-    for name, rate in spike_rate.items():
-        if rank() == 0 and not SILENT < rate < SATURATED:
-            message = f"warning: {name} has a spike rate of {rate:.2g} after epoch {epoch}"
-            print(message, file=sys.stderr)
 
 
 def compile_neurons(model):

@@ -6,6 +6,9 @@ to outputs [T, N, classes]. Membranes live inside one forward call.
 
 from functools import partial
 
+import torch
+from torch import nn
+
 from archs import resnet, vgg
 from archs.neuron import LIF
 
@@ -16,6 +19,15 @@ SMALLEST_IMAGE = 8
 def lif_layers(model):
     """{name: layer} of the `LIF` neurons of a network."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LIF)}
+
+
+def fastest_layout(model):
+    """The memory format that the convolutions of `model` are fastest in: channels last. In it torch
+    2.13 writes past the memory of 1x1 convolutions of few channels on a CPU."""
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    if any(conv.kernel_size == (1, 1) and conv.in_channels < 8 for conv in convolutions):
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def build(arch, *, timestep, num_classes, in_channels=3, image_size=32, width=1.0, layernum=2,
