@@ -5,11 +5,11 @@ from tqdm import tqdm
 
 from fisher import centroid
 
-COLUMNS = "(the columns are explained in docs/usage.md, «The printed tables»)"
+COLUMNS = "(docs/usage.md explains the columns under «The printed tables»)"
 
 
 def epoch_name(args, epoch):
-    """What a table shows as the epoch. With --init, the weights of epoch 0 are trained ones."""
+    """The name of an epoch in a table. With --init, the weights of epoch 0 are trained."""
     return "untrained" if epoch == 0 and not args.init else str(epoch)
 
 
@@ -29,8 +29,9 @@ def print_epoch(args, line):
 
 def print_measurement_header(timestep):
     curve = " ".join(f"{f'I_{t}':>8}" for t in range(1, timestep + 1))
+    flat = (timestep + 1) / 2
     print(
-        f"centroids in timesteps, {(timestep + 1) / 2:.1f} for a flat curve: IC is that of I_t; "
+        f"centroids are in timesteps, and {flat:.1f} for a flat curve; IC is the centroid of I_t; "
         "R_t is the mean squared residual"
     )
     print(
