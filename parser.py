@@ -103,7 +103,7 @@ class Parser(argparse.ArgumentParser):
                 shown = " ".join(map(str, default)) if isinstance(default, list) else default
                 help = f"{help} (default {shown})".strip()
             if needs:
-                help = f"{needs}: {help}"
+                help = f"with {needs}: {help}"
             name = group.add_argument(*names.split(), help=help, **options).dest
             self.defaults[name] = default
             self.needs[name] = needs
