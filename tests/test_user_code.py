@@ -163,7 +163,7 @@ def test_frames_of_memory_maps_are_read(tmp_path):
     ("name", "message"),
     [
         ("three_arrays", "must return x_train, y_train, x_test, y_test"),
-        ("no_numbers", "no array of numbers"),
+        ("no_numbers", "must give arrays of numbers"),
         ("needs_depth", "needs 'depth'"),
     ],
 )
