@@ -31,9 +31,9 @@ class Attack:
         x_0 = x + u, u uniform in [-eps, eps]     x itself without `random_start`
         x_k = clip(x_{k-1} + step_size sign(grad CE(x_{k-1}, y))), k = 1..steps
 
-    clipped to the ball and to [0, 1] (Madry et al. 2018, arXiv:1706.06083), from `restarts` starts.
-    The attack returns the point with the largest `margin`, x included. Without `prefix` it attacks
-    the prediction after all timesteps.
+    clip keeps x_k in the ball and in [0, 1] (Madry et al. 2018, arXiv:1706.06083). There are
+    `restarts` starts. The attack returns the point with the largest `margin`, x included. Without
+    `prefix` it attacks the prediction after all timesteps.
     """
 
     eps: float
@@ -45,8 +45,8 @@ class Attack:
 
     @torch.no_grad()
     def __call__(self, model, x, y):
-        """The attacked pixels. model: pixels [N, ...] -> outputs [T, N, classes], with BatchNorm in
-        eval mode; x pixels, y labels [N]. Parameters get no gradient."""
+        """Attack the pixels x. model: pixels [N, ...] -> outputs [T, N, classes], with BatchNorm in
+        eval mode; y: labels [N]. Returns the new pixels. Parameters get no gradient."""
         low, high = (x - self.eps).clamp(min=0), (x + self.eps).clamp(max=1)
         strongest, highest = x.clone(), margin(self.predict(model, x), y)
         for _ in range(self.restarts):

@@ -1,4 +1,4 @@
-"""Data sets as tensors; batches are cut, augmented, corrupted and encoded on the device.
+"""Data sets as tensors. Batches are made, augmented, corrupted and encoded on the device.
 
 `load` makes a training and a test `ImageSet`. Pixels are inputs in [0, 1] if the data allow it:
 uint8 images divided by 255, and frames divided by the largest value of the training set.
@@ -69,7 +69,7 @@ def blurred(x, sigma):
 
 
 def filtered(x, band, radius):
-    """The spatial frequencies of [..., H, W] up to `radius` cycles an image, or those above."""
+    """The spatial frequencies of [..., H, W] up to `radius` cycles per image, or those above."""
     down, right = (torch.fft.fftfreq(size, 1 / size, device=x.device) for size in x.shape[-2:])
     low = down.square().unsqueeze(1) + right.square() <= radius**2
     return torch.fft.ifft2(torch.fft.fft2(x) * (low if band == "low" else ~low)).real
@@ -160,8 +160,8 @@ class ImageSet:
         return self.corruption(x) if self.corruption else x
 
     def encode(self, x):
-        """Pixels -> the input of a network: standardised pixels, or Poisson spikes. The probability
-        of a spike is the pixel's value, and its gradient by the pixel is 1."""
+        """Pixels -> the input of a network: standardised pixels, or Poisson spikes of the raw
+        pixels. A pixel is the probability of its spikes, and their gradient by it is 1."""
         if not self.poisson_steps:
             return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
         frames = x if x.dim() == 5 else x.unsqueeze(1)

@@ -15,9 +15,11 @@ def number(kind, low, high=2**31 - 1, above=False):
 
     def convert(text):
         value = kind(text)
-        if not low <= value <= high or (above and value == low):
+        if value > high:
+            raise ArgumentTypeError(f"must be at most {high}, not {text}")
+        if not value >= low or (above and value == low):
             bound = "above" if above else "at least"
-            raise ArgumentTypeError(f"must be {bound} {low} and at most {high}, not {text}")
+            raise ArgumentTypeError(f"must be {bound} {low}, not {text}")
         return value
 
     convert.__name__ = kind.__name__  # argparse names it in «invalid int value»

@@ -11,7 +11,7 @@ GPU:
 
     python train_snn_fisherinfo.py
 
-Measure saved models without training. They are this project's or those of the release:
+Measure saved models, of this project or of the release, without training:
 
     python train_snn_fisherinfo.py --checkpoints runs/NAME/checkpoint_*.pt
     python train_snn_fisherinfo.py --checkpoints T10_Dcifar10_Aresnet19_ce/*_ckpt_0020.pth.tar

@@ -266,7 +266,7 @@ def read_tensors(path):
 
 
 def load_checkpoint(path):
-    """Read a checkpoint, of this project or the release: a dict with "state_dict"."""
+    """Read a checkpoint of this project or the release: {"state_dict": ...}. Raises BadInput."""
     content = read_tensors(path)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise BadInput(f"{path} is not a checkpoint: it needs a dict with 'state_dict'")
