@@ -51,7 +51,7 @@ def operations_per_image(counts, images, timestep):
     additions, products, rows = (sum_by_layer(shares) for shares in zip(*of_all(counts)))
     dense = {}
     for name, number in products.items():
-        steps = gcd(rows[name] // images, timestep)  # 1 for a layer that runs once an image
+        steps = gcd(rows[name] // images, timestep)  # 1 for a layer that runs once per image
         dense[name] = number / images / steps
     return {
         "synaptic_operations": {name: number / images for name, number in additions.items()},

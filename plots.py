@@ -176,7 +176,7 @@ def draw_operations(axis, lines):
     draw_layers_by_epoch(axis, lines, "synaptic_operations")
     axis.plot([line["epoch"] for line in lines], total, color="black", label="all layers")
     axis.axhline(dense, color=GREY, ls="--", lw=1, label="all, without spikes")
-    axis.set(ylabel="synaptic operations an image", yscale="log")
+    axis.set(ylabel="synaptic operations per image", yscale="log")
     legend_below(axis, 3)
 
 

@@ -21,7 +21,7 @@ def time_first(x, timestep):
 
 def fold_time(layer, x):
     """layer(x) for all timesteps at once: [T, N, ...] -> [T N, ...] and back."""
-    if len(x) == 1:  # folded, T = N = 1 has strides with which torch 2.13's BatchNorm is wrong
+    if len(x) == 1:  # torch 2.13's BatchNorm is wrong for the strides of a folded T = N = 1
         return layer(x[0]).unsqueeze(0)
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 

@@ -1,4 +1,4 @@
-"""The temporal Fisher information in one forward and T or T + 1 backward passes a batch.
+"""The temporal Fisher information in one forward and T or T + 1 backward passes per batch.
 
     from fisher import temporal_fisher
     norms = temporal_fisher(model, x, y)        # {parameter name: [T, N]}

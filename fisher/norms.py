@@ -56,7 +56,7 @@ class Norms:
             [recorder.sources[source] for source in made],
             [recorder.named[name] for name in names],
             [gradients[source].to(recorder.sources[source].dtype) for source in made],
-            is_grads_batched=True,  # one gradient a sample
+            is_grads_batched=True,  # one gradient per sample
             retain_graph=True,
             allow_unused=True,  # for example b, in a.expand_as(b)
         )
