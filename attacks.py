@@ -1,8 +1,8 @@
 """Adversarial inputs: FGSM and PGD in the L-infinity ball of pixels.
 
-An attack knows the whole network: `model` maps pixels to outputs, encoding and normalisation
-included. An image is changed once for all timesteps, frames each for itself. The attacker chooses
-the surrogate gradient: a network can look robust because its own is misleading.
+An attack knows the whole network: `model` maps pixels to outputs, with encoding and normalisation.
+It changes an image once for all timesteps, but each frame by itself. The attacker chooses the
+surrogate gradient, because a network can look robust when its own gradient is misleading.
 """
 
 import copy
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from archs.neuron import LIF, PEAK_ONE_ALPHA
 
 METHODS = ("fgsm", "pgd")
-PATH_LENGTH = 2.5  # steps x step size of PGD, in eps: every point of the ball can be reached
+PATH_LENGTH = 2.5  # steps x step size of PGD, in eps: PGD can reach every point of the ball
 
 
 def margin(outputs, y):
@@ -26,14 +26,14 @@ def margin(outputs, y):
 
 @dataclass(frozen=True)
 class Attack:
-    """Pixels x' in [0, 1] with |x' - x| <= eps that make the prediction after `prefix` steps wrong.
+    """Search pixels x' in [0, 1], |x' - x| <= eps, whose prediction after `prefix` steps is wrong.
 
         x_0 = x + u, u uniform in [-eps, eps]     x itself without `random_start`
         x_k = clip(x_{k-1} + step_size sign(grad CE(x_{k-1}, y))), k = 1..steps
 
-    clipped to the ball and to [0, 1] (Madry et al. 2018, arXiv:1706.06083), from `restarts` starts.
-    The attack returns the point with the largest `margin`, x included. Without `prefix` it attacks
-    the prediction after all timesteps.
+    clip keeps x_k in the ball and in [0, 1] (Madry et al. 2018, arXiv:1706.06083). There are
+    `restarts` starts. The attack returns the point with the largest `margin`, x included. Without
+    `prefix` it attacks the prediction after all timesteps.
     """
 
     eps: float
@@ -45,8 +45,8 @@ class Attack:
 
     @torch.no_grad()
     def __call__(self, model, x, y):
-        """The attacked pixels. model: pixels [N, ...] -> outputs [T, N, classes], with BatchNorm in
-        eval mode; x pixels, y labels [N]. Parameters get no gradient."""
+        """Attack the pixels x. model: pixels [N, ...] -> outputs [T, N, classes], with BatchNorm in
+        eval mode; y: labels [N]. Returns the new pixels. Parameters get no gradient."""
         low, high = (x - self.eps).clamp(min=0), (x + self.eps).clamp(max=1)
         strongest, highest = x.clone(), margin(self.predict(model, x), y)
         for _ in range(self.restarts):
@@ -69,7 +69,7 @@ class Attack:
         return strongest
 
     def predict(self, model, x):
-        """The outputs that are attacked, [N, classes]."""
+        """The outputs under attack, [N, classes]."""
         outputs = model(x)[: self.prefix]
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32)).mean(0)
 
@@ -80,12 +80,12 @@ def fgsm(eps, prefix=None):
 
 
 def random_search(attack, tries):
-    """The strongest of `tries` random points of the ball of `attack`, without a gradient."""
+    """An attack with the strongest of `tries` random points of the ball of `attack`."""
     return replace(attack, steps=0, random_start=True, restarts=tries)
 
 
 def make(args, method, eps):
-    """The attack that `args` describe; eps in 1/255."""
+    """Make the attack that `args` describe; eps in 1/255."""
     if method == "fgsm":
         return fgsm(eps / 255, args.attack_prefix)
     step = args.attack_step_size or PATH_LENGTH * eps / args.attack_steps
@@ -94,7 +94,7 @@ def make(args, method, eps):
 
 def with_surrogate(model, surrogate):
     """A copy of the network whose LIF layers have the surrogate gradient name:alpha ("atan:0.5").
-    With "own" it is the network itself."""
+    For "own", the network itself."""
     if surrogate == "own":
         return model
     model = copy.deepcopy(model)
@@ -105,8 +105,9 @@ def with_surrogate(model, surrogate):
 
 
 def parse_surrogate(text):
-    """ "atan:0.5" -> ("atan", 0.5), "atan" -> ("atan", its alpha of peak 1). Raises ValueError."""
+    """ "atan:0.5" -> ("atan", 0.5), "atan" -> ("atan", alpha of peak 1). Raises ValueError."""
     name, _, alpha = text.partition(":")
     if name not in PEAK_ONE_ALPHA or (alpha and not 0 < float(alpha) < float("inf")):
-        raise ValueError(f"unknown {text!r}: own, {', '.join(PEAK_ONE_ALPHA)}, or one with :alpha")
+        names = ", ".join(["own", *PEAK_ONE_ALPHA])
+        raise ValueError(f"unknown {text!r}: choose from {names}, or add :alpha, as in atan:0.5")
     return name, float(alpha) if alpha else PEAK_ONE_ALPHA[name]

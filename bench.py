@@ -4,10 +4,10 @@
     python bench.py train --timestep 4 --samples 16     a training step of ResNet19
     python bench.py neuron --timestep 8 --samples 64    a layer of neurons, forward and backward
 
-Each way runs twice to warm up, then all take turns, --repeats times, in one process. Figures are
-medians. "step by step" is the released way: the network of one timestep in a Python loop. The
-neurons of SpikingJelly and snnTorch are compared where these are installed. P, of `fisher`, is one
-forward and T ordinary backward passes through the prefix losses, without anything per sample.
+All ways run in one process. Each runs twice to warm up. Then they take turns, --repeats times. The
+tables have medians. "step by step" is the released way: a network of one timestep in a Python loop.
+The neurons of SpikingJelly and snnTorch are compared if they are installed. P, in the table of
+`fisher`, is one forward and T ordinary backward passes, without anything per sample.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ from utils import device_name, pick_device, run_script
 
 
 def status(field):
-    """Bytes of a field of this process's status on Linux."""
+    """Bytes in a field of this process's status on Linux."""
     line = Path("/proc/self/status").read_text().split(f"{field}:")[1]
     return int(line.split()[0]) * 1024
 
 
 def peak_memory(function, device):
-    """Bytes that function() uses at most above those before. Of a CPU, Linux counts."""
+    """The most bytes that function() adds to those in use. On a CPU, Linux counts them."""
     function()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -53,8 +53,8 @@ def peak_memory(function, device):
 
 
 def compare(ways, repeats, unit, base, device, count=1):
-    """Run the functions `ways` {name: function} in turn and print a row for each: the time of one
-    of `count`, times that of the way `base`, and the peak memory."""
+    """Run the functions `ways` {name: function} in turn and print a row for each: its time divided
+    by `count`, its ratio to the way `base`, and its peak memory."""
     peaks = {name: peak_memory(function, device) for name, function in ways.items()}
     seconds = {name: [] for name in ways}
     for _ in tqdm(range(repeats), "repeats", disable=None, leave=False):
@@ -106,8 +106,8 @@ def with_neurons(model, neurons):
 
 
 def foreign_neurons():
-    """{library: neurons [T, N, ...] -> [T, N, ...]} of the installed ones: tau 2, threshold 1, a
-    hard reset that is detached, ATan."""
+    """{library: neurons [T, N, ...] -> [T, N, ...]} of the installed libraries, with tau 2,
+    threshold 1, a detached hard reset and ATan."""
     libraries = {}
     with contextlib.suppress(ImportError):
         from spikingjelly.activation_based import neuron
@@ -153,7 +153,7 @@ def fisher(args, x, y):
             loss = prefix_losses(model(x), y)[t].mean()
             torch.autograd.grad(loss, parameters, allow_unused=True)
 
-    def batches_of_one():  # as elsewhere; the package's definition takes batches of two
+    def batches_of_one():  # as others do; fisher/definition.py takes batches of two
         for n in range(args.samples):
             for loss in prefix_losses(model(x[n : n + 1]), y[n : n + 1]).mean(1):
                 torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -239,19 +239,19 @@ def convolutions(function, device):
 def main(argv=None):
     parser = Parser("bench", __doc__)
     parser.add_argument("table", choices=["fisher", "train", "neuron"])
-    flag = parser.group("what is compared")
+    flag = parser.group("comparison")
     flag("--arch", "resnet19", "network", choices=archs.ARCHS)
-    flag("--width", 1.0, "factor on its channels", type=POSITIVE)
+    flag("--width", 1.0, "factor on the number of channels", type=POSITIVE)
     flag("--timestep", 10, "T", type=COUNT)
     flag("--samples", 16, "samples in a batch", type=number(int, 2))
-    flag("--repeats", 3, "measurements of each way", type=COUNT)
+    flag("--repeats", 3, "times that each way is measured", type=COUNT)
     flag("--device", "auto", "auto, cpu, cuda, ...")
     args = parser.parse_args(argv)
     if args.table == "neuron" and {"arch", "width"} & parser.typed(argv).keys():
         parser.error("neuron is one layer without a network: leave out --arch and --width")
     device = pick_device(args.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # whose work `timer` waits for
+        torch.cuda.set_device(device)  # `timer` waits for the work of this device
     print(f"{device_name(device)}; torch {torch.__version__}, python {platform.python_version()}")
     torch.manual_seed(0)
     x = torch.randn(args.samples, 3, 32, 32, device=device)
@@ -261,4 +261,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main, "bench.py", hint="nothing is kept")
+    run_script(main, "bench.py", hint="nothing was saved")

@@ -1,6 +1,6 @@
-"""What flags must agree with: one another, the run that --resume goes on with, and checkpoints.
+"""Checks that flags agree with one another, with a resumed run, and with checkpoints.
 
-Every check raises BadInput, with a line that says what does not fit.
+Every check raises BadInput, with a line that says what is wrong.
 """
 
 import math
@@ -14,9 +14,9 @@ from user_code import is_code
 from utils import BadInput, load_checkpoint, read_record
 
 # fmt: off
-# What belongs to one start of a script: the run that --resume goes on with does not fix it.
+# Flags of one start of a script: a resumed run may have others.
 START_FLAGS = {"resume", "dry_run", "device", "out_dir", "exp_name", "script"}
-# What a checkpoint knows of its input, and of its network.
+# Flags that a checkpoint has saved: of its input, and of its network.
 INPUT_FLAGS = {
     "dataset", "data_file", "standardise", "fake_shape", "planted_time", "encode", "timestep"}
 MODEL_FLAGS = INPUT_FLAGS | {
@@ -35,18 +35,18 @@ def refuse(condition, message):
 
 
 def saved_flags(path):
-    """What a checkpoint knows of its input and its network; nothing, if it is a released one."""
+    """The flags of input and network in a checkpoint. A released checkpoint has none."""
     saved = load_checkpoint(path).get("args", {})
     arch = saved.get("arch", "resnet19")
-    refuse(arch not in ARCHS and not is_code(arch), f"{path} has --arch {arch}, which is not known")
+    refuse(arch not in ARCHS and not is_code(arch), f"{path} has an unknown --arch {arch}")
     return {name: saved[name] for name in MODEL_FLAGS & saved.keys()}
 
 
 def flags_of_run(path, script):
-    """Flags in the args.json of that path. Raises BadInput if another script wrote it."""
+    """The flags in the args.json `path`. Raises BadInput if another script wrote it."""
     saved = read_record(path)["args"]
     writer = saved.get("script", script)
-    refuse(writer != script, f"{path} is of {writer}.py, which alone can go on with it")
+    refuse(writer != script, f"{path} is of {writer}.py: resume it with that script")
     return {name: value for name, value in saved.items() if name not in START_FLAGS}
 
 
@@ -57,17 +57,17 @@ def check_same(args, typed, names, source, saved):
         value = getattr(args, name)
         if is_code(value) and Path(value).name == Path(str(saved[name])).name:
             continue  # its file has moved
-        refuse(value != saved[name], f"--{name} {value} differs from {saved[name]} of {source}")
+        refuse(value != saved[name], f"--{name} {value} must be {saved[name]}, as in {source}")
 
 
 def lengthened(args, saved):
-    """{"epochs"} where a resumed training goes on for longer than it was begun for."""
+    """{"epochs"} if a resumed training gets more epochs than it had, else nothing."""
     training = args.script in ("train_snn", "train_snn_fisherinfo")
     return {"epochs"} if training and args.epochs > saved.get("epochs", math.inf) else set()
 
 
 def check_checkpoints(args, typed, groups):
-    """Raise BadInput for flags that differ from those of --checkpoints, or train."""
+    """Raise BadInput for flags that differ from those of --checkpoints, or are for training."""
     if args.script == "eval_snn_robustness":  # each network is built by its own flags
         fixed = INPUT_FLAGS | typed.keys() & MODEL_FLAGS - {"seed"}
     else:
@@ -99,14 +99,14 @@ def check(args, typed, parser):
     refuse(args.dataset == "npz" and not args.data_file, "--dataset npz needs --data_file x.npz")
     refuse(len(args.fake_shape) not in (3, 4), "--fake_shape takes C H W, or T C H W")
     if_neuron = args.tau == math.inf and "undecayed_input" in typed
-    refuse(if_neuron, "--tau inf has no decay, so --undecayed_input has no effect")
+    refuse(if_neuron, "--tau inf has no decay: leave out --undecayed_input")
     if is_code(args.arch):
         user_code.check_flags(args, typed)
     exact = "exact" in flags.get("fisher_labels", []) and args.fisher_estimator == "release"
-    refuse(exact, "--fisher_labels exact has no mean gradient, which release measures")
+    refuse(exact, "--fisher_estimator release needs --fisher_labels data or model")
     if flags.get("fisher_estimator", "exact") == "exact":
         past = (flags.get("fisher_batch") or 1) > MOST_SAMPLES
-        refuse(past, f"--fisher_batch: at most {MOST_SAMPLES} samples are measured in one pass")
+        refuse(past, f"--fisher_batch must be at most {MOST_SAMPLES}")
     if args.script != "eval_snn_robustness":
         check_training(args, typed)
     if args.script == "prune_snn":
@@ -122,33 +122,33 @@ def is_given(need, flags):
 
 
 def check_training(args, typed):
-    """The same, for what is trained."""
+    """Raise BadInput for flags of a training that do not fit together."""
     corrupted = args.noisetype or args.freqlevel
     refuse(args.noisetime and not corrupted, "--noisetime needs --noisetype or --freqlevel")
     pixels = args.encode == "p" or args.adv_train  # in [0, 1]
-    refuse(args.freqlevel and pixels, "--freqlevel excludes --encode p and --adv_train")
+    refuse(args.freqlevel and pixels, "--freqlevel does not work with --encode p or --adv_train")
     if args.loss == "centroid":
         refuse(args.target_ic is None, "--loss centroid needs --target_ic")
-        refuse(args.loss_threshold is not None, "--loss centroid has no --loss_threshold")
+        refuse(args.loss_threshold is not None, "--loss centroid takes no --loss_threshold")
     first = min([args.timestep, *(args.prefix_time or [])])
     skipped = not kept_steps(first, args.lossskiptime)
-    refuse(skipped, f"--lossskiptime skips all of the first {first} timesteps")
+    refuse(skipped, f"--lossskiptime skips all of the first {first} timesteps: keep one")
     for epoch in typed.get("save_epochs", []) + typed.get("fisher_epochs", []):
         late = epoch.isdigit() and int(epoch) > args.epochs
         refuse(late, f"epoch {epoch} is past --epochs {args.epochs}")
-    refuse("0" in args.save_epochs, "--save_epochs counts from 1: before training nothing is kept")
+    refuse("0" in args.save_epochs, "--save_epochs counts from 1: epoch 0 has no checkpoint")
 
 
 def check_pruning(args, typed):
-    """The same, for searches."""
+    """Raise BadInput for flags of a search that do not fit together."""
     for name in sorted(typed.keys() & {"noisetime", "lossskiptime", "attack_prefix", "init"}):
         raise BadInput(f"a search runs fewer timesteps: leave out --{name}")
-    refuse(args.loss in ("prefix", "centroid"), f"--loss {args.loss} is about all timesteps")
+    refuse(args.loss in ("prefix", "centroid"), f"--loss {args.loss} needs all timesteps: use ce")
     for rule in args.search_timestep:
         long = rule.isdigit() and int(rule) > args.timestep
         refuse(long, f"--search_timestep {rule} is past --timestep {args.timestep}")
     short = "kl" in args.search_timestep and args.epochs < 2
-    refuse(short, "--search_timestep kl looks at epoch 2: --epochs must be 2 or more")
+    refuse(short, "--search_timestep kl needs --epochs 2 or more")
     other = "rounds" in typed and args.rounds != args.final_rounds[-1]
-    refuse(other, f"--rounds {args.rounds} is not the last of --final_rounds")
-    refuse(args.rewind_epoch >= args.epochs, f"--rewind_epoch is past --epochs {args.epochs}")
+    refuse(other, f"--rounds {args.rounds} must be the last of --final_rounds")
+    refuse(args.rewind_epoch >= args.epochs, f"--rewind_epoch must be below --epochs {args.epochs}")

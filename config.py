@@ -1,9 +1,9 @@
 """The flags of every script, in groups, with a recipe per data set.
 
-`parse("train_snn")` returns the settings of a run. A value comes from the command line, or from the
-run that --resume goes on with or the checkpoint that --checkpoints names, or from the recipe of the
-data set, or is the default: the recipe of the AAAI 2023 release as its code runs. Bad input
-raises BadInput, which `utils.run_script` makes one line on stderr and status 2.
+`parse("train_snn")` returns the settings of a run. A value comes from the first of these that has
+it: the command line; the resumed run, or the first of --checkpoints; the recipe of the data set;
+the defaults, which are the recipe of the AAAI 2023 release as its code runs. Bad input raises
+BadInput. `utils.run_script` turns it into one line on stderr and status 2.
 """
 
 import math
@@ -37,10 +37,10 @@ RECIPES = {
         "epochs": 10, "save_epochs": ["every:5"], "batch_size": 128, "rewind_epoch": 1,
         "fisher_samples": 512, "fisher_epochs": ["0", "1", "2", "5", "10"]},
 }
-# What the default name of a run says at its ends, or leaves out: --resume may change --epochs.
+# These flags are at the ends of a run's default name, or not in it: --resume may change --epochs.
 NOT_IN_CHANGES = START_FLAGS | {
     "dataset", "arch", "timestep", "seed", "epochs", "data_dir", "checkpoints"}
-LONGEST_CHANGES = 150  # characters, of the 255 that a file system allows a name
+LONGEST_CHANGES = 150  # characters; a file system allows 255 in a name
 FILLED_IN = {"noise_level", "prefix_time", "final_rounds", "rewind_epoch"}  # by fill_in
 
 # ---------------------------------------------------------------- the flags: name, default, help
@@ -50,7 +50,7 @@ RULES = ["full", "fisher", "kl", "one_shot"]
 
 
 def surrogate(text):
-    """An argparse type: the surrogate gradient of an attacker."""
+    """An argparse type: own, or the name of a surrogate gradient."""
     try:
         if text != "own":
             parse_surrogate(text)
@@ -68,131 +68,148 @@ def shared_flags(parser):
     flag = parser.group("data")
     flag("--dataset", "cifar10", "digits, planted and fake need no file", choices=DATASETS,
          code=True)
-    flag("--data_dir", "data", "where torchvision's data sets are, or are downloaded to")
-    flag("--data_file", None, "x_train, y_train, x_test, y_test", needs="--dataset npz")
+    flag("--data_dir", "data", "folder of torchvision's data sets; missing ones are downloaded")
+    flag("--data_file", None, "x_train, y_train, x_test, y_test as .npz", needs="--dataset npz")
     flag("--fake_shape", [3, 32, 32], "[T] C H W", nargs="+", type=COUNT, needs="--dataset fake")
-    flag("--planted_time", [1], "timesteps with the class", needs="--dataset planted", **TIMES)
-    flag("--datanum", None, "training samples; without it, all", type=number(int, 2))
-    flag("--label_corrupt_prob", 0.0, "share of the training labels that is random", type=SHARE)
+    flag("--planted_time", [1], "timesteps that show the class", needs="--dataset planted", **TIMES)
+    flag("--datanum", None, "number of training samples; without it, all", type=number(int, 2))
+    flag("--label_corrupt_prob", 0.0, "share of random training labels", type=SHARE)
     flag("--encode", "d", "d: the image at every timestep; p: Poisson spikes", choices=["d", "p"])
-    flag("--standardise", None, "mean and standard deviation of channels; without it, both for "
-         "images, std for frames", choices=["mean_std", "std", "none"], needs="--encode d")
-    flag("--noisetime", [], "corrupt these timesteps, from 1; without it, all", **TIMES)
+    flag("--standardise", None, "subtract the channel's mean, divide by its std; without it, both "
+         "for images, std for frames", choices=["mean_std", "std", "none"], needs="--encode d")
+    flag("--noisetime", [], "corrupt only these timesteps, from 1; without it, all", **TIMES)
     flag("--batch_size", 128, "samples in a batch", type=number(int, 2))
 
     flag = parser.group("network")
-    flag("--arch", "resnet19", "", choices=ARCHS, code=True)
-    flag("--width", 1.0, "factor on the channels", type=POSITIVE)
-    flag("--layernum", 2, "layers, the read-out included", type=number(int, 2), needs="--arch fc")
+    flag("--arch", "resnet19", "the network", choices=ARCHS, code=True)
+    flag("--width", 1.0, "factor on the number of channels", type=POSITIVE)
+    flag("--layernum", 2, "layers, with the read-out", type=number(int, 2), needs="--arch fc")
     flag("--timestep", 10, "T, the timesteps of one input", type=COUNT)
-    flag("--norm", "step", "BatchNorm statistics of each timestep, or of all", choices=NORMS)
+    flag("--norm", "step", "step: BatchNorm statistics of each timestep; folded: of all together",
+         choices=NORMS)
     flag("--tau", 2.0, "membrane time constant, in timesteps; inf: the IF neuron",
          type=number(float, 1, math.inf, above=True))
     flag("--threshold", 1.0, "firing threshold", type=POSITIVE)
-    flag("--reset", "hard", "to 0 after a spike, or down by the threshold", choices=RESETS)
-    flag("--surrogate", "atan", "stands in for the derivative of a spike", choices=SURROGATES)
-    flag("--surrogate_alpha", None, "its slope; without it, peak 1 (atan: 2)", type=POSITIVE)
-    flag("--undecayed_input", False, "the input is not divided by tau: h = v (1 - 1/tau) + x")
-    flag("--undetached_reset", False, "the gradient flows through the reset, too")
-    flag("--detach_membrane", False, "the gradient does not flow from one timestep to another")
+    flag("--reset", "hard", "hard: a spike sets the membrane to 0; soft: subtracts the threshold",
+         choices=RESETS)
+    flag("--surrogate", "atan", "replaces the derivative of a spike", choices=SURROGATES)
+    flag("--surrogate_alpha", None, "slope of the surrogate; without it, peak 1", type=POSITIVE)
+    flag("--undecayed_input", False, "do not divide the input by tau: h = v (1 - 1/tau) + x")
+    flag("--undetached_reset", False, "let the gradient flow through the reset, too")
+    flag("--detach_membrane", False, "stop the gradient between timesteps")
 
     flag = parser.group("run")
-    flag("--out_dir", "runs", "where run folders are")
-    flag("--exp_name", None, "name of the folder; else data set, arch, T, changed flags and seed")
-    flag("--resume", False, "go on with the run of that name, with its flags; more --epochs may be "
-         "given")
-    flag("--seed", 0, "seed of everything that is random", type=number(int, 0))
+    flag("--out_dir", "runs", "folder of the run folders")
+    flag("--exp_name", None, "name of the run folder; without it, made of data set, arch, T, "
+         "changed flags and seed")
+    flag("--resume", False, "go on with the run of that name and its flags; --epochs may be larger")
+    flag("--seed", 0, "seed of all random numbers", type=number(int, 0))
     flag("--device", "auto", "auto, cpu, cuda, cuda:1, mps, ...")
-    flag("--dry_run", False, "two steps of everything, in a temporary folder that is deleted")
+    flag("--dry_run", False, "try two steps of everything, in a temporary folder")
 
 
 def training_flags(parser):
     flag = parser.group("training")
     flag("--epochs", 300, "passes over the training set", type=COUNT)
-    flag("--optimizer", "sgd", "", choices=["sgd", "adam", "adamw"])
+    flag("--optimizer", "sgd", "the optimizer", choices=["sgd", "adam", "adamw"])
     flag("--learning_rate --lr", 0.3, "peak learning rate", type=POSITIVE)
-    flag("--momentum", 0.9, "", type=SHARE, needs="--optimizer sgd")
-    flag("--dampening", 5e-4, "of the momentum", type=SHARE, needs="--optimizer sgd")
-    flag("--weight_decay", 0.0, "", type=number(float, 0))
-    flag("--scheduler", "cosine", "of the learning rate", choices=["cosine", "step", "none"])
+    flag("--momentum", 0.9, "momentum", type=SHARE, needs="--optimizer sgd")
+    flag("--dampening", 5e-4, "dampening", type=SHARE, needs="--optimizer sgd")
+    flag("--weight_decay", 0.0, "weight decay of all parameters", type=number(float, 0))
+    flag("--scheduler", "cosine", "schedule of the learning rate",
+         choices=["cosine", "step", "none"])
     flag("--lr_step", 100, "epochs between drops", type=COUNT, needs="--scheduler step")
     flag("--lr_gamma", 0.1, "factor of a drop", type=SHARE, needs="--scheduler step")
     flag("--warmup_epochs", 0, "epochs in which the learning rate rises", type=number(int, 0))
     flag("--no_augment", False, "train without random crops and flips")
-    flag("--test_samples", None, "validate on so many; without it, on all", type=COUNT)
+    flag("--test_samples", None, "validate with so many; without it, with all", type=COUNT)
     flag("--amp", None, "train in bfloat16", nargs="?", const="bf16", choices=["bf16"])
     flag("--compile", False, "compile the neurons; the start takes half a minute longer")
-    flag("--checkpoint_activations", False, "store only inputs of blocks: less memory, slower")
-    flag("--init", None, "checkpoint whose weights the training starts from")
+    flag("--checkpoint_activations", False, "store only inputs of blocks: less memory, more time")
+    flag("--init", None, "start with the weights of this checkpoint")
     flag("--save_epochs", ["every:20"], "keep checkpoints of these epochs, or every:k", **EPOCHS)
 
     flag = parser.group("corruption of inputs")
-    flag("--noisetype", None, "noise or blur", choices=["gaussian_noise", "blur"])
-    flag("--noise_level", None, "sigma; else 0.1, blur 1 pixel", type=POSITIVE, needs="--noisetype")
-    flag("--freqlevel", None, "keep low or high spatial frequencies alone", choices=["low", "high"])
-    flag("--freq_radius", 4.0, "the border, in cycles an image", type=POSITIVE, needs="--freqlevel")
+    flag("--noisetype", None, "kind of corruption", choices=["gaussian_noise", "blur"])
+    flag("--noise_level", None, "standard deviation; without it, 0.1 for noise, 1 pixel for blur",
+         type=POSITIVE, needs="--noisetype")
+    flag("--freqlevel", None, "keep only low or high spatial frequencies", choices=["low", "high"])
+    flag("--freq_radius", 4.0, "border of low and high, in cycles per image", type=POSITIVE,
+         needs="--freqlevel")
 
     flag = parser.group("loss")
-    flag("--loss", "ce", "what training minimises: see losses.py", choices=LOSSES)
-    flag("--label_smoothing", 0.0, "", type=SHARE)
-    flag("--lossskiptime", [], "ignore these timesteps, from 1, in the loss", **TIMES)
+    flag("--loss", "ce", "the loss, see losses.py", choices=LOSSES)
+    flag("--label_smoothing", 0.0, "share of a label that goes to all classes", type=SHARE)
+    flag("--lossskiptime", [], "ignore the outputs at these timesteps, from 1", **TIMES)
     flag("--loss_threshold", None, "flooding: |loss - B| + B", type=number(float, 0), metavar="B")
     flag("--tet_lambda", 0.05, "weight of (output - 1)^2", type=SHARE, needs="--loss tet")
-    flag("--prefix_time", None, "prefixes; without it, 1 to T/2", needs="--loss prefix", **TIMES)
+    flag("--prefix_time", None, "early prefixes; default 1 to T/2", needs="--loss prefix", **TIMES)
     flag("--prefix_weight", 0.5, "weight of early prefixes", type=SHARE, needs="--loss prefix")
-    flag("--target_ic", None, "goal for residuals", type=number(float, 1), needs="--loss centroid")
+    flag("--target_ic", None, "target for the centroid of R_t", type=number(float, 1),
+         needs="--loss centroid")
 
     flag = parser.group("attack")
-    flag("--adv_train", False, "train on inputs that are attacked")
-    flag("--attack_method", "pgd", "", choices=METHODS, needs="--adv_train")
+    flag("--adv_train", False, "train on attacked inputs")
+    flag("--attack_method", "pgd", "the attack", choices=METHODS, needs="--adv_train")
     flag("--eps", 8, "largest change of a pixel, in 1/255", type=POSITIVE, needs="--adv_train")
     flag("--attack_steps", 10, "steps of pgd", type=COUNT, needs="--adv_train")
-    flag("--attack_step_size", None, "else 2.5 eps / steps", type=POSITIVE, needs="--adv_train")
-    flag("--attack_prefix", None, "timesteps of the prediction", type=COUNT, needs="--adv_train")
+    flag("--attack_step_size", None, "step of pgd, in 1/255; without it, 2.5 eps / steps",
+         type=POSITIVE, needs="--adv_train")
+    flag("--attack_prefix", None, "attack the prediction after so many timesteps; without it, all",
+         type=COUNT, needs="--adv_train")
 
 
 def robustness_flags(parser):
     flag = parser.group("evaluation")
-    flag("--checkpoints", None, "trained networks or run folders, with their flags", nargs="+",
+    flag("--checkpoints", None, "checkpoints or run folders, with their flags", nargs="+",
          required=True, type=checkpoint_file)
-    flag("--robust_samples", 512, "test samples, the same for all", type=number(int, 2))
-    flag("--noise_levels", [0.05, 0.1, 0.2, 0.4], "standard deviations", nargs="*", type=POSITIVE)
-    flag("--blur_levels", [0.5, 1.0, 2.0], "the same, in pixels", nargs="*", type=POSITIVE)
-    flag("--attack_method", list(METHODS), "", choices=METHODS, nargs="*")
-    flag("--eps", [4, 8, 16, 32, 64], "change of a pixel, in 1/255", type=POSITIVE, nargs="*")
+    flag("--robust_samples", 512, "number of test samples, the same for all", type=number(int, 2))
+    flag("--noise_levels", [0.05, 0.1, 0.2, 0.4], "standard deviations of the noise",
+         nargs="*", type=POSITIVE)
+    flag("--blur_levels", [0.5, 1.0, 2.0], "standard deviations of the blur, in pixels",
+         nargs="*", type=POSITIVE)
+    flag("--attack_method", list(METHODS), "the attacks", choices=METHODS, nargs="*")
+    flag("--eps", [4, 8, 16, 32, 64], "changes of a pixel, in 1/255", type=POSITIVE, nargs="*")
     flag("--attack_steps", 10, "steps of pgd", type=COUNT)
-    flag("--attack_step_size", None, "in 1/255; without it, 2.5 eps / steps", type=POSITIVE)
-    flag("--attack_prefix", None, "timesteps of the attacked prediction; else all", type=COUNT)
+    flag("--attack_step_size", None, "of pgd, in 1/255; default 2.5 eps / steps", type=POSITIVE)
+    flag("--attack_prefix", None, "attack the prediction after so many timesteps; without it, all",
+         type=COUNT)
     flag("--attack_surrogate", ["own", "atan:1", "atan:4", "triangle:1"], "gradients of attackers: "
-         "own (the network's) or name:alpha; the worst counts", nargs="+", type=surrogate)
+         "own (the network's) or name:alpha; a sample must be right under all", nargs="+",
+         type=surrogate)
 
 
 def fisher_flags(parser):
     flag = parser.group("Fisher information")
     flag("--fisher_epochs", ["20", "120", "300"], "when to measure (0: before training)", **EPOCHS)
-    flag("--fisher_split", ["train"], "of the samples", nargs="+", choices=["train", "test"])
+    flag("--fisher_split", ["train"], "samples to measure", nargs="+", choices=["train", "test"])
     flag("--fisher_labels", ["data"], "data: empirical Fisher; model: true Fisher, labels drawn; "
          "exact: true Fisher, over all labels", nargs="+", choices=["data", "model", "exact"])
-    flag("--fisher_prefix", "cumulative", "predict by outputs 1..t, or by t", choices=PREFIXES)
-    flag("--fisher_estimator", "exact", "release: the paper's code", choices=["exact", "release"])
-    flag("--checkpoints", None, "measure these models or run folders, with their flags; train "
-         "nothing", nargs="+", type=checkpoint_file)
+    flag("--fisher_prefix", "cumulative", "predict by the mean of outputs 1..t, or by output t",
+         choices=PREFIXES)
+    flag("--fisher_estimator", "exact", "release: square the gradient of a mean, as its code does",
+         choices=["exact", "release"])
+    flag("--checkpoints", None, "measure these checkpoints or run folders, with their flags, "
+         "without training", nargs="+", type=checkpoint_file)
 
 
 def sample_flags(parser):
     flag = parser.group("measured samples")
-    flag("--fisher_samples", 512, "how many, the same at all epochs", type=number(int, 2))
-    flag("--fisher_batch", None, "samples in one pass; release: in one mean (16)", type=COUNT)
+    flag("--fisher_samples", 512, "number of samples, the same at all epochs", type=number(int, 2))
+    flag("--fisher_batch", None, "samples in one pass; with release, samples in one mean (16)",
+         type=COUNT)
 
 
 def pruning_flags(parser):
     flag = parser.group("pruning")
-    flag("--search_timestep", ["full", "fisher", "kl"], "see above", nargs="+", type=search_rule)
-    flag("--rounds", 14, "times that weights are pruned", type=COUNT)
-    flag("--final_rounds", None, "train with all timesteps after these", nargs="+", type=COUNT)
+    flag("--search_timestep", ["full", "fisher", "kl"], "timesteps of the searches, see above",
+         nargs="+", type=search_rule)
+    flag("--rounds", 14, "number of pruning rounds", type=COUNT)
+    flag("--final_rounds", None, "train with all T after these; default the last one", nargs="+",
+         type=COUNT)
     flag("--prune_rate", 0.25, "share of the kept weights that a round prunes", type=SHARE)
-    flag("--rewind_epoch", 10, "weights that remain go back to it", type=number(int, 0))
-    flag("--information_share", 0.9, "fisher: share of sum_t I_t that a search covers", type=SHARE)
+    flag("--rewind_epoch", 10, "kept weights go back to this epoch", type=number(int, 0))
+    flag("--information_share", 0.9, "fisher: share of sum_t I_t to reach", type=SHARE)
 # fmt: on
 
 
@@ -205,7 +222,7 @@ GROUPS = {
 
 
 def make_parser(script, description=None):
-    """The parser of a script: the groups of flags that it reads."""
+    """The parser of a script, with its groups of flags."""
     parser = Parser(script, description)
     for add_flags in GROUPS[script]:
         add_flags(parser)
@@ -216,7 +233,7 @@ def make_parser(script, description=None):
 
 
 def parse(script, argv=None, description=None):
-    """Settings of a run of `script`, checked, from the command line or the list `argv`. Raises
+    """The checked settings of a run of `script`, from the command line or the list `argv`. Raises
     BadInput."""
     parser = make_parser(script, description)
     typed = parser.typed(argv)
@@ -236,21 +253,21 @@ def parse(script, argv=None, description=None):
     if resumed:
         check_same(args, typed, typed.keys() - lengthened(args, saved), record, saved)
     elif args.resume and rank() == 0:
-        print(f"warning: no run {record.parent} to --resume: a new one starts", file=sys.stderr)
+        print(f"warning: there is no run {record.parent}: a new one starts", file=sys.stderr)
     if args.dry_run and script != "eval_snn_robustness":
         shorten(args)
     return args
 
 
 def merge(script, defaults, saved, typed):
-    """The settings: typed before saved flags, these before the recipe, this before the defaults."""
+    """The settings. Typed flags go before saved ones, then come the recipe and the defaults."""
     recipe = RECIPES.get((defaults | saved | typed)["dataset"], {})
     known = {name: value for name, value in recipe.items() if name in defaults}
     return Namespace(**defaults | known | saved | typed, script=script)
 
 
 def run_name(args):
-    """Name of the run folder. Without --exp_name it has every flag that differs from the recipe."""
+    """Name of the run folder: --exp_name, or made of the flags that differ from the recipe."""
     if args.exp_name:
         return args.exp_name
     if args.script == "eval_snn_robustness":
@@ -267,7 +284,7 @@ def run_name(args):
 
 
 def usual_flags(args):
-    """The flags of a run that the command line does not change, given the others."""
+    """The flags of a run without changes: the recipe, and what `fill_in` derives from `args`."""
     recipe = merge(args.script, make_parser(args.script).defaults, {}, {"dataset": args.dataset})
     derived = {name: value for name, value in vars(recipe).items() if name in FILLED_IN}
     filled = Namespace(**vars(args) | derived)
@@ -289,26 +306,26 @@ def changed_words(values, usual, ignored):
 
 
 def as_word(value):
-    """A value of a flag, without the characters that a file name should not have."""
+    """A value of a flag, with only the characters that a file name may have."""
     values = value if isinstance(value, list) else [value]
     texts = [f"{v:g}" if isinstance(v, float) else Path(str(v)).name for v in values]
     return re.sub(r"[^\w.+-]", "-", "-".join(texts))
 
 
 def fill_in(args, typed):
-    """Set what depends on other flags."""
+    """Set the flags that depend on other flags."""
     if args.noisetype and not args.noise_level:
         args.noise_level = {"gaussian_noise": 0.1, "blur": 1.0}[args.noisetype]
     if args.loss == "prefix":
         args.prefix_time = sorted(args.prefix_time or range(1, max(2, args.timestep // 2 + 1)))
     if args.script == "prune_snn":
         args.final_rounds = sorted(args.final_rounds or [args.rounds])
-        if "rewind_epoch" not in typed:  # a recipe's, made for a longer run
+        if "rewind_epoch" not in typed:  # a recipe has it for a longer run
             args.rewind_epoch = min(args.rewind_epoch, args.epochs - 1)
 
 
 def shorten(args):
-    """Set what a dry run has less of."""
+    """Make a run short, for --dry_run."""
     args.epochs = 2
     if args.script == "prune_snn":
         args.rounds, args.final_rounds, args.rewind_epoch = 1, [1], 1

@@ -1,7 +1,7 @@
-"""Data sets as tensors; batches are cut, augmented, corrupted and encoded on the device.
+"""Data sets as tensors. Batches are made, augmented, corrupted and encoded on the device.
 
-A set is two `ImageSet`s, made by `load`. Pixels are inputs in [0, 1] where the data allow it: uint8
-images divided by 255, and frames divided by the largest value of the training set.
+`load` makes a training and a test `ImageSet`. Pixels are inputs in [0, 1] if the data allow it:
+uint8 images divided by 255, and frames divided by the largest value of the training set.
 """
 
 import math
@@ -20,19 +20,19 @@ AUGMENT = {
     "npz": (0, False),
 }  # fmt: skip
 DATASETS = tuple(AUGMENT)
-# The release's constants; any other set is measured.
+# The constants of the release. For other sets they are computed.
 MEAN_STD = {"cifar10": ((0.4913, 0.4821, 0.4465), (0.2023, 0.1994, 0.2010))}
-PIECE_BYTES = 2**26  # that statistics take at once, as float64
+PIECE_BYTES = 2**26  # of float64, for the statistics of one piece
 
 
 @dataclass
 class Corruption:
-    """What is done to pixels, images [B, C, H, W] or frames [B, T, C, H, W].
+    """A change of pixels, images [B, C, H, W] or frames [B, T, C, H, W].
 
     kind "gaussian_noise" adds noise of standard deviation `level` and cuts at 0 and 1; "blur" is
-    Gaussian, of standard deviation `level` in pixels. band "low" or "high" keeps the frequencies up
-    to or above `radius` cycles an image. An image is corrupted once, and seen so at the timesteps
-    `times`, from 1; without `times`, at all.
+    Gaussian, with standard deviation `level` in pixels. band "low" keeps the frequencies up to
+    `radius` cycles per image, "high" those above. An image is corrupted once. The network sees this
+    image at the timesteps `times`, from 1; without `times`, at all timesteps.
     """
 
     timestep: int
@@ -62,22 +62,22 @@ class Corruption:
 
 
 def blurred(x, sigma):
-    """Gaussian blur of [..., H, W], standard deviation in pixels, mirrored at the edges."""
+    """Gaussian blur of [..., H, W], mirrored at the edges. `sigma` is in pixels."""
     reach = min(math.ceil(3 * sigma), min(x.shape[-2:]) - 1)
     functional = import_torchvision("transforms.functional")
     return functional.gaussian_blur(x.flatten(1, -3), 2 * reach + 1, sigma).view(x.shape)
 
 
 def filtered(x, band, radius):
-    """The spatial frequencies of [..., H, W] up to `radius` cycles an image, or those above."""
+    """The spatial frequencies of [..., H, W] up to `radius` cycles per image, or those above."""
     down, right = (torch.fft.fftfreq(size, 1 / size, device=x.device) for size in x.shape[-2:])
     low = down.square().unsqueeze(1) + right.square() <= radius**2
     return torch.fft.ifft2(torch.fft.fft2(x) * (low if band == "low" else ~low)).real
 
 
 def crop_and_flip(x, pad, flip):
-    """Shift each sample of [B, ..., H, W] by up to `pad` pixels, zeros coming in, and mirror half
-    of them if `flip`. The frames of a sample move together."""
+    """Shift each sample of [B, ..., H, W] by up to `pad` pixels and fill with zeros. With `flip`,
+    mirror half of the samples. The frames of a sample move together."""
     height, width = x.shape[-2:]
     down, right = (torch.randint(0, 2 * pad + 1, (len(x), 1), device=x.device) for _ in range(2))
     rows = torch.arange(height, device=x.device) + down
@@ -93,10 +93,10 @@ def crop_and_flip(x, pad, flip):
 
 @dataclass
 class ImageSet:
-    """Samples and how a batch is made of them.
+    """Samples, and how to make batches of them.
 
-    images [N, C, H, W], or frames [N, T, C, H, W], uint8 or float32; labels [N] int64; `largest` is
-    the value that stands for 1 in pixels; mean and std [C] are of pixels.
+    images [N, C, H, W], or frames [N, T, C, H, W], uint8 or float32; labels [N] int64. The value
+    `largest` becomes 1 in pixels. mean and std [C] are of pixels.
     """
 
     images: torch.Tensor
@@ -119,12 +119,12 @@ class ImageSet:
         return self.labels.device
 
     def subset(self, index):
-        """The set of the samples of that index, in its order."""
+        """The set with the samples `index`, in this order."""
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device):
-        """The set on that device. Images that fill half of a GPU's free memory stay where they
-        are."""
+        """The set on that device. Images stay where they are if they need half of a GPU's free
+        memory."""
         images, labels = self.images, self.labels.to(device)
         if device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
             images = images.to(device)
@@ -135,8 +135,8 @@ class ImageSet:
         """Batches of pixels x and labels y [B], on the device: `for x, y in dataset.batches(...)`.
 
         Without `epoch`, all samples in order. With it, a training epoch: random order, augmented if
-        `augment`, and of each batch the share of this process. What is random depends on seed,
-        epoch and batch alone.
+        `augment`, and only this process's share of each batch. Random numbers depend only on seed,
+        epoch and batch.
         """
         index, moment = torch.arange(len(self), device=self.device), ["evaluate"]
         if epoch is not None:
@@ -152,7 +152,7 @@ class ImageSet:
             yield self.pixels(batch, augment), self.labels[batch]
 
     def pixels(self, index, augment=False):
-        """The samples of that index as pixels, float32, augmented and corrupted."""
+        """The samples `index` as pixels, float32, augmented and corrupted."""
         x = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
         if augment and (self.pad or self.flip):
             x = crop_and_flip(x, self.pad, self.flip)
@@ -160,8 +160,8 @@ class ImageSet:
         return self.corruption(x) if self.corruption else x
 
     def encode(self, x):
-        """Pixels as a network takes them: standardised, or Poisson spikes, which are 1 with the
-        pixel's value as probability, are not standardised, and have 1 as gradient by the pixel."""
+        """Pixels -> the input of a network: standardised pixels, or Poisson spikes of the raw
+        pixels. A pixel is the probability of its spikes, and their gradient by it is 1."""
         if not self.poisson_steps:
             return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
         frames = x if x.dim() == 5 else x.unsqueeze(1)
@@ -171,11 +171,11 @@ class ImageSet:
 
 
 def load(args, device):
-    """The training and the test set that `args` names, on `device`, and the replaced labels.
+    """Load the training and the test set that `args` names, on `device`.
 
-    Returns (train, test, replaced): `replaced` is None, or with --label_corrupt_prob {"index" [n]
-    into the whole training set, "labels" [n] as trained, "clean" [n]}. Raises BadInput if a set is
-    missing or damaged, or does not fit the flags.
+    Returns (train, test, replaced). `replaced` is None without --label_corrupt_prob, else {"index"
+    [n] in the whole training set, "labels" [n] for training, "clean" [n]}. Raises BadInput if a set
+    is missing or damaged, or does not fit the flags.
     """
     x_train, y_train, x_test, y_test = read(args)
     frames = x_train.dim() == 5
@@ -191,7 +191,7 @@ def load(args, device):
     test = replace(train, images=x_test, labels=y_test)
     if args.encode == "p":
         if frames:
-            raise BadInput("--encode p makes spikes of images; frames are in time already")
+            raise BadInput("--encode p is for images, and frames are in time already: leave it out")
         need_pixels("--encode p", train, test)
         train.poisson_steps = test.poisson_steps = args.timestep
     index, replaced = torch.arange(len(train)), None
@@ -209,7 +209,7 @@ def load(args, device):
 
 
 def statistics(args, images, largest):
-    """Mean and standard deviation [C] that `ImageSet.encode` takes, as --standardise says."""
+    """Mean and standard deviation [C] for `ImageSet.encode`, as --standardise says."""
     rule = args.standardise or ("std" if images.dim() == 5 else "mean_std")
     if args.dataset in MEAN_STD:
         mean, std = torch.tensor(MEAN_STD[args.dataset])
@@ -223,8 +223,8 @@ def statistics(args, images, largest):
 
 
 def channel_statistics(images, largest):
-    """Mean and standard deviation of pixels by channel, in pieces of bounded memory. A constant
-    channel has 1."""
+    """Mean and standard deviation of pixels by channel, in pieces of bounded memory. The standard
+    deviation of a constant channel is set to 1."""
     total = square = 0
     for piece in images.split(max(1, PIECE_BYTES // (8 * images[0].numel()))):
         flat = piece.transpose(0, -3).flatten(1).double() / largest  # (C, everything else)
@@ -236,8 +236,8 @@ def channel_statistics(images, largest):
 
 
 def replace_labels(train, index, share, seed):
-    """The set with that share of its labels replaced by random ones, and a record of them; `index`
-    [N] are its samples within the whole training set."""
+    """Replace a share of the labels by random ones. Returns the set, and a record of them. `index`
+    [N] has the places of the samples in the whole training set."""
     seed_all(seed, "corrupt")
     chosen = torch.randperm(len(train))[: round(share * len(train))]
     labels = train.labels.clone()
@@ -247,7 +247,7 @@ def replace_labels(train, index, share, seed):
 
 
 def make_corruption(args, *sets):
-    """The Corruption that --noisetype and --freqlevel describe, or None. Raises BadInput."""
+    """Make the Corruption of --noisetype and --freqlevel, or None. Raises BadInput."""
     if not (args.noisetype or args.freqlevel):
         return None
     need_pixels("corruption of inputs", *sets)
@@ -256,7 +256,7 @@ def make_corruption(args, *sets):
 
 
 def need_pixels(what, *sets):
-    """Raise BadInput for inputs that are not in [0, 1] after the division by `largest`."""
+    """Raise BadInput if inputs are not in [0, 1] after the division by `largest`."""
     for dataset in sets:
         if dataset.images.min() < 0 or dataset.images.max() > dataset.largest:
-            raise BadInput(f"{what} needs values in [0, 1]")
+            raise BadInput(f"{what} needs values in [0, 1]: scale the data")

@@ -2,15 +2,15 @@
 
     python eval_snn_robustness.py --checkpoints runs/*/checkpoint_latest.pt
 
-takes half a minute for two networks of the digits on two CPU cores. All are tried on the same test
-samples. The folder runs/<name>_robustness has robustness.jsonl, a line for each network and
-strength, and figures/robustness.png.
+Two networks of the digits take half a minute on two CPU cores. All networks get the same test
+samples. The folder runs/<name>_robustness has robustness.jsonl (one line per network, threat and
+strength) and figures/robustness.png.
 
-A sample counts as right if it is right under every attacker, one for each of --attack_surrogate. A
-network can look robust because its gradient misleads the attack. So three other attacks check it:
-random points of the ball, inputs made against a network of another seed, and an unbounded attack,
-after which nothing should be right. Where one contradicts the attack, the script says «gradient
-masking» (Athalye et al. 2018, arXiv:1802.00420).
+Each of --attack_surrogate is one attacker. A sample counts as right only if it is right under all
+attackers. A network can look robust because its gradient misleads the attack. So three other
+attacks check the result: random changes of the same size, inputs made against a network of another
+seed, and an unbounded attack, which should leave no sample right. If one of them contradicts the
+attack, the script says «gradient masking» (Athalye et al. 2018, arXiv:1802.00420).
 """
 
 import math
@@ -44,18 +44,18 @@ def interval(accuracy, samples):
 
 
 def masking_signs(lines):
-    """What in the lines of one network says that its gradient misleads the attacker, in words."""
+    """Signs that the gradient of a network misleads the attacker, as words, from its lines."""
     fgsm = {line["strength"]: line["attacked"] for line in lines if line["threat"] == "fgsm"}
     method = "pgd" if any(line["threat"] == "pgd" for line in lines) else "fgsm"
     signs = []
     for line in lines:
         attacked, surrogates = line["attacked"], line.get("surrogates")
         if line["threat"] == "unbounded" and attacked > 0:
-            signs.append(f"an unbounded attack leaves {attacked:.3f}")
+            signs.append(f"an unbounded attack leaves an accuracy of {attacked:.3f}")
         if line["threat"] != method:
             continue
         for low, high, sentence in (
-            (fgsm.get(line["strength"]), attacked, f"one step is stronger than {method}"),
+            (fgsm.get(line["strength"]), attacked, f"one step (fgsm) is stronger than {method}"),
             (line["random"], attacked, f"random points are stronger than {method}"),
             (line["transfer"], attacked, f"a transferred attack is stronger than {method}"),
             (min(surrogates.values()), surrogates.get("own"), "its own surrogate is weaker"),
@@ -66,8 +66,8 @@ def masking_signs(lines):
 
 
 def clearly_below(low, high, samples):
-    """Whether the share `low` of that many samples is below `high` by more than Z standard errors.
-    False where one is None."""
+    """Whether the share `low` of that many samples is more than Z standard errors below `high`.
+    False if one of them is None."""
     if low is None or high is None:
         return False
     return high - low > Z * math.sqrt((low * (1 - low) + high * (1 - high)) / samples)
@@ -75,8 +75,8 @@ def clearly_below(low, high, samples):
 
 @torch.no_grad()
 def right(model, dataset, args, attack=None, attacker=None):
-    """Which samples of `dataset` the prediction of each prefix gets right: bool [T, N], on the CPU.
-    `attack` changes them first, by the gradient of the network `attacker`."""
+    """Whether the prediction of each prefix is right for each sample: bool [T, N], on the CPU.
+    `attack` changes the samples first, by the gradient of the network `attacker`."""
     parts = []
     for x, y in dataset.batches(args.batch_size, args.seed):
         if attack:
@@ -87,9 +87,9 @@ def right(model, dataset, args, attack=None, attacker=None):
 
 
 def under_attack(args, model, source, dataset, attack, unbounded):
-    """Which samples every prefix gets right under all attackers, bool [T, N], and the fields of a
-    line that are about the attack. An `unbounded` attack stops once an attacker leaves none."""
-    prefix = (args.attack_prefix or args.timestep) - 1  # the one that is attacked
+    """Whether predictions are right under all attackers, bool [T, N], and the fields of a line that
+    describe the attack. An `unbounded` attack stops when an attacker leaves no sample right."""
+    prefix = (args.attack_prefix or args.timestep) - 1  # the attack is on this one
     surrogates, results = {}, []
     for surrogate in args.attack_surrogate if archs.lif_layers(model) else ["own"]:
         attacker = attacks.with_surrogate(model, surrogate)
@@ -109,7 +109,7 @@ def under_attack(args, model, source, dataset, attack, unbounded):
 
 
 def measure(args, model, source, dataset, attack, unbounded):
-    """The measured part of a line of robustness.jsonl, and what it is measured with."""
+    """The fields of a line of robustness.jsonl that are measured, and how they are measured."""
     if attack:
         correct, fields = under_attack(args, model, source, dataset, attack, unbounded)
     else:
@@ -128,7 +128,7 @@ def measure(args, model, source, dataset, attack, unbounded):
 
 
 def threats(args):
-    """(name, strength, corruption, attack) of everything that is tried, clean samples first."""
+    """Yield (name, strength, corruption, attack) of each test, clean samples first."""
     yield "clean", 0.0, None, None
     times = tuple(args.noisetime)
     for kind, levels in (("gaussian_noise", args.noise_levels), ("blur", args.blur_levels)):
@@ -144,7 +144,7 @@ def threats(args):
 
 
 def load_network(args, path, dataset):
-    """The network of a checkpoint, built by its own flags, in eval mode."""
+    """Load the network of a checkpoint, with its own flags, in eval mode."""
     saved = saved_flags(path)
     if user_code.is_code(args.arch):
         saved["arch"] = args.arch  # the file that the command line names
@@ -156,14 +156,15 @@ def load_network(args, path, dataset):
 
 
 def another_seed(path, seeds):
-    """The next network after `path` in `seeds` {path: seed}, round the list, of another seed."""
+    """The next network after `path` in `seeds` {path: seed} that has another seed, or None. After
+    the last network comes the first."""
     paths = list(seeds)
     following = paths[paths.index(path) :] + paths
     return next((other for other in following if seeds[other] != seeds[path]), None)
 
 
 def print_line(line):
-    """One line on standard output: the prediction that is attacked, then every prefix."""
+    """Print a line of robustness.jsonl: the attacked prediction, then every prefix."""
     low, high = line["accuracy_ci"][(line["prefix"] or line["timestep"]) - 1]
     numbers = [line.get("surrogates", {}).get("own"), line.get("random"), line.get("transfer")]
     others = " ".join(f"{'-' if value is None else format(value, '.3f'):>8}" for value in numbers)
@@ -175,8 +176,8 @@ def print_line(line):
 
 
 def evaluate_network(args, run, path, other, dataset):
-    """Append and print the lines of the network of checkpoint `path` that `run` does not have yet.
-    Attacks are transferred from the network of checkpoint `other`, if there is one."""
+    """Test the network of checkpoint `path`. Append and print the lines that `run` does not have
+    yet. Transferred attacks are made against the checkpoint `other`, if there is one."""
     model = load_network(args, path, dataset)
     source = load_network(args, other, dataset) if other else None
     epoch = load_checkpoint(path).get("epoch")
@@ -186,8 +187,8 @@ def evaluate_network(args, run, path, other, dataset):
     tqdm.write(f"{path}, {len(dataset)} samples")
     if not archs.lif_layers(model):
         tqdm.write(
-            "no layer is an archs.LIF, so the attacks have one surrogate, the network's own: the "
-            "check for gradient masking by other surrogates is void"
+            "no layer is an archs.LIF, so the attacks use only the network's own surrogate: other "
+            "surrogates cannot check for gradient masking"
         )
     tqdm.write(f"                strength  accuracy [95 %]      {columns}")
     for threat, strength, corruption, attack in threats(args):

@@ -1,10 +1,10 @@
-"""What training minimises: each loss is a function of outputs [T, N, classes] and labels [N], in
-nats, of means over N (of several processes, over the samples of all of them).
+"""The losses for training: functions of outputs [T, N, classes] and labels [N], in nats. Means are
+over N; with several processes, over the samples of all of them.
 
-CE_t is the cross-entropy of the mean of outputs 1..t (the prefix t), CE(o_t) that of the output at
-t alone. The outputs of `skip` count nowhere: the mean for prefix t is over the others of 1..t. With
-a `level` b, |CE - b| + b stands for CE, so that the loss rises again below b (flooding: Ishida et
-al. 2020, "Do We Need Zero Training Loss After Achieving Zero Training Error?").
+CE_t is the cross-entropy of the mean of outputs 1..t (the prefix t). CE(o_t) is that of output t.
+No loss uses the outputs of `skip`: the mean for prefix t is over the others of 1..t. With a `level`
+b, |CE - b| + b replaces CE, so that the loss rises again below b (flooding: Ishida et al. 2020, "Do
+We Need Zero Training Loss After Achieving Zero Training Error?").
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from utils import processes
 
-TET_TARGET = 1.0  # phi of Deng et al., whose neurons have that threshold
+TET_TARGET = 1.0  # phi of Deng et al., the threshold of their neurons
 CENTROID_WEIGHT = 1.0
 
 
@@ -25,14 +25,14 @@ def kept_steps(timestep, skip):
 
 
 def at_steps(outputs, times):
-    """The outputs at those timesteps, counted from 1. Not by an index of a list: making it a tensor
-    is a sync point."""
+    """The outputs at those timesteps, from 1. An index list would become a tensor, and that waits
+    for the GPU."""
     return torch.stack([outputs[t - 1] for t in times])
 
 
 def over_all(means, samples):
-    """Means over this process's samples -> those over the samples of all processes, whose gradient
-    each has a part of. What is not linear in a mean needs it."""
+    """Means over this process's samples -> means over the samples of all processes. Each process
+    has its part of the gradient. Losses that are not linear in a mean need this."""
     if processes() == 1:
         return means
     sums = torch.cat([means.detach() * samples, means.new_full((1,), samples)])
@@ -41,8 +41,8 @@ def over_all(means, samples):
 
 
 def flooded(loss, level, samples):
-    """|loss - level| + level, elementwise, of mean losses over that many samples; `loss` itself
-    without a level."""
+    """|loss - level| + level for each of the mean losses over that many samples; without a level,
+    `loss` itself."""
     return loss if level is None else (over_all(loss, samples) - level).abs() + level
 
 
@@ -73,7 +73,7 @@ def tet(outputs, y, *, lam, skip=(), level=None, smoothing=0.0):
 
 
 def prefix(outputs, y, *, times, weight, skip=(), level=None, smoothing=0.0):
-    """(1 - w) CE_T + w mean of CE_t over t in `times`; flooding is of these CE_t alone."""
+    """(1 - w) CE_T + w mean of CE_t over t in `times`. Flooding is only for these CE_t."""
     early = cross_entropies(prefix_means(outputs, times, skip), y, smoothing)
     return (1 - weight) * ce(outputs, y, skip=skip, smoothing=smoothing) + weight * flooded(
         early, level, len(y)
@@ -81,9 +81,9 @@ def prefix(outputs, y, *, times, weight, skip=(), level=None, smoothing=0.0):
 
 
 def residuals(outputs, y, skip=()):
-    """R_t = mean over N of ||p_t - y||^2, p_t the softmax prediction of prefix t, y one-hot: [T], 0
-    where no output is left. The gradient of CE_t by any weight is a Jacobian times p_t - y.
-    """
+    """R_t = mean over N of ||p_t - y||^2: [T]. p_t is the softmax prediction of prefix t, y is
+    one-hot. R_t is 0 if no output is left. The gradient of CE_t by a weight is a Jacobian times
+    p_t - y."""
     first = kept_steps(len(outputs), skip)[0]
     probabilities = prefix_means(outputs, range(first, len(outputs) + 1), skip).softmax(2)
     squares = (probabilities - F.one_hot(y, outputs.shape[2])).square().sum(2).mean(1)
@@ -91,9 +91,8 @@ def residuals(outputs, y, skip=()):
 
 
 def centroid(outputs, y, *, target, skip=(), smoothing=0.0):
-    """CE_T + (c - target)^2, c = sum_t t R_t / sum_t R_t with the `residuals` R_t. Of the
-    information itself, whose centroid this need not be, the gradient would be one of second order.
-    """
+    """CE_T + (c - target)^2, c = sum_t t R_t / sum_t R_t with the `residuals` R_t. This need not be
+    the centroid of the information: its gradient would be one of second order."""
     r = over_all(residuals(outputs, y, skip), len(y))
     steps = torch.arange(1, len(r) + 1, device=r.device, dtype=r.dtype)
     c = (steps * r).sum() / r.sum().clamp(min=torch.finfo(r.dtype).tiny)
@@ -104,7 +103,7 @@ LOSSES = ("ce", "tet", "prefix", "centroid")
 
 
 def make(args):
-    """The loss that `args` names: a function of outputs [T, N, classes] and labels [N]."""
+    """Make the loss that `args` names: a function of outputs [T, N, classes] and labels [N]."""
     common = dict(skip=frozenset(args.lossskiptime), smoothing=args.label_smoothing)
     if args.loss == "centroid":
         return partial(centroid, target=args.target_ic, **common)

@@ -1,4 +1,4 @@
-"""Synaptic operations: what a spiking network computes, beside a network without spikes."""
+"""Synaptic operations of a spiking network, and those of the same network without spikes."""
 
 from contextlib import contextmanager
 from math import gcd
@@ -13,12 +13,13 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 @contextmanager
 def count_operations(model):
-    """In the `with` block, count what the convolutions and linear layers of `model` compute.
+    """In the `with` block, count the operations of convolutions and linear layers of `model`.
 
-    Yields three dicts {layer: number}, whole after the block, sums over samples and timesteps:
+    Yields three dicts {layer: number}, complete after the block. They are sums over samples and
+    timesteps:
 
-        additions    multiply-accumulates, times the share of the layer's weights that is not 0,
-                     times the share of its inputs that is not 0: an estimate
+        additions    an estimate: multiply-accumulates, times the share of the layer's weights that
+                     is not 0, times the share of its inputs that is not 0
         products     multiply-accumulates
         rows         times that the layer runs for one sample
     """
@@ -41,7 +42,7 @@ def count_operations(model):
 
 
 def operations_per_image(counts, images, timestep):
-    """What `count_operations` counted in all processes together, for each of so many images.
+    """The operations per image, from the `counts` of `count_operations` in all processes.
 
     Returns {"synaptic_operations": {layer: estimated additions, over all timesteps},
     "multiply_accumulates": {layer: those of the same network without spikes}}. A network without
@@ -50,7 +51,7 @@ def operations_per_image(counts, images, timestep):
     additions, products, rows = (sum_by_layer(shares) for shares in zip(*of_all(counts)))
     dense = {}
     for name, number in products.items():
-        steps = gcd(rows[name] // images, timestep)  # 1 for a layer that runs once an image
+        steps = gcd(rows[name] // images, timestep)  # 1 for a layer that runs once per image
         dense[name] = number / images / steps
     return {
         "synaptic_operations": {name: number / images for name, number in additions.items()},
@@ -65,9 +66,9 @@ def sum_by_layer(shares):
 
 @torch.no_grad()
 def synaptic_operations(model, batches):
-    """Estimated additions an image, of all layers and timesteps, for batches [(x, y), ...].
+    """Estimated additions per image, of all layers and timesteps, for batches [(x, y), ...].
 
-    A first layer that sees the same image at every timestep runs once, and counts once.
+    If the first layer sees the same image at every timestep, it runs once and counts once.
     """
     with count_operations(model) as (additions, _, _):
         for x, _ in batches:

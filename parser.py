@@ -15,9 +15,11 @@ def number(kind, low, high=2**31 - 1, above=False):
 
     def convert(text):
         value = kind(text)
-        if not low <= value <= high or (above and value == low):
+        if value > high:
+            raise ArgumentTypeError(f"must be at most {high}, not {text}")
+        if not value >= low or (above and value == low):
             bound = "above" if above else "at least"
-            raise ArgumentTypeError(f"must be {bound} {low} and at most {high}, not {text}")
+            raise ArgumentTypeError(f"must be {bound} {low}, not {text}")
         return value
 
     convert.__name__ = kind.__name__  # argparse names it in «invalid int value»
@@ -30,7 +32,7 @@ CODE = "FILE.py:FUNCTION"
 
 
 def one_of(known, code=False):
-    """An argparse type: one of the known names, in any case; with `code`, or FILE.py:FUNCTION."""
+    """An argparse type: one of the known names, in any case. With `code`, FILE.py:FUNCTION too."""
 
     def convert(text):
         name = text.lower()
@@ -53,8 +55,8 @@ def epochs_entry(text):
 
 
 def expand_epochs(entries, last):
-    """["0", "every:10"] -> sorted epochs up to `last`. every:k ends with the last epoch; so does a
-    number past it, which a recipe may have."""
+    """["0", "every:10"] -> sorted epochs up to `last`. every:k includes the last epoch. A number
+    past the last epoch, as a recipe may have, becomes the last epoch."""
     epochs = set()
     for entry in entries:
         if entry.startswith("every:"):
@@ -71,9 +73,9 @@ def suggestion(word, known):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with BadInput for errors, defaults in the help, and hyphens for underscores.
+    """argparse with BadInput for errors, defaults in the help, and hyphens as underscores.
 
-    `defaults` is {flag: default}, `groups` {title: flags}, `needs` {flag: another that it needs}.
+    `defaults` is {flag: default}, `groups` {title: flags}, `needs` {flag: the flag that it needs}.
     """
 
     def __init__(self, script, description=None):
@@ -88,8 +90,8 @@ class Parser(argparse.ArgumentParser):
         self.defaults, self.groups, self.needs = {}, {}, {}
 
     def group(self, title):
-        """A function that adds a flag to a group of that title: its names, default, and help, and
-        what it `needs` to have an effect, "--arch fc", say. With `code` it takes user code."""
+        """Start a group. Returns a function that adds a flag to it. A flag `needs` another to have
+        an effect, for example "--arch fc". With `code` it takes FILE.py:FUNCTION."""
         group = self.add_argument_group(title)
         self.groups[title] = set()
 
@@ -103,7 +105,7 @@ class Parser(argparse.ArgumentParser):
                 shown = " ".join(map(str, default)) if isinstance(default, list) else default
                 help = f"{help} (default {shown})".strip()
             if needs:
-                help = f"{needs}: {help}"
+                help = f"with {needs}: {help}"
             name = group.add_argument(*names.split(), help=help, **options).dest
             self.defaults[name] = default
             self.needs[name] = needs

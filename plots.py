@@ -3,8 +3,8 @@
     python plots.py runs/NAME                              draws the figures of a run again
     python plots.py runs/A runs/B --out compared.pdf       draws one figure of several trainings
 
-In a comparison, runs that differ in their seed alone are one curve, the mean with its standard
-deviation. The legend says which flags differ between the runs.
+In a comparison, runs that differ only in their seed are one curve: their mean with its standard
+deviation. The legend names the flags that differ between the runs.
 """
 
 from pathlib import Path
@@ -22,14 +22,14 @@ from utils import (
     run_script,
 )
 
-MOST_LABELS = 12  # of the curves in a legend
+MOST_LABELS = 12  # curves in a legend
 
 
 # ---------------------------------------------------------------- Fisher information
 
 
 def fisher_of(folder):
-    """figures/fisher.png of a run folder."""
+    """Draw figures/fisher.png of a run folder. Returns the path."""
     lines = read_lines(Path(folder) / FISHER_FILE)
     if not lines:
         raise BadInput(f"{folder} has no measurement in {FISHER_FILE}")
@@ -37,11 +37,11 @@ def fisher_of(folder):
 
 
 def fisher(lines, path):
-    """A figure of measurements, lines of fisher.jsonl or of `fisher.Measurement`: I_t by t, a curve
-    a measurement; IC by epoch with its interval; the layers of the last one by t. Returns the path.
+    """Draw measurements: lines of fisher.jsonl, or of `fisher.Measurement`. Returns the path.
 
-    Where several kinds were measured (--fisher_split, --fisher_labels), curves and layers are of
-    the first.
+    The panels show I_t by t, one curve per measurement; IC by epoch with its interval; and the
+    layers of the last measurement by t. If there are several kinds (--fisher_split,
+    --fisher_labels), curves and layers are of the first.
     """
     kinds = {}
     for line in lines:
@@ -56,7 +56,7 @@ def fisher(lines, path):
 
 
 def draw_curves(axis, lines, kind):
-    """I_t by t with its standard error, a curve a measurement; grey before training."""
+    """I_t by t with its standard error, one curve per measurement; grey before training."""
     interval = -(-len(lines) // MOST_LABELS)
     for number, (line, colour) in enumerate(zip(lines, shades(len(lines)))):
         labelled = number % interval == 0 or line is lines[-1]
@@ -77,7 +77,7 @@ def draw_curves(axis, lines, kind):
 
 
 def draw_centroids(axis, kinds):
-    """IC by epoch with its interval, of each of `kinds` {name: lines}; of the first one also the
+    """IC by epoch with its interval, for each of `kinds` {name: lines}. The first kind also has the
     centroids of I_t per loss and per squared residual."""
     for number, (kind, lines) in enumerate(kinds.items()):
         x, x_label = positions(lines)
@@ -101,8 +101,8 @@ def draw_centroids(axis, kinds):
 
 
 def positions(lines):
-    """Where measurements stand on the x axis, and its label. They stand at their epochs; or in
-    order, where epochs are unknown or repeated, as for checkpoints of several runs."""
+    """The positions of measurements on the x axis, and its label. These are the epochs. If epochs
+    are unknown or repeated, as for checkpoints of several runs, they are numbers from 0."""
     epochs = [line.get("epoch") for line in lines]
     if None in epochs or len(set(epochs)) < len(epochs):
         return range(len(lines)), "measurement"
@@ -125,8 +125,8 @@ def draw_layers(axis, line, kind):
 
 
 def training(folder):
-    """figures/training.png: loss, accuracy of prefixes, spike rates and synaptic operations of each
-    layer, all by epoch."""
+    """Draw figures/training.png: loss, accuracy of prefixes, spike rates and synaptic operations of
+    each layer, all by epoch. Returns the path."""
     lines = read_lines(Path(folder) / LOG_FILE)
     if not lines:
         raise BadInput(f"{folder} has no epoch in {LOG_FILE}")
@@ -144,7 +144,7 @@ def training(folder):
 
 
 def draw_loss(axis, lines):
-    """Loss of training, which has none before the first epoch, and of validation."""
+    """Training loss, from the first epoch on, and test loss."""
     epochs = [line["epoch"] for line in lines]
     axis.plot(epochs, [line["train_loss"] for line in lines], label="training")
     axis.plot(epochs, [line["test_loss"] for line in lines], label="test")
@@ -176,7 +176,7 @@ def draw_operations(axis, lines):
     draw_layers_by_epoch(axis, lines, "synaptic_operations")
     axis.plot([line["epoch"] for line in lines], total, color="black", label="all layers")
     axis.axhline(dense, color=GREY, ls="--", lw=1, label="all, without spikes")
-    axis.set(ylabel="synaptic operations an image", yscale="log")
+    axis.set(ylabel="synaptic operations per image", yscale="log")
     legend_below(axis, 3)
 
 
@@ -220,10 +220,12 @@ def main(argv=None):
         print(compare.comparison(args.runs, args.out))
         return
     if args.out:
-        raise BadInput("--out is for several runs: the figures of one run go to its own folder")
+        raise BadInput(
+            "--out is for several runs: leave it out, one run has its figures in its folder"
+        )
     for path in figures_of(args.runs[0]):
         print(path)
 
 
 if __name__ == "__main__":
-    run_script(main, "plots.py", hint="the run is as it was")
+    run_script(main, "plots.py", hint="the run did not change")

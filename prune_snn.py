@@ -2,15 +2,19 @@
 
     python prune_snn.py --dataset digits --rounds 8 --search_timestep full fisher kl
 
-Each of --search_timestep is a search of --rounds rounds: train, prune --prune_rate of the kept
-weights, rewind the others to their values after --rewind_epoch. `full` runs all T timesteps, a
-number that many. `fisher` and `kl` run T in the first round. Then `fisher` runs the fewest whose
-share of sum_t I_t reaches --information_share, and `kl` the fewest T' with KL(P_T' || P_T) / KL(P_2
-|| P_T) below 0.6 after two epochs of training (early-time tickets, Kim et al., ECCV 2022).
-`one_shot` trains once and prunes to each sparsity at once. Networks of --final_rounds run all T.
+Each value of --search_timestep is a search of --rounds rounds. A round trains, prunes --prune_rate
+of the kept weights and rewinds the others to their values after --rewind_epoch. The value says how
+many timesteps a round runs:
 
-The folder runs/<name>_pruning has pruning.jsonl (a line a round), figures/pruning.png, and a run
-folder for every round. --resume goes on after the last finished epoch of a round.
+    full      all T; a number: that many
+    fisher    T in the first round, then the fewest with --information_share of sum_t I_t
+    kl        T in the first round, then the fewest T' with KL(P_T' || P_T) / KL(P_2 || P_T) below
+              0.6 after two epochs of training (early-time tickets, Kim et al., ECCV 2022)
+    one_shot  all T; it trains once and prunes to each sparsity at once
+
+The networks of --final_rounds are trained with all T at the end. The folder runs/<name>_pruning has
+pruning.jsonl (one line per round), figures/pruning.png, and a run folder for every round. --resume
+goes on after the last finished epoch of a round.
 """
 
 import copy
@@ -50,19 +54,19 @@ def fewest_by_kl(outputs):
 
 
 def first_steps(dataset, steps):
-    """The data set as a network of that many timesteps sees it."""
+    """The data set for a network of that many timesteps."""
     if dataset.images.dim() == 5:
         return replace(dataset, images=dataset.images[:, :steps])
     return replace(dataset, poisson_steps=min(steps, dataset.poisson_steps))
 
 
 class Search:
-    """One of --search_timestep: rounds in their own folders, a line for each in pruning.jsonl."""
+    """The search for one of --search_timestep: a folder and a line of pruning.jsonl per round."""
 
     def __init__(self, args, run, rule, train_set, test_set, batches):
         self.args, self.run, self.rule, self.folder = args, run, rule, run.folder / rule
         self.train_set, self.test_set = train_set, test_set
-        self.batches = batches  # that are measured
+        self.batches = batches  # for the Fisher information
 
     def search(self):
         """Go through the rounds, and train the networks of --final_rounds with all timesteps."""
@@ -119,7 +123,7 @@ class Search:
         return load_checkpoint(self.folder / "round_00" / f"checkpoint_{epoch:04d}.pt")
 
     def fewest_timesteps(self, model, steps):
-        """How many timesteps the rounds after the first run, which ran `steps`, run."""
+        """The number of timesteps of the later rounds. The first round ran `steps`."""
         if self.rule == "fisher":
             curve = measure(model, self.batches, chunk=self.args.fisher_batch).fisher
             return fewest_by_information(curve, self.args.information_share)
@@ -132,7 +136,7 @@ class Search:
         return fewest_by_kl(torch.cat(outputs, 1))
 
     def record(self, stage, number, steps, model, masks, seconds, rule_seconds=0.0):
-        """Append and print the line of a network, measured with all T, if it is not there yet."""
+        """Measure a network with all T. Append and print its line, if it is not there yet."""
         names = {"search": self.rule, "stage": stage, "round": number}
         if any(names.items() <= line.items() for line in self.run.lines(PRUNING_FILE)):
             return

@@ -1,7 +1,8 @@
-"""Unstructured pruning: masks {weight name: bool tensor of its shape, True where it is kept}.
+"""Unstructured pruning: masks {weight name: bool tensor of its shape, True for kept weights}.
 
-Weights of convolutions and linear layers are pruned, all layers together; BatchNorm, biases and the
-first layer are not. A pruned weight is exactly 0 after every step of the optimizer (`hold`).
+Pruning takes weights of convolutions and linear layers, from all layers together. It leaves out
+BatchNorm, biases and the first layer. A pruned weight is exactly 0 after every optimizer step
+(`hold`).
 """
 
 import torch
@@ -10,14 +11,14 @@ from operations import LAYERS
 
 
 def all_kept(model):
-    """Masks that keep every weight of the convolutions and linear layers but the first."""
+    """Masks that keep every weight of the convolutions and linear layers, except the first."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
     return {f"{name}.weight": torch.ones_like(layer.weight).bool() for name, layer in layers[1:]}
 
 
 def prune(model, masks, rate):
-    """Masks without the share `rate` of the kept weights, rounded to whole weights: the smallest
-    |w| over all layers (global magnitude; Frankle and Carbin 2019, arXiv:1803.03635)."""
+    """Prune the share `rate` of the kept weights: those with the smallest |w| over all layers
+    (global magnitude; Frankle and Carbin 2019, arXiv:1803.03635). Returns the new masks."""
     joined = torch.cat([mask.flatten() for mask in masks.values()])  # the new masks
     sizes = torch.cat([model.get_parameter(name).detach().abs().flatten() for name in masks])
     order = sizes.masked_fill(~joined, torch.inf).argsort(stable=True)  # smallest first
@@ -44,6 +45,6 @@ def counts(masks):
 
 
 def sparsity(masks):
-    """Share of the prunable weights that is pruned."""
+    """The share of pruned weights among the prunable ones."""
     numbers = counts(masks).values()
     return 1 - sum(n["kept"] for n in numbers) / sum(n["total"] for n in numbers)

@@ -1,4 +1,4 @@
-"""Where inputs and labels come from: arrays that are made, or read from files."""
+"""Readers of inputs and labels: they make arrays, or read them from files."""
 
 import fcntl
 import warnings
@@ -19,8 +19,8 @@ FAKE_CLASSES = 10
 
 
 def read(args):
-    """x_train, y_train, x_test, y_test of the data set that `args` name: images [N, C, H, W] or
-    frames [N, T, C, H, W], uint8 or float32; labels [N] int64. Raises BadInput."""
+    """Read x_train, y_train, x_test, y_test of the data set that `args` names: images [N, C, H, W]
+    or frames [N, T, C, H, W], uint8 or float32; labels [N] int64. Raises BadInput."""
     made = {"digits": read_digits, "npz": read_npz, "fake": read_fake, "planted": read_planted}
     reader = user_code.read_arrays if user_code.is_code(args.dataset) else read_torchvision
     arrays = made.get(args.dataset, reader)(args)
@@ -36,11 +36,11 @@ def as_tensor(args, array):
         try:
             return torch.as_tensor(array)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise BadInput(f"{args.dataset} has what is no array of numbers: {error}") from error
+            raise BadInput(f"{args.dataset} must give arrays of numbers: {error}") from error
 
 
 def check(args, x_train, y_train, x_test, y_test):
-    """Raise BadInput for inputs or labels that no network takes, and for frames of another T."""
+    """Raise BadInput for inputs or labels that no network takes, and for frames with another T."""
     for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         name, shape = f"x_{split} of {args.dataset}", list(x.shape)
         if len(shape) not in (4, 5) or len(x) < 2 or min(shape[-2:]) < SMALLEST_IMAGE:
@@ -49,13 +49,15 @@ def check(args, x_train, y_train, x_test, y_test):
                 f"W >= {SMALLEST_IMAGE}: transpose channels-last arrays, add an axis for C = 1"
             )
         if len(shape) == 5 and shape[1] != args.timestep:
-            raise BadInput(f"{name} has T = {shape[1]}, of {shape}: pass --timestep {shape[1]}")
+            raise BadInput(f"{name} has T = {shape[1]} in {shape}: pass --timestep {shape[1]}")
         if not x.sum().isfinite():
-            raise BadInput(f"{name} holds values that are not finite in float32")
+            raise BadInput(f"{name} has values that are not finite in float32: replace them")
         if y.shape != x.shape[:1]:
-            raise BadInput(f"y_{split} of {args.dataset} must be one label for each of {name}")
+            raise BadInput(f"y_{split} of {args.dataset} must have one label for each of {name}")
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
-        raise BadInput(f"x_train and x_test of {args.dataset} differ in shape or type of samples")
+        raise BadInput(
+            f"x_train and x_test of {args.dataset} must have samples of one shape and type"
+        )
     labels = torch.cat([y_train, y_test]).double().unique().tolist()
     if labels != list(range(len(labels))):
         raise BadInput(f"the labels of {args.dataset} start with {labels[:10]}: number the classes "
@@ -63,8 +65,8 @@ def check(args, x_train, y_train, x_test, y_test):
 
 
 def read_digits(args):
-    """scikit-learn's 1797 handwritten digits, [N, 1, 8, 8] in [0, 1]. Every fifth of a fixed order
-    is held out."""
+    """scikit-learn's 1797 handwritten digits, [N, 1, 8, 8] in [0, 1]. Every fifth one, in a fixed
+    random order, is a test sample."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -75,7 +77,7 @@ def read_digits(args):
 
 
 def read_fake(args):
-    """Seeded noise around one random pattern a class, of any shape, uint8."""
+    """Seeded noise around one random pattern per class, in any shape, uint8."""
     rng = np.random.default_rng(0)
     patterns = rng.uniform(0, 1, (FAKE_CLASSES, *args.fake_shape))
     arrays = []
@@ -87,8 +89,8 @@ def read_fake(args):
 
 
 def read_planted(args):
-    """Seeded frames [N, T, 1, 8, 8] in [0, 1] of random black and white pixels and noise. At
-    --planted_time, counted from 1, the pixels are those of the class."""
+    """Seeded frames [N, T, 1, 8, 8] in [0, 1]: random black and white pixels, with noise. At
+    --planted_time, from 1, the pixels are the pattern of the class."""
     rng = np.random.default_rng(0)
     patterns = rng.integers(2, size=(FAKE_CLASSES, 1, 1, 8, 8))
     arrays = []
@@ -101,7 +103,7 @@ def read_planted(args):
 
 
 def noisy(pixels, rng):
-    """The mean of the pixels and of noise that is uniform in [0, 1]."""
+    """The mean of the pixels and of uniform noise in [0, 1]."""
     return (pixels + rng.uniform(0, 1, pixels.shape)) / 2
 
 
@@ -113,7 +115,7 @@ def read_npz(args):
             return [torch.from_numpy(file[name]) for name in names]
     except Exception as error:  # zipfile, zlib, numpy and torch each have their own
         raise BadInput(
-            f"{args.data_file} is no .npz file of arrays of numbers {', '.join(names)} ({error})"
+            f"{args.data_file} is not an .npz with arrays of numbers {', '.join(names)} ({error})"
         ) from error
 
 
@@ -127,9 +129,9 @@ def read_torchvision(args):
             dataset = read_or_download(source, args, choice)
         except Exception as error:  # URLError, OSError, ValueError, ... of a foreign reader
             raise BadInput(
-                f"{args.dataset} in {Path(args.data_dir).resolve()} is missing or damaged and was "
-                f"not downloaded ({error}): put torchvision's files for {name} there by hand, or "
-                "use --dataset digits, which needs none"
+                f"{args.dataset} in {Path(args.data_dir).resolve()} is missing or damaged, and the "
+                f"download failed ({error}): put torchvision's files for {name} there by hand, or "
+                "use --dataset digits, which needs no files"
             ) from error
         images = torch.as_tensor(dataset.data)
         if images.dim() == 3:
@@ -141,10 +143,10 @@ def read_torchvision(args):
 
 
 def read_or_download(source, args, choice):
-    """A torchvision data set. Of several runs one downloads it, the others wait."""
+    """Read a torchvision data set. If several runs need it, one downloads it, the others wait."""
     try:
         return source(args.data_dir, download=False, **choice)
-    except RuntimeError:  # torchvision's word for missing, or of the wrong checksum
+    except RuntimeError:  # torchvision raises this for a missing or damaged file
         print(f"{args.dataset} is not in {args.data_dir} yet: downloading")
     Path(args.data_dir).mkdir(parents=True, exist_ok=True)
     with open(Path(args.data_dir) / "download.lock", "w") as lock:
@@ -153,10 +155,10 @@ def read_or_download(source, args, choice):
 
 
 def import_torchvision(module):
-    """That module of torchvision, also where PyPI's, built for CUDA, meets a CPU torch."""
+    """Import a module of torchvision, even if it is built for CUDA and torch for a CPU."""
     try:
         return import_module(f"torchvision.{module}")
-    except RuntimeError:  # its operators did not load: declare those that the import looks for
+    except RuntimeError:  # its operators did not load, so declare those that it needs
         for name in ("nms", "qnms"):
             schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             torch.library.define(f"torchvision::{name}", schema)

@@ -1,16 +1,19 @@
-"""Run a claim: its runs, a page with verdicts, a figure, and the numbers of each seed.
+"""Check a claim: do its runs, then write a page with verdicts, a figure, and numbers by seed.
 
     python reproduce.py list
     python reproduce.py concentration --seeds 5
     python reproduce.py all
 
---scale small is the digits, for two CPU cores. images is a VGG that fits 1000 images of
-Fashion-MNIST, up to two hours a claim there. medium is a VGG on all of CIFAR-10, many hours. paper
-is the recipe of the release (ResNet19, CIFAR-10, T = 10), for GPUs.
+--scale says what the runs train:
 
-Each run is a command line that is started in a process of its own. Its folder is under --out_dir. A
-complete folder is not run again, a stopped run goes on. Pages go to --results. --redraw makes page
-and figure again from the .json beside the page, without a run.
+    small   a VGG on the digits, for two CPU cores
+    images  a VGG on 1000 images of Fashion-MNIST, up to two hours a claim on two cores
+    medium  a VGG on all of CIFAR-10, many hours
+    paper   the recipe of the release (ResNet19, CIFAR-10, T = 10), for GPUs
+
+Each run is one command line in its own process. The run folders are under --out_dir. The same
+command skips complete runs and goes on with stopped ones. Pages, figures and numbers go to
+--results. --redraw makes page and figure again from the .json beside the page, without a run.
 """
 
 import json
@@ -68,18 +71,18 @@ def report(name, args, out_dir, results):
 
 def make_parser():
     parser = Parser("reproduce", __doc__)
-    parser.add_argument("claim", choices=[*CLAIMS, "all", "list"], help="all: without gain and law")
+    parser.add_argument("claim", choices=[*CLAIMS, "all", "list"], help="all: except gain and law")
     threads = 1 if torch.cuda.is_available() else torch.get_num_threads()
-    flag = parser.group("what is run")
+    flag = parser.group("runs")
     flag("--scale", "small", "see above", choices=["small", "images", "medium", "paper"])
-    flag("--seeds", 3, "seeds 0, 1, ... of a run", type=COUNT)
-    flag("--jobs", threads, "runs at a time", type=COUNT)
-    flag("--out_dir", "runs/reproduce", "where the run folders are")
-    flag("--results", "results", "where pages, figures and numbers go")
-    flag("--data_dir", None, "where CIFAR-10 and Fashion-MNIST are, or are downloaded to; without "
-         "it, settings at --scale small leaves them out")  # fmt: skip
-    flag("--redraw", False, "make page and figure from the .json beside the page")
-    flag("--dry_run", False, "tiny runs on noise, in a temporary folder, whatever --scale")
+    flag("--seeds", 3, "number of seeds: 0, 1, ...", type=COUNT)
+    flag("--jobs", threads, "runs at the same time", type=COUNT)
+    flag("--out_dir", "runs/reproduce", "folder of the run folders")
+    flag("--results", "results", "folder of pages, figures and numbers")
+    flag("--data_dir", None, "folder of CIFAR-10 and Fashion-MNIST, or for their download; without "
+         "it, the claim settings leaves them out at --scale small")  # fmt: skip
+    flag("--redraw", False, "make page and figure again from the .json beside the page")
+    flag("--dry_run", False, "tiny runs on noise, in a temporary folder; ignores --scale")
     return parser
 
 

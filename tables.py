@@ -8,13 +8,13 @@ from tqdm import tqdm
 from fisher import centroid
 from utils import rank
 
-COLUMNS = "(the columns are explained in docs/usage.md, «The printed tables»)"
+COLUMNS = "(docs/usage.md explains the columns under «The printed tables»)"
 
 SILENT, SATURATED = 0.001, 0.95  # spikes per neuron and timestep
 
 
 def epoch_name(args, epoch):
-    """What a table shows as the epoch. With --init, the weights of epoch 0 are trained ones."""
+    """The name of an epoch in a table. With --init, the weights of epoch 0 are trained."""
     return "untrained" if epoch == 0 and not args.init else str(epoch)
 
 
@@ -34,8 +34,9 @@ def print_epoch(args, line):
 
 def print_measurement_header(timestep):
     curve = " ".join(f"{f'I_{t}':>8}" for t in range(1, timestep + 1))
+    flat = (timestep + 1) / 2
     print(
-        f"centroids in timesteps, {(timestep + 1) / 2:.1f} for a flat curve: IC is that of I_t; "
+        f"centroids are in timesteps, and {flat:.1f} for a flat curve; IC is the centroid of I_t; "
         "R_t is the mean squared residual"
     )
     print(
@@ -59,7 +60,7 @@ def print_measurement(args, line, accuracy):
 
 
 def warn_of_spike_rates(spike_rate, epoch):
-    """Warn of layers that hardly spike, or nearly always. spike_rate: {layer: rate}."""
+    """Warn about layers that almost never spike, or almost always. spike_rate: {layer: rate}."""
     for name, rate in spike_rate.items():
         if rank() == 0 and not SILENT < rate < SATURATED:
             message = f"warning: {name} has a spike rate of {rate:.2g} after epoch {epoch}"

@@ -1,6 +1,6 @@
 """Train a spiking LIF network by surrogate-gradient backpropagation through time, and validate it.
 
-The recipe of the release (ResNet19, CIFAR-10, T = 10, 300 epochs), on a GPU and on eight:
+The recipe of the release (ResNet19, CIFAR-10, T = 10, 300 epochs), on one GPU and on eight:
 
     python train_snn.py
     torchrun --standalone --nproc_per_node=8 train_snn.py
@@ -9,9 +9,9 @@ A small VGG on the 8x8 digits, T = 8, in under half a minute on two CPU cores:
 
     python train_snn.py --dataset digits
 
-Stop it with Ctrl-C; the same command with --resume goes on after the last finished epoch. On a CPU
-the result is bit by bit that of a run that was never stopped. The run folder, runs/<name>, holds
-args.json, log.jsonl (a line an epoch), checkpoints and figures/training.png.
+Ctrl-C stops a run. The same command with --resume goes on after the last finished epoch. On a CPU
+the result is bit by bit that of a run that was never stopped. The run folder runs/<name> has
+args.json, log.jsonl (one line per epoch), checkpoints and figures/training.png.
 """
 
 import math
@@ -47,11 +47,11 @@ from operations import count_operations, operations_per_image
 from parser import expand_epochs
 from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, of_all, processes, rank
 
-# ---------------------------------------------------------------- what is trained
+# ---------------------------------------------------------------- the network and the folder
 
 
 def build_model(args, dataset, checkpoint_activations=False):
-    """The network that `args` describe, for inputs and on the device of `dataset`."""
+    """Build the network that `args` describe, for the inputs and on the device of `dataset`."""
     utils.seed_all(args.seed, "model")  # drawn on the CPU: the same weights for every device
     channels, *size = dataset.images.shape[-3:]
     names = ("timestep", "width", "norm", "tau", "threshold", "reset", "surrogate",
@@ -74,7 +74,7 @@ def build_model(args, dataset, checkpoint_activations=False):
 
 
 def setup(args):
-    """(model, training set, test set, replaced labels) of a training script."""
+    """Make (model, training set, test set, replaced labels) for a training script."""
     train_set, test_set, replaced = data.load(args, utils.pick_device(args.device))
     corruption = data.make_corruption(args, train_set, test_set)
     train_set, test_set = (replace(s, corruption=corruption) for s in (train_set, test_set))
@@ -84,7 +84,7 @@ def setup(args):
     user_code.check_network(args, model, train_set)
     if args.compile and not archs.lif_layers(model):
         raise BadInput(
-            f"--compile compiles archs.LIF, which {args.arch} does not use: leave it out"
+            f"--compile compiles archs.LIF neurons; {args.arch} has none: leave out --compile"
         )
     latest = Path(args.out_dir) / config.run_name(args) / LATEST
     if args.init and not (args.resume and latest.exists()):
@@ -94,8 +94,8 @@ def setup(args):
 
 @contextmanager
 def run_folder(args, test_set, replaced=None):
-    """The Run of `args`, with the replaced labels and a figure of corrupted inputs. The folder of a
-    dry run is temporary."""
+    """Open the Run of `args`, and save the replaced labels and a figure of corrupted inputs. A dry
+    run has a temporary folder."""
     with TemporaryDirectory() as temporary:
         out_dir = of_all(temporary)[0] if args.dry_run else args.out_dir
         with Run(Path(out_dir) / config.run_name(args), args, test_set.device) as run:
@@ -106,14 +106,14 @@ def run_folder(args, test_set, replaced=None):
                 inputs_figure(run, sets, args.seed)
             yield run
     if args.dry_run:
-        print("dry run: it went through, and its folder is deleted")
+        print("the dry run found no fault; its folder is deleted")
 
 
 # ---------------------------------------------------------------- an epoch
 
 
 def make_optimizer(args, model):
-    """The optimizer of the parameters of `model`."""
+    """Make the optimizer for the parameters of `model`."""
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True}
     if args.optimizer == "sgd":
@@ -122,7 +122,7 @@ def make_optimizer(args, model):
 
 
 def learning_rate(args, epoch):
-    """Learning rate of an epoch, counted from 1: linear warm-up, then --scheduler."""
+    """The learning rate of an epoch, from 1: linear warm-up, then --scheduler."""
     done = epoch - 1 - args.warmup_epochs
     if done < 0:
         return args.learning_rate * epoch / (args.warmup_epochs + 1)
@@ -135,7 +135,7 @@ def learning_rate(args, epoch):
 
 
 def adversarial(args, model, dataset, x, y):
-    """The pixels x after the attack. BatchNorm is in eval mode, so its statistics do not change."""
+    """Attack the pixels x. BatchNorm is in eval mode, so its statistics do not change."""
     model.eval()
     attack = attacks.make(args, args.attack_method, args.eps)
     x = attack(lambda pixels: model(dataset.encode(pixels)), x, y)
@@ -144,7 +144,7 @@ def adversarial(args, model, dataset, x, y):
 
 
 def check_finite(values, place):
-    """Raise BadInput if one of the values, losses or gradient norms, is not finite."""
+    """Raise BadInput if one of the losses or gradient norms `values` is not finite."""
     if not values.isfinite().all():
         raise BadInput(f"the loss or a gradient is not finite at {place}: try a lower "
                        "--learning_rate; the last checkpoint is kept")  # fmt: skip
@@ -193,9 +193,9 @@ def train_epoch(args, model, optimizer, train_set, epoch):
 
 @torch.no_grad()
 def evaluate(model, dataset, args):
-    """Loss (nats) and accuracy after each prefix t = 1..T; spikes per neuron and timestep of each
-    spiking layer; operations an image of each layer with weights. Several processes share the
-    batches."""
+    """Validate the model. Returns the fields of log.jsonl: loss (nats) and accuracy after each t,
+    spikes per neuron and timestep of each spiking layer, and operations per image of each layer
+    with weights. Several processes share the batches."""
     model.eval()
     loss = correct = torch.zeros(args.timestep, device=dataset.device)
     names = archs.lif_layers(model) or user_code.spiking_layers(model, dataset, args)
@@ -234,11 +234,11 @@ def evaluate(model, dataset, args):
 
 
 def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0):
-    """Train `model` in place and write the run folder, or go on with it. Returns the last line.
+    """Train `model` in place and write the run folder, or resume it. Returns the last line.
 
-    after_epoch(line) is called with each new line of log.jsonl, from epoch 0 (before training), and
-    with the last line of a resumed run. The checkpoint of the epoch is on disk then. It may draw
-    random numbers. The weights that `masks` prune stay 0. `start` is the epoch of the weights.
+    Calls after_epoch(line) for each new line of log.jsonl, from epoch 0 (before training), and for
+    the last line of a resumed run. By then the checkpoint is on disk. after_epoch may draw random
+    numbers. The weights that `masks` prune stay 0. `start` is the epoch of the weights.
 
     Raises BadInput if a loss is not finite.
     """
@@ -246,7 +246,7 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
         utils.seed_all(0, "subset")  # the same for every --seed
         test_set = test_set.subset(torch.randperm(len(test_set))[: args.test_samples])
     if min(args.batch_size, len(train_set)) < 2 * processes():
-        raise BadInput(f"{processes()} processes need {2 * processes()} samples a batch or more")
+        raise BadInput(f"{processes()} processes need at least {2 * processes()} samples per batch")
     if args.compile:
         compile_neurons(model)
     optimizer = make_optimizer(args, model)
@@ -271,7 +271,7 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
         if epoch in (1, args.epochs):
             tables.warn_of_spike_rates(validation["spike_rate"], epoch)
         log.append({"epoch": epoch, "lr": learning_rate(args, epoch)} | trained | validation)
-        # The line before the checkpoint: a resumed run drops lines that are past its checkpoint.
+        # First the line, then the checkpoint: a resumed run drops lines past its checkpoint.
         run.write_lines(LOG_FILE, log)
         save(args, run, model, optimizer, masks, log)
         after_epoch(log[-1])
@@ -279,7 +279,7 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
 
 
 def save(args, run, model, optimizer, masks, log):
-    """Write the checkpoints of the epoch that `log` ends with."""
+    """Write the checkpoints of the last epoch of `log`."""
     epoch = log[-1]["epoch"]
     accuracies = [line["test_accuracy"] for line in log[1:]]  # after training
     best = max(accuracies)
@@ -311,12 +311,11 @@ def resume(args, run, model, optimizer, start):
 
 
 def compile_neurons(model):
-    """Let each layer of neurons be compiled at its first training step. Raises BadInput without a
-    compiler."""
+    """Compile each layer of neurons at its first training step. BadInput without a compiler."""
     cpu = next(model.parameters()).device.type == "cpu"
     name, variable = ("g++", "CXX") if cpu else ("gcc", "CC")
     if not shutil.which(os.environ.get(variable, name).split()[0]):
-        raise BadInput(f"--compile needs {name}: leave it out, or name a compiler in {variable}")
+        raise BadInput(f"--compile needs {name}: leave it out, install {name}, or set {variable}")
     torch._dynamo.config.recompile_limit = 64  # all layers count together
     for layer in archs.lif_layers(model).values():
         layer.compile_loop()

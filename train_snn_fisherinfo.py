@@ -1,24 +1,25 @@
-"""Train as train_snn.py does, and log the temporal Fisher information as training goes on.
+"""Train as train_snn.py does, and measure the temporal Fisher information during training.
 
-A small VGG on the 8x8 digits, T = 8, in half a minute on two CPU cores. The information centroid IC
-rises above the flat line 4.5 in the first epochs and ends below 2.5: information concentrates in
-the early timesteps:
+A small VGG learns the 8x8 digits, T = 8, in half a minute on two CPU cores. The information
+centroid IC first rises above 4.5, the value of a flat curve. It ends below 2.5, so information
+concentrates in the early timesteps:
 
     python train_snn_fisherinfo.py --dataset digits
 
-The paper's network and epochs (ResNet19, CIFAR-10, T = 10, epochs 20, 120 and 300), for a GPU:
+The network and the epochs of the paper (ResNet19, CIFAR-10, T = 10, epochs 20, 120 and 300), on a
+GPU:
 
     python train_snn_fisherinfo.py
 
-Saved models, this project's or those that the release published, instead of training one:
+Measure saved models, of this project or of the release, without training:
 
     python train_snn_fisherinfo.py --checkpoints runs/NAME/checkpoint_*.pt
     python train_snn_fisherinfo.py --checkpoints T10_Dcifar10_Aresnet19_ce/*_ckpt_0020.pth.tar
 
-Under torchrun each process takes its share of the samples, with the same result. Measuring changes
-nothing in the training: the weights are those of train_snn.py with the same flags. The run folder
-has, beside that script's files, fisher.jsonl (a line a measurement), fisher_samples.pt (the squared
-gradient norms [T, N] of each) and figures/fisher.png.
+Under torchrun the processes share the samples; the result is the same. Measuring does not change
+the training: train_snn.py gives the same weights with the same flags. The run folder has the files
+of train_snn.py, fisher.jsonl (one line per measurement), fisher_samples.pt (the squared gradient
+norms [T, N] of each measurement) and figures/fisher.png.
 """
 
 import re
@@ -40,8 +41,8 @@ BATCH = 64  # samples that are measured together
 
 
 def fisher_batches(args, dataset, size=BATCH):
-    """`--fisher_samples` of the data set, the same at every epoch, encoded: [(x, y), ...] with
-    `size` samples each."""
+    """Draw --fisher_samples samples of the data set, the same at every epoch, and encode them.
+    Returns batches [(x, y), ...] of `size` samples."""
     utils.seed_all(args.seed, "subset")
     index = torch.randperm(len(dataset))[: args.fisher_samples].to(dataset.device)
     x, y = next(dataset.subset(index).batches(len(index), args.seed))
@@ -50,14 +51,14 @@ def fisher_batches(args, dataset, size=BATCH):
 
 
 def key(line):
-    """The name in fisher_samples.pt of the samples of a line."""
+    """The name of a line's samples in fisher_samples.pt."""
     names = ("epoch", "checkpoint", "split", "labels")
     return ", ".join(str(line[name]) for name in names if name in line)
 
 
 def measure_all(args, run, model, batches, about, accuracy):
-    """Append and print a line for each of --fisher_split and --fisher_labels that `run` does not
-    have yet. `about` is what the lines begin with: the epoch, and the checkpoint if it is one."""
+    """Measure each of --fisher_split and --fisher_labels that `run` does not have yet. Append and
+    print its line. A line starts with `about`: the epoch, and the checkpoint if there is one."""
     model.eval()
     for (split, split_batches), labels in product(batches.items(), args.fisher_labels):
         line = about | {"split": split, "labels": labels}
@@ -88,8 +89,8 @@ def measure_all(args, run, model, batches, about, accuracy):
 
 
 def change(per_sample, before):
-    """How the information centroid changed since the squared norms `before` [T, N] of the same
-    samples; nothing where there are others or there is no information."""
+    """The change of the information centroid since the squared norms `before` [T, N] of the same
+    samples. Returns {} if the number of samples differs or all gradients are 0."""
     if per_sample.shape != before.shape or not (per_sample.any() and before.any()):
         return {}
     difference = centroid(per_sample.mean(1)) - centroid(before.mean(1))
@@ -104,7 +105,7 @@ def measure_checkpoints(args, run, model, batches, test_set):
     for path in args.checkpoints:
         checkpoint = utils.load_checkpoint(path)
         utils.load_weights(model, checkpoint, path, args)
-        number = re.search(r"_(\d{4})\.", path)  # the release's have their epoch in the name alone
+        number = re.search(r"_(\d{4})\.", path)  # a released file has its epoch only in the name
         epoch = checkpoint.get("epoch", int(number[1]) if number else None)
         accuracy = evaluate(model, test_set, args)["test_accuracy"]
         measure_all(args, run, model, batches, {"epoch": epoch, "checkpoint": path}, accuracy)
@@ -115,7 +116,7 @@ def main(argv=None):
     model, train_set, test_set, replaced = setup(args)
     sets = {"train": train_set, "test": test_set}
     size = BATCH
-    if args.fisher_estimator == "release":  # of which a batch is one mean
+    if args.fisher_estimator == "release":  # one mean gradient per batch
         size = args.fisher_batch or RELEASE_BATCH
     batches = {split: fisher_batches(args, sets[split], size) for split in args.fisher_split}
     epochs = expand_epochs(args.fisher_epochs, args.epochs)

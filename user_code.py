@@ -1,7 +1,7 @@
-"""A network or a data set of the user's: --arch and --dataset take FILE.py:FUNCTION.
+"""The user's own network or data set: --arch and --dataset take FILE.py:FUNCTION.
 
-FUNCTION gets, by name, those values that its signature names. FILE may import files beside it. Code
-is loaded only from a file that the command line names (`check_named`), never from one that a
+FUNCTION gets the values that its signature names. FILE may import files beside it. The scripts load
+code only from a file that the command line names (`check_named`), never from a file that only a
 checkpoint or an args.json names.
 """
 
@@ -18,7 +18,7 @@ from torch import nn
 from fisher.fast import KEEPS, TemporalFisher, alike
 from utils import BadInput, after_each
 
-# Flag of a network -> the name of its value for FUNCTION, as for `archs.build`.
+# Flag of a network -> the parameter of FUNCTION for its value, as in `archs.build`.
 SAME = ("width", "norm", "tau", "threshold", "reset", "surrogate", "surrogate_alpha",
         "detach_membrane", "checkpoint_activations")  # fmt: skip
 RENAMED = {"undecayed_input": "decay_input", "undetached_reset": "detach_reset"}
@@ -39,7 +39,7 @@ def file_of(code):
 
 
 def load_function(code):
-    """The function that FILE.py:FUNCTION names. A file runs once in a process. Raises BadInput."""
+    """Load FUNCTION of FILE.py:FUNCTION. A file runs once in a process. Raises BadInput."""
     path, name = file_of(code), code.rpartition(":")[2]
     if str(path) not in sys.modules:
         if not path.is_file():
@@ -60,7 +60,7 @@ def load_function(code):
 
 
 def fault(error, code):
-    """What went wrong, and in which line of the user's file, in one line."""
+    """The error and its line in the user's file, as one line."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(file_of(code))]
     place = f" (line {lines[-1]})" if lines else ""
@@ -68,15 +68,15 @@ def fault(error, code):
 
 
 def call(code, values):
-    """FUNCTION(...) with those of the `values` {name: value} that its signature names. Raises
-    BadInput if it needs another value, or fails."""
+    """Call FUNCTION with those of `values` {name: value} that its signature names. Raises BadInput
+    if it needs another value, or fails."""
     function = load_function(code)
     parameters = inspect.signature(function).parameters
     for name, parameter in parameters.items():
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.default is parameter.empty and not variadic and name not in values:
             known = ", ".join(values)
-            raise BadInput(f"{code} needs {name!r}: give it a default, or one of the names {known}")
+            raise BadInput(f"{code} needs {name!r}: give it a default, or take one of {known}")
     try:
         return function(**{name: values[name] for name in parameters if name in values})
     except Exception as error:
@@ -84,7 +84,7 @@ def call(code, values):
 
 
 def read_arrays(args):
-    """x_train, y_train, x_test, y_test of --dataset FILE.py:FUNCTION. Raises BadInput."""
+    """Read x_train, y_train, x_test, y_test of --dataset FILE.py:FUNCTION. Raises BadInput."""
     arrays = call(args.dataset, {"data_dir": args.data_dir, "timestep": args.timestep})
     if not isinstance(arrays, tuple | list) or len(arrays) != 4:
         raise BadInput(f"{args.dataset} must return x_train, y_train, x_test, y_test")
@@ -95,18 +95,18 @@ def read_arrays(args):
 
 
 def check_named(flags, typed, source):
-    """Raise BadInput for user code that the command line does not name. `flags` are of `source`."""
+    """Raise BadInput if `flags`, read from `source`, name code that the command line does not."""
     for name in ("arch", "dataset"):
         code = flags.get(name)
         if is_code(code) and name not in typed:
             raise BadInput(
-                f"{source} names --{name} {code}, and code is loaded only from a file that the "
-                f"command line names: add --{name} {code} if you trust that file"
+                f"{source} names --{name} {code}, but scripts load code only if the command line "
+                f"names its file: add --{name} {code} if you trust that file"
             )
 
 
 def check_flags(args, typed):
-    """Raise BadInput for flags that the function of a user's --arch does not take."""
+    """Raise BadInput for a flag if the function of a user's --arch has no parameter for it."""
     names = inspect.signature(load_function(args.arch)).parameters
     for flag, name in NETWORK_FLAGS.items():
         if flag in typed and name not in names:
@@ -121,14 +121,14 @@ def check_flags(args, typed):
 def check_network(args, model, dataset):
     """Raise BadInput if a user's network breaks the contract on two samples of `dataset`.
 
-    The contract: model(x) -> outputs [T, N, classes] with a graph, the same in a second call, each
-    sample independent of the others in eval mode.
+    The contract: model(x) gives outputs [T, N, classes] with a graph. A second call gives the same.
+    In eval mode each sample is independent of the others.
     """
     if not is_code(args.arch):
         return
     x, y = next(dataset.subset(slice(2)).batches(2, args.seed))
     x = dataset.encode(x)
-    twin = copy.deepcopy(model).eval()  # the network itself keeps its running statistics
+    twin = copy.deepcopy(model).eval()  # the network keeps its own running statistics
     try:
         TemporalFisher(twin).check_independence(x, y)
         steps, _, classes = twin(x).shape
@@ -140,15 +140,15 @@ def check_network(args, model, dataset):
     except Exception as error:
         reason = error if isinstance(error, ValueError) else fault(error, args.arch)
         reason = KEEPS if "graph a second time" in str(error) else reason
-        raise BadInput(f"{args.arch} is not a network for these scripts: {reason}") from error
+        raise BadInput(f"{args.arch} breaks the contract of a network: {reason}") from error
 
 
 def check_second_call(model, x):
-    """Raise if a second call depends on the first, or shares its graph. In train mode even a new
-    network spikes."""
+    """Raise ValueError if a second call depends on the first. torch raises if it shares its graph.
+    In train mode even a new network spikes."""
     outputs = []
     for _ in range(2):
-        torch.manual_seed(0)  # dropout draws the same
+        torch.manual_seed(0)  # for the same dropout
         outputs.append(model(x))
         outputs[-1].sum().backward()
     if not alike(*outputs):
@@ -159,15 +159,15 @@ def check_second_call(model, x):
 
 
 def first_tensor(output):
-    """The output of a module, or the first one: snnTorch's neurons give spikes and membranes."""
+    """The first output of a module. snnTorch's neurons give spikes and membranes."""
     return output[0] if isinstance(output, tuple | list) else output
 
 
 def spiking_layers(model, dataset, args):
     """Names of the modules whose outputs are all 0 or 1 in the first batch of `dataset`.
 
-    Layers of torch do not count, which pass spikes on, nor blocks around a module that does, nor
-    the surrogate functions that neurons of SpikingJelly call.
+    It leaves out layers of torch, which only pass spikes on; blocks that contain another of the
+    modules; and the surrogate functions in SpikingJelly's neurons.
     """
     binary = {}
 
@@ -179,7 +179,7 @@ def spiking_layers(model, dataset, args):
         if skipped or not isinstance(values, torch.Tensor):
             binary[name] = False
         elif binary.get(name, True):
-            # 0 where a value is 0 or 1, but for the rounding of a straight-through estimator.
+            # 0 if a value is 0 or 1, up to the rounding of a straight-through estimator.
             binary[name] = (values * (1 - values)).abs().lt(1e-6).all().item()
 
     x, _ = next(dataset.batches(args.batch_size, args.seed))

@@ -1,4 +1,4 @@
-"""What surrounds a run: errors, signals, processes, the run folder, checkpoints, seeds, device."""
+"""Everything around a run: errors, signals, processes, run folder, checkpoints, seeds, device."""
 
 import argparse
 import contextlib
@@ -27,7 +27,7 @@ PURPOSES = ("model", "order", "step", "evaluate", "corrupt", "subset")  # of ran
 
 
 class BadInput(Exception):
-    """What the user gave cannot be used. The message says what is wrong and what to do."""
+    """The user's input cannot be used. The message says what is wrong and what to do."""
 
 
 # ---------------------------------------------------------------- scripts and processes
@@ -51,8 +51,8 @@ def run_script(main, name, several_processes=False, hint="--resume goes on after
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise
-        report(f"{name}: error: out of memory: --checkpoint_activations or a smaller --batch_size "
-               "or --fisher_batch needs less")  # fmt: skip
+        report(f"{name}: error: out of memory: try --checkpoint_activations, or a smaller "
+               "--batch_size or --fisher_batch")  # fmt: skip
         sys.exit(2)
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -71,8 +71,8 @@ def report_stop(name, hint, number):
 
 
 def stop(name, hint, number, frame):
-    """End the process at a signal. Any moment is good, since files are replaced atomically. An
-    exception would be lost in a finaliser, or become an error of torch.save."""
+    """End the process at a signal. Any moment is safe, since files are replaced atomically. An
+    exception would get lost in a finaliser, or become an error of torch.save."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(report_stop(name, hint, number))
@@ -119,7 +119,7 @@ def of_all(value):
 
 
 def no_bar():
-    """tqdm's `disable`: a progress bar in the first process, if that has a terminal."""
+    """tqdm's `disable`: only the first process has a progress bar, and only in a terminal."""
     return True if rank() else None
 
 
@@ -136,15 +136,15 @@ def write_atomically(path, content):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise BadInput(f"{path} cannot be written ({error}); what was there is whole") from error
+        raise BadInput(f"{path} cannot be written ({error}); the old file is unchanged") from error
 
 
 class Run:
     """A run folder. `with Run(...) as run:` keeps other processes out of it.
 
-    Process 0 writes. Files are replaced whole, so a kill leaves none half written. Raises BadInput
-    if the folder cannot be written, is in use by another process, or holds a run that `args` does
-    not resume.
+    Process 0 writes. It replaces whole files, so a kill leaves no half-written file. Raises
+    BadInput if the folder cannot be written, is in use by another process, or holds a run that
+    `args` does not resume.
     """
 
     def __init__(self, folder, args, device):
@@ -159,7 +159,7 @@ class Run:
         begun = (self.folder / ARGS_FILE).exists()
         if begun and not args.resume:
             raise BadInput(f"{self.folder} holds a run: --resume goes on with it, "
-                           "--exp_name NAME makes another")  # fmt: skip
+                           "--exp_name NAME starts another")  # fmt: skip
         if begun:
             first = read_record(self.folder / ARGS_FILE)
             record = first | {"resumed": [*first.get("resumed", []), record]}
@@ -174,7 +174,7 @@ class Run:
             self.lock = os.open(self.folder, os.O_RDONLY)
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BadInput(f"another process is at work in {self.folder}") from error
+            raise BadInput(f"{self.folder} is in use: wait for the other process") from error
         except OSError as error:
             raise BadInput(f"{self.folder} cannot be written: {error}") from error
         self.write_json(ARGS_FILE, record)
@@ -184,7 +184,7 @@ class Run:
 
     def __exit__(self, *error):
         if rank() == 0:
-            os.close(self.lock)  # which unlocks the folder
+            os.close(self.lock)  # this unlocks the folder
 
     def save(self, name, content):
         """torch.save."""
@@ -214,7 +214,7 @@ class Run:
 
 
 def read_lines(path):
-    """The records of a JSON-lines file, without a torn last line. No file has no records."""
+    """The records of a JSON-lines file, without a torn last line; [] if there is no file."""
     if not Path(path).exists():
         return []
     try:
@@ -252,7 +252,7 @@ def device_name(device):
 
 
 def read_tensors(path):
-    """The tensors and plain values of a file of torch.save, on the CPU. Raises BadInput."""
+    """Read the tensors and plain values of a torch.save file, on the CPU. Raises BadInput."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -260,29 +260,29 @@ def read_tensors(path):
     except Exception as error:  # a file that is not whole raises one of many
         unknown = re.search(r"GLOBAL (\S+)", str(error))
         if unknown:
-            raise BadInput(f"{path} holds {unknown[1]}, which is neither a tensor nor a plain "
-                           "value: save it again without") from error  # fmt: skip
+            raise BadInput(f"{path} holds {unknown[1]}: save it again with only tensors and plain "
+                           "values") from error  # fmt: skip
         raise BadInput(f"{path} is damaged: restore it ({type(error).__name__})") from error
 
 
 def load_checkpoint(path):
-    """A checkpoint of this project or of the release: a dict with "state_dict". Raises BadInput."""
+    """Read a checkpoint of this project or the release: {"state_dict": ...}. Raises BadInput."""
     content = read_tensors(path)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise BadInput(f"{path} is no checkpoint: it needs a dict with 'state_dict'")
+        raise BadInput(f"{path} is not a checkpoint: it needs a dict with 'state_dict'")
     return content
 
 
 def checkpoint_file(path):
-    """The path of a checkpoint; of a run folder, that of its latest one."""
+    """The path of a checkpoint. A run folder stands for its latest one."""
     return str(Path(path) / LATEST) if Path(path).is_dir() else path
 
 
 def load_run(folder, *, arch=None, dataset=None):
-    """(network in eval mode on the CPU, args) of a run folder or a checkpoint, for notebooks.
+    """Load a run folder or a checkpoint in a notebook: (network in eval mode on the CPU, args).
 
-    The network is built for the data set of the run, which is read. Where these are user code,
-    `arch` or `dataset` must name it again, as FILE.py:FUNCTION. Raises BadInput.
+    It also reads the data set of the run. If the network or the data set is user code, `arch` or
+    `dataset` must name it again, as FILE.py:FUNCTION. Raises BadInput.
     """
     import data  # not above, since these import utils
     import train_snn
@@ -291,7 +291,7 @@ def load_run(folder, *, arch=None, dataset=None):
     path = checkpoint_file(folder)
     checkpoint = load_checkpoint(path)
     if "args" not in checkpoint:
-        raise BadInput(f"{path} has no flags: build its network by archs.build")
+        raise BadInput(f"{path} has no flags: build its network with archs.build")
     named = {name: value for name, value in (("arch", arch), ("dataset", dataset)) if value}
     user_code.check_named(checkpoint["args"], named, path)
     args = argparse.Namespace(**checkpoint["args"] | named)
@@ -322,8 +322,8 @@ def load_weights(model, checkpoint, path, args):
 
 
 def seed_all(seed, purpose, first=0, second=0):
-    """Seed torch's generators from the run's seed, a purpose, and a moment: epoch and batch. So a
-    resumed run draws the same numbers, and no generator's state has to be saved."""
+    """Seed torch's generators from the run's seed, a purpose, and a moment (epoch and batch). So a
+    resumed run draws the same numbers, and checkpoints need no generator's state."""
     key = [seed, PURPOSES.index(purpose), first, second]
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
@@ -337,12 +337,12 @@ def pick_device(name):
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise BadInput(f"--device {name} is not there ({reason})") from error
+        raise BadInput(f"--device {name} is not there: use another ({reason})") from error
 
 
 @contextlib.contextmanager
 def after_each(model, kinds, note):
-    """In the `with` block, such modules call note(name, module, inputs, output) after forward."""
+    """In the `with` block, each module of `kinds` calls note(name, module, inputs, output)."""
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, kinds):

@@ -1,4 +1,4 @@
-"""Spiking networks by name: `build("vgg5", timestep=8, num_classes=10)`. Needs torch alone.
+"""Spiking networks by name: `build("vgg5", timestep=8, num_classes=10)`. Needs only torch.
 
 Every network maps images [N, C, H, W] (the same image at each timestep) or frames [N, T, C, H, W]
 to outputs [T, N, classes]. Membranes live inside one forward call.
@@ -37,10 +37,10 @@ def build(arch, *, timestep, num_classes, in_channels=3, image_size=32, width=1.
     Args:
         image_size: height and width of the input, or both in one number; at least 8.
         width: factor on the number of channels.
-        layernum: linear layers of `fc`, the read-out included; other networks ignore it.
+        layernum: linear layers of `fc`, with the read-out; other networks ignore it.
         norm: "step" (BatchNorm statistics per timestep) or "folded" (time counts as batch).
-        checkpoint_activations: a training step keeps the inputs of each block alone, and computes
-            the rest again in the backward pass.
+        checkpoint_activations: a training step keeps only the inputs of each block. The backward
+            pass computes the rest again.
         neuron: arguments of `archs.neuron.LIF`: tau, threshold, reset, surrogate, ...
 
     Raises ValueError for an unknown name or a size out of range.

@@ -1,4 +1,4 @@
-"""Layers that take every timestep at once, [T, N, ...], and the way in for images and frames."""
+"""Layers for all timesteps at once, [T, N, ...], and the entry for images and frames."""
 
 import torch
 import torch.nn.functional as F
@@ -8,24 +8,26 @@ NORMS = ("step", "folded")
 
 
 def time_first(x, timestep):
-    """Frames [N, T, C, H, W] -> [T, N, C, H, W]; an image [N, C, H, W] -> [1, N, C, H, W]: what
-    stands before the first neurons runs once for it. Raises ValueError for another shape or T."""
+    """Frames [N, T, C, H, W] -> [T, N, C, H, W]; images [N, C, H, W] -> [1, N, C, H, W]. So the
+    layers before the first neurons run once for an image. Raises ValueError for another shape or T.
+    """
     if x.dim() == 4:
         return x.unsqueeze(0)
     if x.dim() != 5 or x.shape[1] != timestep:
-        raise ValueError(f"not [N, C, H, W] or frames [N, {timestep}, C, H, W]: {list(x.shape)}")
+        shapes = f"[N, C, H, W] or frames [N, {timestep}, C, H, W]"
+        raise ValueError(f"x must be {shapes}, not {list(x.shape)}")
     return x.transpose(0, 1)
 
 
 def fold_time(layer, x):
-    """layer(x) of all timesteps at once: [T, N, ...] -> [T N, ...] and back."""
-    if len(x) == 1:  # folded, T = N = 1 has strides with which torch 2.13's BatchNorm is wrong
+    """layer(x) for all timesteps at once: [T, N, ...] -> [T N, ...] and back."""
+    if len(x) == 1:  # torch 2.13's BatchNorm is wrong for the strides of a folded T = N = 1
         return layer(x[0]).unsqueeze(0)
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class Repeat(nn.Module):
-    """An image at every timestep, without a copy: [1, N, ...] -> [T, N, ...]. Frames stay."""
+    """Repeat an image for every timestep, without a copy: [1, N, ...] -> [T, N, ...]."""
 
     def __init__(self, timestep):
         super().__init__()
@@ -73,7 +75,7 @@ class BatchNorm(nn.BatchNorm2d):
         mean, var = self.running_mean, self.running_var
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
             self.num_batches_tracked.add_(len(batches))
-        else:  # a backward pass computes this again: the running statistics have counted x before
+        else:  # a backward pass runs this again, but the running statistics have x already
             mean, var = mean.clone(), var.clone()
         settings = (mean, var, self.weight, self.bias, True, self.momentum, self.eps)
         normalised = [F.batch_norm(batch, *settings) for batch in batches]

@@ -7,7 +7,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
-# Surrogates: each stands in for the derivative of a spike by u = h - threshold; its integral is 1.
+# A surrogate replaces the derivative of a spike by u = h - threshold. Its integral is 1.
 def atan(u, alpha):
     """(alpha / 2) / (1 + (pi/2 alpha u)^2) = 1 / (2 / alpha + pi^2/2 alpha u^2)"""
     constant = u.new_full((), 2 / alpha)
@@ -59,9 +59,9 @@ class LIF(nn.Module):
         v[t] = h[t] (1 - s[t])                  (reset="soft": h[t] - threshold s[t])
 
     from v[0] = 0. The membrane v lives inside one call, so there is no state to reset. With
-    `detach_reset` no gradient flows through the s[t] of the last line, with `detach_membrane` none
-    through v from one timestep to another (spatial learning through time, Meng et al. 2023).
-    `surrogate_alpha` None is the value at which the surrogate's peak is 1.
+    `detach_reset` no gradient flows through the s[t] of the last line. With `detach_membrane` none
+    flows through v from one timestep to another (spatial learning through time, Meng et al. 2023).
+    Without `surrogate_alpha`, the peak of the surrogate is 1.
     tau = inf is the integrate-and-fire neuron, without decay: h[t] = v[t-1] + x[t].
 
     Raises ValueError for an unknown surrogate or reset, and for values out of range.
@@ -71,7 +71,7 @@ class LIF(nn.Module):
                  decay_input=True, detach_reset=True, detach_membrane=False):  # fmt: skip
         super().__init__()
         if surrogate not in SURROGATES or reset not in RESETS:
-            raise ValueError(f"surrogate is one of {list(SURROGATES)}, reset one of {RESETS}")
+            raise ValueError(f"surrogate must be in {list(SURROGATES)}, reset in {list(RESETS)}")
         alpha = PEAK_ONE_ALPHA[surrogate] if surrogate_alpha is None else surrogate_alpha
         if not (tau > 1 and threshold > 0 and alpha > 0):
             raise ValueError("an LIF neuron needs tau > 1, threshold > 0 and surrogate_alpha > 0")
@@ -97,7 +97,7 @@ class LIF(nn.Module):
         return s, v
 
     def loop(self, x):
-        """What `forward` computes, timestep by timestep: its obviously right twin."""
+        """The same as `forward`, timestep by timestep, as the equations say."""
         v = torch.zeros_like(x[0], dtype=torch.promote_types(x.dtype, torch.float32))
         spikes = []
         for x_t in x:
@@ -114,7 +114,7 @@ class LIF(nn.Module):
             return self.loop(x)
         if not (self.compiled and self.training):
             return AllSteps.apply(x, self)
-        # As rows in the order of memory, all layers are of one kind, which is compiled once.
+        # As rows in the order of memory all layers look the same, so torch compiles one kernel.
         channels_last = x.dim() == 5 and x[0].is_contiguous(memory_format=torch.channels_last)
         x = x.movedim(2, -1) if channels_last else x
         spikes = self.compiled(self, x.flatten(1)).view(x.shape)
@@ -127,14 +127,14 @@ class LIF(nn.Module):
 class AllSteps(torch.autograd.Function):
     """`LIF.loop` in one call, with a backward pass written by hand.
 
-    With slope[t] the surrogate derivative at h[t], and gs[t] the gradient by s[t] that comes in,
-    the gradients gh[t] by h[t] and gx[t] by x[t] are, for t = T .. 1 and a = 1 - 1/tau:
+    slope[t] is the surrogate derivative at h[t], gs[t] the incoming gradient by s[t], and
+    a = 1 - 1/tau. The gradients gh[t] by h[t] and gx[t] by x[t] are, for t = T .. 1:
 
         gh[t] = slope[t] gs[t] + a gh[t+1] (1 - s[t])    soft reset: without the (1 - s[t])
         gx[t] = gh[t] / tau                              decay_input=False: gh[t]
 
     detach_membrane: a = 0. A reset that is not detached adds -a gh[t+1] h[t] to gs[t] (soft: -a
-    gh[t+1] threshold). Half-precision input has membranes of single precision.
+    gh[t+1] threshold). For half-precision input, membranes are in single precision.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Spiking ResNets for small images. `resnet19` is the released model, its names included."""
+"""Spiking ResNets for small images. `resnet19` is the released model, with the same names."""
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint

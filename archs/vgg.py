@@ -1,5 +1,5 @@
-"""Spiking VGG: convolution, BatchNorm, LIF; average pooling; hidden linear layers; a linear
-read-out at every timestep. `fc` has no convolutions."""
+"""Spiking VGG: convolutions with BatchNorm and LIF, average pooling, hidden linear layers, and a
+linear read-out at every timestep. `fc` has no convolutions."""
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
@@ -7,21 +7,21 @@ from torch.utils.checkpoint import checkpoint_sequential
 from archs.layers import AvgPool2d, BatchNorm, Conv2d, Repeat, time_first
 from archs.neuron import LIF
 
-# name -> (convolution channels, 0 a 2x2 average pooling; hidden linear layers). The number in the
-# name counts the layers with weights, the read-out included.
+# name -> (channels of convolutions, 0 for a 2x2 average pooling; hidden linear layers). The number
+# in the name counts the layers with weights, with the read-out.
 PLANS = {
     "vgg5": ([64, 0, 128, 128, 0], [256]),
     "vgg9": ([64, 64, 0, 128, 128, 0, 256, 256, 256, 0], [512]),
     "vgg11": ([64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0], [512, 512]),
     "vgg16": ([64, 64, 0, 128, 128, 0, *[256] * 3, 0, *[512] * 3, 0, *[512] * 3, 0], [512, 512]),
-    "fc": ([], [256]),  # as often as `layernum` says
+    "fc": ([], [256]),  # `layernum` says how often
 }
 
 
 class VGG(nn.Sequential):
     """Images [N, C, H, W] or frames [N, T, C, H, W] -> outputs [T, N, classes].
 
-    `width` scales the channels. A pooling of less than 2x2 is left out.
+    `width` scales the channels. Images smaller than 2x2 are not pooled.
     """
 
     checkpoint_activations = False

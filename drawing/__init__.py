@@ -1,4 +1,4 @@
-"""What all figures share: matplotlib without a display, files, colours, legends."""
+"""Helpers for all figures: matplotlib without a display, files, colours, legends."""
 
 import contextlib
 import io
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-# matplotlib ends its import where MPLBACKEND, set by a notebook say, names a backend that is not
-# here. Figures are files and need none. So all of matplotlib comes to the others from this module.
+# The import of matplotlib fails if MPLBACKEND names a backend that is not installed. A notebook may
+# set it. Figures are files and need no backend. So other modules import matplotlib from this one.
 backend = os.environ.pop("MPLBACKEND", None)
 import matplotlib  # noqa: E402
 from matplotlib import colormaps  # noqa: E402
@@ -23,11 +23,11 @@ if backend:
         matplotlib.rcParams["backend"] = backend
 
 GREY = "0.55"
-MOST_PIXELS = 2100  # of the width of a figure
+MOST_PIXELS = 2100  # the width of a figure
 
 
 def write(figure, path):
-    """Write the figure as a PNG or PDF, as the name says. Returns the path."""
+    """Write the figure as PNG or PDF, by the end of its name. Returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     dpi = min(150, MOST_PIXELS / figure.get_figwidth())
     buffer = io.BytesIO()
@@ -42,20 +42,20 @@ def shades(count):
 
 
 def label(line):
-    """What a measurement is called in a legend: its epoch, or the checkpoint it was made of."""
+    """The name of a measurement in a legend: its epoch, or its checkpoint."""
     if "checkpoint" in line:
         return f"{Path(line['checkpoint']).parent.name}/{line['epoch']}"
     return str(line.get("epoch", "measurement"))
 
 
 def mean_and_deviation(rows):
-    """Mean and standard deviation over the rows, one for each seed; no deviation of one row. None
-    counts as not a number."""
+    """Mean and standard deviation over the rows, one for each seed. A single row has deviation 0.
+    None counts as NaN."""
     values = torch.tensor([[torch.nan if v is None else v for v in row] for row in rows]).double()
     return values.mean(0), values.std(0, correction=min(1, len(rows) - 1))
 
 
 def legend_below(axis, columns, title=None):
-    """Put the legend below the panel, where it covers no curve."""
+    """Put the legend below the panel, so that it covers no curve."""
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
     axis.legend(**place, ncols=columns, title=title, fontsize=8)

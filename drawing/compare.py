@@ -1,4 +1,4 @@
-"""Several trainings in one figure: what `python plots.py RUN RUN ...` draws."""
+"""Several trainings in one figure, for `python plots.py RUN RUN ...`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +12,18 @@ from drawing import GREY, Figure, mean_and_deviation
 from fisher import centroid
 from utils import ARGS_FILE, FISHER_FILE, LOG_FILE, BadInput, read_lines, read_record
 
-# Colours that colour-blind readers tell apart (Okabe and Ito 2008). There are seven markers, so
-# that pairs repeat late, and markers alone tell seven curves apart.
+# Colour-blind readers can tell these colours apart (Okabe and Ito 2008). Eight colours and seven
+# markers give 56 pairs before one repeats.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 MARKERS = "os^Dv*P"
-CHARACTERS, MARGIN = 45, 8  # that fit below a panel; beside a name in the legend
-# Flags that do not make two trainings different ones.
+CHARACTERS, MARGIN = 45, 8  # below a panel; beside a name in the legend
+# Two trainings are the same if they differ only in these flags.
 IGNORED = START_FLAGS | {"seed", "data_dir"}
 
 
 @dataclass
 class Curve:
-    """Trainings that differ in their seed alone: a list of lines for each of them."""
+    """Trainings that differ only in their seed: a list of lines for each of them."""
 
     name: str
     style: dict
@@ -32,13 +32,13 @@ class Curve:
 
 
 def comparison(folders, path=None):
-    """A figure of the trainings in `folders`, a curve for each set of flags. Returns its path,
-    without `path` comparison.png beside the first folder.
+    """Draw the trainings in `folders`, a curve for each set of flags. Returns the path. The default
+    is comparison.png beside the first folder.
 
-    Shows, by epoch, the information centroid IC and that of R_t, and the test accuracy; by t, the
-    final shares of I_t and the final test accuracy. The band of one run is the 95 % interval of its
-    IC; that of several seeds is their standard deviation. Raises BadInput for a folder that holds
-    no training, and for two runs with the same flags and seed.
+    The panels show IC, the centroid of R_t and the test accuracy by epoch, and the last shares of
+    I_t and the last test accuracy by t. The band of one run is the 95 % interval of its IC. The
+    band of several seeds is their standard deviation. Raises BadInput for a folder without a
+    training, and for two runs with the same flags and seed.
     """
     path = path or Path(folders[0]).parent / "comparison.png"
     if path.suffix.lower() not in (".png", ".pdf"):
@@ -63,7 +63,7 @@ def comparison(folders, path=None):
 
 
 def kind_of(line):
-    """Which samples and labels a measurement is of, in words; "" where the line does not say."""
+    """The samples and labels of a measurement, in words; "" if the line does not say."""
     if "split" not in line:
         return ""
     return f"{line['split']} samples, {line['labels']} labels"
@@ -73,7 +73,7 @@ def kind_of(line):
 
 
 def curves_of(folders, kind):
-    """The Curves of run folders, with the measurements of one kind."""
+    """Make the Curves of run folders, with the measurements of one kind."""
     curves = []
     for number, (words, members) in enumerate(group(folders).items()):
         seeds = f"{len(members)} seeds" if len(members) > 1 else ""
@@ -97,7 +97,7 @@ def group(folders):
         words = ", ".join(in_words(name, flags[name]) for name in names)
         twin = seen.setdefault((words, flags["seed"]), folder)
         if twin is not folder:
-            raise BadInput(f"{twin} and {folder} have the same flags and seed: name one")
+            raise BadInput(f"{twin} and {folder} have the same flags and seed: name only one")
         groups.setdefault(words, []).append(folder)
     return groups
 
@@ -105,13 +105,13 @@ def group(folders):
 def read_flags(folder):
     """The flags of the training in a run folder. Raises BadInput if there is none."""
     if not (folder / ARGS_FILE).exists() or not read_lines(folder / LOG_FILE):
-        raise BadInput(f"{folder} holds no training: only runs with {LOG_FILE} are compared")
+        raise BadInput(f"{folder} holds no training: name runs that have a {LOG_FILE}")
     return read_record(folder / ARGS_FILE)["args"]
 
 
 def differing_flags(runs):
     """Names of the flags that all `runs` have and that differ between them. A flag is left out if
-    every run has it from the recipe of its data set: the data set says it then."""
+    every run has it from the recipe of its data set: then the data set already says it."""
     names = []
     for name, value in runs[0].items():
         shared = all(name in flags for flags in runs)
@@ -124,7 +124,7 @@ def differing_flags(runs):
 
 
 def in_words(name, value):
-    """A flag and its value as a reader says them: "tau 4", "no detach_membrane"."""
+    """A flag and its value in words: "tau 4", "no detach_membrane"."""
     if value is True:
         return name
     if value in (None, False, []):
@@ -138,7 +138,7 @@ def in_words(name, value):
 
 
 def draw_centroids(axis, curve):
-    """Information centroid by epoch with its band, and dotted the centroid of R_t."""
+    """IC by epoch with its band, and the centroid of R_t as a dotted line."""
     epochs, runs = common_lines(curve.measurements)
     axis.set(xlabel="epoch", ylabel="information centroid IC")
     axis.set_title("IC (dotted: centroid of $R_t$; dashed: flat)", fontsize=10)
@@ -181,7 +181,7 @@ def draw_test_accuracy(axis, curve):
 
 
 def common_lines(runs):
-    """(epochs that all runs have, a list for each run of its lines at these epochs)."""
+    """(epochs that all runs have, the lines of each run at these epochs)."""
     by_epoch = [{line["epoch"]: line for line in lines} for lines in runs]
     epochs = [epoch for epoch in by_epoch[0] if all(epoch in lines for lines in by_epoch)]
     return epochs, [[lines[epoch] for epoch in epochs] for lines in by_epoch]

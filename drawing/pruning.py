@@ -1,4 +1,4 @@
-"""The figure of pruning: test error against the weights that are left, and against time."""
+"""The figure of pruning: test error against the share of weights left, and against time."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from utils import PRUNING_FILE, read_lines
 
 
 def error_figure(folders, path):
-    """Test error with all timesteps against the share of weights that is left, and against the
-    seconds of the search; a colour a search, mean and standard deviation over `folders` (seeds).
-    Returns the path."""
+    """Draw the test error with all timesteps against the share of weights left, and against the
+    seconds of the search. Each search has a colour. Points are mean and standard deviation over
+    `folders` (seeds). Returns the path."""
     searches = {}
     for folder in folders:
         lines = read_lines(Path(folder) / PRUNING_FILE)
@@ -28,7 +28,7 @@ def error_figure(folders, path):
 
 
 def draw_error_by_weights(axis, searches):
-    """Test error against the share of weights that is left, both on logarithmic axes."""
+    """Test error against the share of weights left, both on logarithmic axes."""
     draw_error(axis, searches, 0)
     axis.set(xscale="log", yscale="log", xlabel="weights left (%)")
     axis.set_ylabel("test error with all timesteps (%)")
@@ -47,8 +47,8 @@ def draw_error_by_seconds(axis, searches):
 
 
 def draw_error(axis, searches, column):
-    """Test error against a column of the points (weights left, seconds, error) of searches {name:
-    {round: [a point a seed]}}."""
+    """Test error against a column of the points (weights left, seconds, error). `searches` is
+    {name: {round: [one point per seed]}}."""
     for number, (search, rounds) in enumerate(searches.items()):
         means, deviations = zip(*(mean_and_deviation(rounds[name]) for name in sorted(rounds)))
         x, error = [mean[column] for mean in means], [mean[2] for mean in means]
@@ -57,8 +57,8 @@ def draw_error(axis, searches, column):
 
 
 def search_seconds(lines, final):
-    """What the search for a network of pruning.jsonl took: the training of the rounds before it,
-    and its rule."""
+    """The seconds of the search for a network of pruning.jsonl: the training of the rounds before
+    it, and the rule for the timesteps."""
     seconds = 0
     for line in lines:
         searched = line["search"] == final["search"] and line["stage"] == "search"

@@ -1,4 +1,4 @@
-"""Figures of corrupted and attacked inputs: accuracy under threats, and the inputs themselves."""
+"""Figures of robustness: accuracy under corruptions and attacks, and the corrupted inputs."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from utils import ROBUSTNESS_FILE, BadInput, rank, read_lines
 
 
 def accuracy_figure(folder):
-    """figures/robustness.png: accuracy against the strength of attacks, of noise and of blur, and
-    after each timestep; a colour a network."""
+    """Draw figures/robustness.png: accuracy against the strength of attacks, noise and blur, and
+    after each timestep. Each network has a colour. Returns the path."""
     networks = {}
     for line in read_lines(Path(folder) / ROBUSTNESS_FILE):
         networks.setdefault(line["checkpoint"], []).append(line)
@@ -36,8 +36,8 @@ def lines_of(threat, lines):
 
 
 def draw_threat(axis, networks, threat, style):
-    """Accuracy of each network against the strength of a threat; 0 is clean. An attack on a prefix
-    is judged after that prefix."""
+    """Accuracy of each network against the strength of a threat; 0 is clean. If the attack was on a
+    prefix, it is the accuracy after this prefix."""
     for lines, colour in zip(networks.values(), shades(len(networks))):
         clean, attacked = lines_of("clean", lines)[0], lines_of(threat, lines)
         prefix = attacked[0]["prefix"] if attacked else None
@@ -51,7 +51,7 @@ def draw_threat(axis, networks, threat, style):
 
 
 def draw_attacked_prefixes(axis, networks):
-    """Accuracy after each timestep: clean, and dotted under PGD of the middle strength."""
+    """Accuracy after each timestep: clean, and under PGD of the middle strength (dotted)."""
     attacks = [line for lines in networks.values() for line in lines_of("pgd", lines)]
     strengths = sorted({line["strength"] for line in attacks})
     middle = strengths[len(strengths) // 2] if strengths else 0
@@ -66,8 +66,8 @@ def draw_attacked_prefixes(axis, networks):
 
 
 def inputs_figure(run, sets, seed):
-    """figures/inputs.png of a run, a contact sheet: the first sample of each of `sets` {name: data
-    set}, a column a timestep; a single frame is what every timestep sees."""
+    """Draw figures/inputs.png of a run: a row with the first sample of each of `sets` {name: data
+    set}, and one column per timestep. A single frame is the same at every timestep."""
     rows = {}
     for name, dataset in sets.items():
         x, _ = next(dataset.subset(slice(1)).batches(1, seed))

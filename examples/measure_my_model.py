@@ -1,4 +1,4 @@
-"""Train a network of plain PyTorch, and measure it over a DataLoader.
+"""Train a plain PyTorch model, and measure it over a DataLoader.
 
 python -m examples.measure_my_model
 """

@@ -1,9 +1,9 @@
-"""N-MNIST (Orchard et al. 2015): saccades of an event camera, as frames that tonic makes.
+"""N-MNIST (Orchard et al. 2015), digits seen by an event camera. tonic makes frames of the events.
 
 python train_snn.py --dataset examples/nmnist.py:frames --arch vgg5 --width 0.25 \\
     --timestep 10 --epochs 10 --learning_rate 0.1
 
-The frames are made once and cached in --data_dir.
+The first start downloads the set to --data_dir, makes the frames and keeps them there.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """A convolutional network of snnTorch, in a loop over the timesteps.
 
-python train_snn_fisherinfo.py --dataset digits --arch examples/snntorch_net.py:build
+python train_snn_fisherinfo.py --dataset digits --arch examples/snntorch_net.py:build --epochs 5
 """
 
 import snntorch
@@ -22,7 +22,7 @@ class Net(nn.Module):
         self.readout = nn.Linear(channels * -(-height // 2) * -(-width // 2), num_classes)
 
     def forward(self, x):  # (N, C, H, W) or (N, T, C, H, W)
-        v1, v2 = self.lif1.init_leaky(), self.lif2.init_leaky()  # nothing is left of other calls
+        v1, v2 = self.lif1.init_leaky(), self.lif2.init_leaky()  # each call starts anew
         outputs = []
         for t in range(self.timestep):
             frame = x[:, t] if x.dim() == 5 else x

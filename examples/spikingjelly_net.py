@@ -1,6 +1,7 @@
 """A small SEW-ResNet of SpikingJelly. Its neurons learn their time constants (PLIF).
 
-python train_snn_fisherinfo.py --dataset digits --arch examples/spikingjelly_net.py:sew_resnet
+python train_snn_fisherinfo.py --dataset digits --arch examples/spikingjelly_net.py:sew_resnet \\
+    --width 0.5 --epochs 5 --fisher_samples 64
 """
 
 from spikingjelly.activation_based import functional, layer, neuron, surrogate

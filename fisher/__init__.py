@@ -1,9 +1,9 @@
-"""Temporal Fisher information of a spiking network, exact per sample. Needs torch alone.
+"""Temporal Fisher information of a spiking network, exact per sample. Needs only torch.
 
     from fisher import temporal_fisher, measure
 
-definition.py has the equations and computes them one sample at a time. fast.py computes the same in
-one pass. measure.py makes a curve with its error bars.
+definition.py has the equations and computes them one sample at a time. fast.py computes the same
+numbers for all samples of a batch at once. measure.py makes a curve with its error bars.
 """
 
 from fisher.definition import (

@@ -22,11 +22,11 @@ def prefix_outputs(outputs):
 
 
 def instant_outputs(outputs):
-    """Outputs [T, N, classes] as they are: the prediction of step t is of the output at t alone."""
+    """Outputs [T, N, classes] as they are: the prediction of step t uses only the output at t."""
     return outputs
 
 
-RELEASE_BATCH = 16  # samples in a mean, as the README of the paper's code measures
+RELEASE_BATCH = 16  # samples in a mean, as in the README of the paper's code
 PREFIXES = {"cumulative": prefix_outputs, "instant": instant_outputs}  # the paper's is cumulative
 
 
@@ -35,7 +35,7 @@ def prefix_losses(outputs, y, prefix="cumulative"):
 
     Args:
         outputs: [T, N, classes].
-        y: labels [N], or [T, N]: a label for each sample and each t.
+        y: labels [N], or [T, N] with a label for each sample and each t.
         prefix: a name of PREFIXES.
     """
     labels = y.expand(outputs.shape[:2]).long()
@@ -45,9 +45,9 @@ def prefix_losses(outputs, y, prefix="cumulative"):
 
 
 def prefix_residuals(outputs, y, prefix="cumulative"):
-    """|p - e_y|^2 with p = f(. | steps 1..t), of the arguments of `prefix_losses`: [T, N].
+    """|p - e_y|^2 with p = f(. | steps 1..t), for the arguments of `prefix_losses`: [T, N].
 
-    The gradient of a prefix loss by the weights is J^T (p - e_y) by the chain rule, where J is the
+    By the chain rule, the gradient of a prefix loss by the weights is J^T (p - e_y). J is the
     Jacobian of the averaged outputs. So I_t is the mean of this residual times a squared gain.
     """
     p = PREFIXES[prefix](outputs).softmax(2)
@@ -56,10 +56,10 @@ def prefix_residuals(outputs, y, prefix="cumulative"):
 
 
 def draw_labels(outputs, generator, prefix="cumulative"):
-    """Labels drawn from f itself, for each t from its own prediction: [T, N].
+    """Draw labels from f itself, for each t from its own prediction: [T, N].
 
-    With drawn labels I_t is the true Fisher information, with the data's the empirical one. The
-    numbers come sample by sample from `generator` (on the CPU), however the samples are batched.
+    With drawn labels I_t is the true Fisher information, with labels of the data the empirical one.
+    `generator` (on the CPU) gives the numbers sample by sample, in batches of any size.
     """
     steps, samples, classes = outputs.shape
     chance = torch.rand(samples, steps, 1, generator=generator, dtype=torch.float64)
@@ -69,13 +69,13 @@ def draw_labels(outputs, generator, prefix="cumulative"):
 
 
 def one_by_one(model, x, y, *, prefix="cumulative", names=None):
-    """The summands of equation 6, by definition: a forward for each sample, a backward for each t.
+    """The terms of the sum in equation 6: a forward pass for each sample, a backward for each t.
 
     Args:
         model: module in eval mode with model(x) -> outputs [T, N, classes].
         x: inputs, samples first.
         y: labels [N] or [T, N].
-        names: the parameters that are measured; without it, all that require a gradient.
+        names: the measured parameters; without it, all that require a gradient.
 
     Returns {parameter name: squared gradient norms [T, N]}. Raises ValueError for bad arguments.
     """
@@ -83,7 +83,7 @@ def one_by_one(model, x, y, *, prefix="cumulative", names=None):
 
 
 def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
-    """Squared norms of the gradient of the mean loss of each `size` samples (None: all): {parameter
+    """Squared gradient norms of mean losses over batches of `size` samples (None: all): {parameter
     name: [T, batches]}.
 
     This is the estimator of the paper's released script. With more than one sample it is not the
@@ -95,8 +95,8 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
     size = size or len(x)
     for x_batch, y_batch in zip(x.split(size), y.split(size, -1)):
         if len(x_batch) == 1:
-            # The sample stands twice, and the mean loss has the same gradient. In a batch of one,
-            # torch 2.13's BatchNorm gives wrong gradients on a CPU where they come transposed.
+            # Take the sample twice: the mean loss has the same gradient. In a batch of one, torch
+            # 2.13's BatchNorm on a CPU gives wrong gradients if they come in transposed.
             x_batch = torch.cat([x_batch, x_batch])
             y_batch = torch.cat([y_batch, y_batch], -1)
         for name, squares in squared_gradients(model, x_batch, y_batch, prefix, parameters).items():
@@ -120,14 +120,14 @@ def squared_gradients(model, x, y, prefix, parameters):
 
 
 def squared_norm(gradient):
-    """The squared norm of a gradient; float32 for half precision, whose squares overflow."""
+    """The squared norm of a gradient. In half precision squares overflow, so it is float32 then."""
     gradient = gradient.to_dense()
     precise = torch.promote_types(gradient.dtype, torch.float32)
     return torch.linalg.vector_norm(gradient, dtype=precise).square()
 
 
 def measured(model, names=None):
-    """{name: parameter} of those that require a gradient, in the order of the network."""
+    """{name: parameter} of all that require a gradient, or of `names`, in the network's order."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if names is not None:
         parameters = {name: p for name, p in parameters.items() if name in names}
@@ -136,7 +136,7 @@ def measured(model, names=None):
 
 def centroid(curve):
     """Information centroid (equation 7) of a curve I_1 .. I_T along the first dimension: [T, ...]
-    -> [...]. It is NaN where there is no information."""
+    -> [...]. It is NaN if there is no information."""
     steps = torch.arange(1, len(curve) + 1, device=curve.device, dtype=curve.dtype)
     return torch.tensordot(steps, curve, 1) / curve.sum(0)
 
@@ -144,8 +144,8 @@ def centroid(curve):
 def centroid_interval(samples, other=None, draws=2000, level=0.95, seed=0):
     """Bootstrap percentile interval (low, high) of the centroid, from squared norms [T, N].
 
-    With `other` [T, N], of the same samples at another moment, it is the interval of the difference
-    of the two centroids. Both are taken of the same draw, so what one sample adds to both cancels.
+    `other` [T, N] has the same samples at another moment. Then it is the interval of the difference
+    of the two centroids. Both come from the same draw, so what a sample adds to both cancels.
     """
     count = samples.shape[1]
     index = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
@@ -159,7 +159,7 @@ def centroid_interval(samples, other=None, draws=2000, level=0.95, seed=0):
 
 
 def quotient(curve, divisor):
-    """curve / divisor, both of one shape: 0 where the divisor is 0, where no gradient is either."""
+    """curve / divisor, both of one shape. 0 where the divisor is 0: there the gradient is 0 too."""
     return torch.where(divisor > 0, curve / divisor, 0)
 
 
@@ -167,7 +167,7 @@ def quotient(curve, divisor):
 
 
 def check_arguments(x, y, prefix):
-    """Raise ValueError for arguments that no model could be measured with."""
+    """Raise ValueError for arguments that fit no model."""
     if prefix not in PREFIXES:
         raise ValueError(f"unknown prefix {prefix!r}: choose from {', '.join(PREFIXES)}")
     if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
@@ -178,8 +178,8 @@ def check_arguments(x, y, prefix):
         raise ValueError("there are no samples to measure")
     if y.dim() not in (1, 2) or y.shape[-1] != len(x):
         raise ValueError(
-            f"x is samples first and has {len(x)}, so labels must be [N] or [T, N]; "
-            f"they are {list(y.shape)}"
+            f"x is samples first and has {len(x)}: labels must be [N] or [T, N], not "
+            f"{list(y.shape)}"
         )
     if y.is_floating_point() or y.min() < 0:
         raise ValueError("labels must be whole numbers from 0")
@@ -190,19 +190,19 @@ def check_outputs(outputs, x, y):
     if isinstance(outputs, tuple | list):
         number = next((i for i, o in enumerate(outputs) if is_outputs(o, x)), 0)
         raise ValueError(
-            f"model(x) gives {len(outputs)} things: return outputs [T, N, classes] alone, "
-            f"say outputs[{number}]"
+            f"model(x) gives {len(outputs)} values: return only outputs [T, N, classes], "
+            f"for example outputs[{number}]"
         )
     if not is_outputs(outputs, x):
         shape = list(getattr(outputs, "shape", [])) or type(outputs).__name__
         raise ValueError(
             f"model(x) must give outputs [T, N, classes]; it gives {shape} for {len(x)} samples. "
-            "Where samples come first, return outputs.transpose(0, 1)"
+            "If samples come first, return outputs.transpose(0, 1)"
         )
     if torch.is_grad_enabled() and not outputs.requires_grad:
-        raise ValueError("model(x) has no graph to its parameters: is it under torch.no_grad()?")
+        raise ValueError("model(x) has no graph to its parameters: call it without torch.no_grad()")
     if y.dim() == 2 and len(y) != len(outputs):
-        raise ValueError(f"the labels are for {len(y)} timesteps, the model has {len(outputs)}")
+        raise ValueError(f"labels are for {len(y)} timesteps, but the model has {len(outputs)}")
     if y.max() >= outputs.shape[2]:
         raise ValueError(f"label {int(y.max())} is none of the model's {outputs.shape[2]} classes")
     return outputs

@@ -1,18 +1,18 @@
-"""The temporal Fisher information in one forward and T or T + 1 backward passes a batch.
+"""The temporal Fisher information in one forward and T or T + 1 backward passes per batch.
 
     from fisher import temporal_fisher
     norms = temporal_fisher(model, x, y)        # {parameter name: [T, N]}
     I = sum(norms.values()).mean(1)             # [T]
 
-Of each batch:
+For each batch:
 
- 1. The model runs once, and the calls that use parameters are recorded (record.py).
- 2. One backward pass more tells which sample each row of a call belongs to (layout.py).
- 3. For each t one backward pass gives the signals of all calls, and these give the squared norms
-    of every sample's gradient (uses.py, norms.py, gram.py).
+ 1. The model runs once. A recorder notes the calls that use parameters (record.py).
+ 2. One more backward pass tells which sample each row of a call belongs to (layout.py).
+ 3. For each t, one backward pass gives the signals of all calls. From these follow the squared
+    norms of every sample's gradient (uses.py, norms.py, gram.py).
 
-In the first batch everything is compared with the definition, on two samples. A parameter that
-disagrees, or is used in a way that no rule covers, is measured by the definition, with a warning.
+In the first batch, two samples are compared with the definition. If a parameter disagrees, or if no
+rule covers its use, the definition measures it, with a warning.
 """
 
 import math
@@ -36,32 +36,32 @@ from fisher.layout import HALF_PRECISION, PRECISION, gradients, layouts_of
 from fisher.norms import Norms
 from fisher.record import Recorder
 
-MOST_SAMPLES = 64  # whose powers of 2 float32 holds
+MOST_SAMPLES = 64  # float32 has powers of 2 for so many
 FEW_SAMPLES = 8
-CPU_NUMBERS = 2**24  # of all outputs in one pass: with more, a CPU waits for its memory
+CPU_NUMBERS = 2**24  # in all outputs of one pass: with more, a CPU waits for its memory
 KEEPS = (
-    "a second model(x) gives other outputs or gradients: reset its membranes in forward, draw "
-    "nothing at random there, or call model.eval()"
+    "a second model(x) gives other outputs or gradients: reset its membranes in forward, draw no "
+    "random numbers there, or call model.eval()"
 )
 REENTRANT = "pass use_reentrant=False to torch.utils.checkpoint"
-MIXES = "outputs of a sample depend on the others in its batch: they must not"
+MIXES = "outputs of a sample depend on the others in its batch: make samples independent"
 
 
 def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
-    """Squared gradient norms of every prefix loss, by sample and parameter (summands of eq. 6).
+    """Squared gradient norms of every prefix loss, by sample and parameter (terms of eq. 6).
 
     Args:
         model: module in eval mode with model(x) -> outputs [T, N, classes], samples independent.
         x: inputs, samples first.
-        y: labels [N], or [T, N]: a label for each t.
-        prefix: "cumulative", the prediction of the mean of outputs 1..t (the paper), or "instant",
-            of the output at t alone.
-        chunk: samples in one pass, at most 64; without it 64 on a GPU, 8 to 64 on a CPU. Half as
-            many are tried when memory runs out.
-        skip: shell patterns of parameters that are left out, ("*.w",).
+        y: labels [N], or [T, N] with a label for each t.
+        prefix: "cumulative" predicts by the mean of outputs 1..t (the paper), "instant" only by the
+            output at t.
+        chunk: samples in one pass, at most 64; without it 64 on a GPU, 8 to 64 on a CPU. If memory
+            runs out, half as many are tried.
+        skip: shell patterns of parameters to leave out, for example ("*.w",).
 
-    Returns {parameter name: [T, N]} of those that require a gradient, in the order of the network.
-    Summed over names and averaged over N it is I_t. Model, gradients and mode stay as they are.
+    Returns {parameter name: [T, N]} for all that require a gradient, in the order of the network.
+    The sum over names, averaged over N, is I_t. Model, gradients and mode do not change.
 
     Raises ValueError if a layer is in train mode, if outputs or gradients change in a second call
     or depend on other samples, if T differs between samples, if the model changes x, if the
@@ -73,8 +73,8 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
 class TemporalFisher:
     """`temporal_fisher` batch by batch: estimator(x, y) -> {parameter name: [T, N]}.
 
-    Its first call compares it with the definition. While it is in use, nothing of the model may
-    change but the values of its parameters.
+    Its first call compares it with the definition. Between calls, only the values of the
+    parameters may change in the model.
     """
 
     def __init__(self, model, prefix="cumulative", chunk=None, skip=()):
@@ -84,7 +84,9 @@ class TemporalFisher:
             if any(fnmatch(name, pattern) for pattern in patterns):
                 del self.parameters[name]
         if not self.parameters:
-            raise ValueError("no parameter that is measured requires a gradient")
+            raise ValueError(
+                "no parameter to measure requires a gradient: check requires_grad and skip"
+            )
         if chunk is not None and not 1 <= chunk <= MOST_SAMPLES:
             raise ValueError(f"chunk must be from 1 to {MOST_SAMPLES}, not {chunk}")
         self.chunk = chunk
@@ -92,8 +94,8 @@ class TemporalFisher:
         self.timesteps = None  # T, known from the first batch on
         self.slow = set()  # parameters that are measured by the definition
         self.warned = set()
-        self.batches, self.samples = 0, None  # how many: batches so far, samples in the last one
-        self.shapes, self.layouts = [], []  # of its calls
+        self.batches, self.samples = 0, None  # batches so far, and samples in the last one
+        self.shapes, self.layouts = [], []  # of the calls
         self.time_is_outermost = True  # until a signal says otherwise
 
     def __call__(self, x, y):
@@ -117,7 +119,7 @@ class TemporalFisher:
         return {name: torch.cat([norms[name] for norms in chunks], 1) for name in self.parameters}
 
     def default_chunk(self, device):
-        """Samples in one pass, from the sizes of the outputs for two samples."""
+        """Samples in one pass, chosen by the sizes of the outputs for two samples."""
         if device.type != "cpu":
             return MOST_SAMPLES
         numbers = sum(math.prod(shape) for shape in self.shapes) // 2
@@ -126,13 +128,13 @@ class TemporalFisher:
     # ---------------------------------------------------------------- one batch
 
     def measure(self, x, y):
-        """{name: [T, N]} of one pass, and of the definition for what it does not cover."""
+        """{name: [T, N]} of one pass; by the definition for parameters that it does not cover."""
         count = len(x)
         if count == 1:  # as in fisher.definition.batch_means
             x, y = torch.cat([x, x]), torch.cat([y, y], -1)
         try:
             norms = self.measure_fast(x, y)
-        except CheckpointError:  # what is computed again keeps other tensors than FirstRows
+        except CheckpointError:  # the second computation keeps other tensors than FirstRows
             norms = None
         if norms is None:
             self.time_is_outermost = False
@@ -144,15 +146,15 @@ class TemporalFisher:
         return {name: norms[name][:, :count] for name in self.parameters}
 
     def measure_fast(self, x, y):
-        """{name: [T, N]} of the parameters all of whose uses are covered. None if a signal reaches
-        further than its prefix."""
+        """{name: [T, N]} of the parameters whose uses are all covered. None if a signal reaches
+        beyond its prefix."""
         with Recorder(self.model, self.parameters, self.time_is_outermost) as recorder:
             outputs = check_outputs(self.model(x), x, y)
         losses = prefix_losses(outputs, y, self.prefix)  # (T, N)
         if self.timesteps not in (None, len(losses)):
             raise ValueError(
                 f"the model gives outputs of T = {self.timesteps} and of T = {len(losses)}: all "
-                "samples must have one T"
+                "samples must have the same T"
             )
         self.timesteps = len(losses)
         signals = gradients(losses[-1].sum(), recorder.calls)
@@ -170,18 +172,18 @@ class TemporalFisher:
                 signals = gradients(losses[t - 1].sum(), calls)
             for call, d in zip(calls, signals):
                 if call.reach.rows is not None:
-                    beyond.append(d[call.reach.rows :].any())  # a look at it waits for a GPU
+                    beyond.append(d[call.reach.rows :].any())  # reading it now would wait for a GPU
             norms.add(t, [d[: call.reach.rows] for call, d in zip(calls, signals)])
         if beyond and torch.stack(beyond).any():
             return None
         return norms.by_name
 
     def read_layouts(self, calls, signals, losses):
-        """Give each call its layout, from the losses [T, N] and the signals of the last.
+        """Give each call its layout, from the losses [T, N] and the signals of the last loss.
 
-        Rows are read in the batches 1, 2, 4, 8, ..., where the calls are others than before, and
-        where samples are so few that rows sorted by content may stand in order by chance. They are
-        read again as long as several layouts fit a call, as one without a signal.
+        Layouts are read in the batches 1, 2, 4, 8, ..., if calls have changed, and if there are so
+        few samples that rows sorted by content may be in order by chance. They are read again as
+        long as several layouts fit a call, for example a call without a signal.
         """
         samples = losses.shape[1]
         shapes = [call.shape for call in calls]
@@ -190,7 +192,7 @@ class TemporalFisher:
         if due or self.unsure() or (samples, shapes) != (self.samples, self.shapes):
             self.samples, self.shapes = samples, shapes
             self.layouts = layouts_of(calls, signals, losses[-1])
-            if self.unsure() or self.prefix == "instant":  # the last loss alone does not tell
+            if self.unsure() or self.prefix == "instant":  # the last loss is not enough
                 total = losses.sum(0)
                 self.layouts = layouts_of(calls, gradients(total.sum(), calls), total)
         for call, layouts in zip(calls, self.layouts):
@@ -201,7 +203,7 @@ class TemporalFisher:
         return any(len(layouts) > 1 for layouts in self.layouts)
 
     def warn(self, slow):
-        """Name the parameters that are slow from now on, each once."""
+        """Note the parameters that are slow from now on, and warn once about each."""
         self.slow |= slow
         names = [name for name in self.parameters if name in slow - self.warned]
         self.warned |= slow
@@ -213,8 +215,8 @@ class TemporalFisher:
     # ---------------------------------------------------------------- the first batch
 
     def compare(self, x, y):
-        """Compare two samples with the definition. Raises ValueError for a model that it has no
-        meaning for; parameters that differ are measured by it."""
+        """Compare two samples with the definition. The definition measures parameters that differ.
+        Raises ValueError if the information of the model has no meaning."""
         index = torch.tensor([0, min(1, len(x) - 1)], device=x.device)
         x, y = x[index], y[..., index]
         self.check_independence(x, y)
@@ -230,7 +232,9 @@ class TemporalFisher:
         with warnings.catch_warnings(action="ignore"):
             fast = self.measure(x, y)
         hooked = {name for name, p in self.parameters.items() if p._backward_hooks}
-        self.slow |= hooked.union(differing(expected, fast))  # other samples may set off the hook
+        self.slow |= hooked.union(
+            differing(expected, fast)
+        )  # the hook may act only on other samples
         self.warned = set()
 
     def check_modules(self):
@@ -240,10 +244,10 @@ class TemporalFisher:
                 raise ValueError(f"layer {name or 'model'} is in train mode: call model.eval()")
         for name, p in self.model.named_parameters():
             if p._post_accumulate_grad_hooks:
-                raise ValueError(f"a hook of {name} runs after backward(): remove it to measure")
+                raise ValueError(f"a hook of {name} runs after backward(): remove the hook")
 
     def check_independence(self, x, y):
-        """Raise ValueError if an output depends on another sample or on chance, or x is changed."""
+        """Raise ValueError if outputs depend on other samples or on chance, or if x is changed."""
         try:
             together = self.model(x)
         except RuntimeError as error:
@@ -260,8 +264,8 @@ class TemporalFisher:
                 raise ValueError(MIXES if alike(alone, self.model(pair)) else KEEPS)
 
     def check_hidden(self, x, y, expected):
-        """Raise ValueError if loss.backward() gives other gradients than torch.autograd.grad, or
-        because the sample before was another one this time."""
+        """Raise ValueError if loss.backward() gives other gradients than torch.autograd.grad, or if
+        gradients depend on the sample before."""
         parameters = list(self.model.parameters())
         before = [p.grad for p in parameters]
         try:
@@ -286,19 +290,19 @@ class TemporalFisher:
 
 
 def last_norms(norms):
-    """{name: [T, N]} -> that of the last sample's whole prediction."""
+    """{name: [T, N]} -> {name: the norm of the last sample for the last t}."""
     return {name: values[-1, -1] for name, values in norms.items()}
 
 
 def uncovered(recorder, losses, calls):
-    """Names of the parameters that a batch uses otherwise than in calls of a known layout."""
+    """Names of the parameters that a batch uses outside calls with a known layout."""
     names = set(recorder.others)
     for call in calls:
         if call.layout is None:
             names |= recorder.names_of(call)
     recorded = names.union(*(recorder.names_of(call) for call in calls))
     unseen = {name: p for name, p in recorder.named.items() if name not in recorded}
-    if unseen:  # unused, or used where Python does not see it
+    if unseen:  # not used, or Python does not see the use
         gradients_unseen = torch.autograd.grad(
             losses.sum(), unseen.values(), retain_graph=True, allow_unused=True
         )
@@ -312,14 +316,14 @@ def uncovered(recorder, losses, calls):
 
 
 def as_written():
-    """Within, what torch.compile made runs as it was written: its calls can be recorded."""
-    if "torch._dynamo" in sys.modules:  # else nothing is compiled
+    """In the `with` block, compiled models run as written, so that calls can be recorded."""
+    if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
 
 
 def alike(a, b):
-    """Whether outputs agree. Equal shapes take equal kernels: only their sums may differ."""
+    """Whether outputs agree. For equal shapes kernels are equal; only the order of sums differs."""
     if a.shape != b.shape:
         return False
     near = PRECISION.get(a.dtype, HALF_PRECISION) * a.detach().abs().nan_to_num(0, 0, 0).max()
@@ -327,7 +331,7 @@ def alike(a, b):
 
 
 def differing(expected, norms):
-    """Names whose gradient norms differ. One tiny beside the largest may be all rounding."""
+    """Names whose gradient norms differ. A norm far below the largest may be only rounding."""
     largest = max(values.nan_to_num(0, 0, 0).max().sqrt().item() for values in expected.values())
     names = []
     for name, values in expected.items():

@@ -1,17 +1,17 @@
 """Norms of weight gradients through Gram matrices, without the gradients.
 
-Of one sample, let a_p be what output position p of a layer sees and d_p the signal there. The
+For one sample, output position p of a layer sees the inputs a_p and has the signal d_p. The
 gradient of the weight is G = sum_p d_p a_p^T, and
 
     || G ||^2 = sum_pq (a_p . a_q) (d_p . d_q)
 
-The Gram matrix K[p, q] = a_p . a_q is the same for all t = 1..T. Let n be the positions, d_in the
-numbers that one of them sees, and d_out the channels. To form G takes n d_in d_out multiplications
-for each t. This way takes n^2 d_out for each t and n^2 d_in once: less where a sample has few
-positions in a wide layer. K is symmetric: the half p <= q is computed and counts twice.
+The Gram matrix K[p, q] = a_p . a_q is the same for all t = 1..T. A layer has n positions and d_out
+channels, and each position sees d_in numbers. To form G takes n d_in d_out multiplications for each
+t. K takes n^2 d_out for each t and n^2 d_in once. This is less if a sample has few positions in a
+wide layer. K is symmetric, so only the half p <= q is computed, and counts twice.
 
 The windows of a convolution of stride 1 overlap, and a_p . a_q = sum_k pixel[p + k] . pixel[q + k]
-over the places k of its kernel. Then K is summed up from the products of single pixels.
+over the places k of its kernel. So K is a sum of products of single pixels.
 """
 
 import math
@@ -19,8 +19,8 @@ import math
 import torch
 
 TRAFFIC = 64  # multiplications in the time that one number takes to be written and read again
-FEWEST_COLUMNS = 128  # of a matrix product that is fast
-MOST_POSITIONS = 4096  # K has their square
+FEWEST_COLUMNS = 128  # with fewer, a matrix product is slow
+MOST_POSITIONS = 4096  # K has the square of this size
 
 
 class Gram:
@@ -62,12 +62,12 @@ class Gram:
 
 
 def by_pixels(weight):
-    """Whether K is summed up from the products of pixels."""
+    """Whether K is computed from products of pixels."""
     return bool(weight.geometry) and all(stride == 1 for stride in weight.geometry[0])
 
 
 def over_kernel(products, weight):
-    """Products of pixels -> products of what outputs see, sums over the places in the kernel:
+    """Products of pixels -> products a_p . a_q of output positions, as sums over the kernel:
     [N groups, maps, *pixels, maps, *pixels] -> [N groups, maps, *space, maps, *space]."""
     _, padding, dilation, _ = weight.geometry
     dims = len(weight.space)
@@ -88,9 +88,9 @@ def over_kernel(products, weight):
 
 
 def pays(uses, timesteps):
-    """Whether the norms of a weight take less time this way, for t = 1..T together.
+    """Whether the norms of a weight take less time with K than with G, for t = 1..T together.
 
-    Both costs are multiplications for each sample. A number that is written counts as TRAFFIC.
+    Both costs are multiplications per sample. Writing a number counts as TRAFFIC multiplications.
     """
     weight = uses[0][0]
     if any((use.geometry, use.space) != (weight.geometry, weight.space) for use, _ in uses):

@@ -1,10 +1,9 @@
 """Which sample each row of a call belongs to, read off the signals of the call.
 
-Samples may stand first or behind time, once or several times, in any call of any model. Two
-backward passes tell: one of the sum of all losses, and one in which the loss of each sample is
-multiplied by a power of 2 of its own. In a row of one sample all signals are multiplied by its
-power, exactly, since computers multiply by powers of 2 without rounding. A row of several samples
-is no such multiple.
+In a call, samples may come first or after time, once or several times. Two backward passes tell.
+One is of the sum of all losses. The other multiplies the loss of each sample by its own power of 2.
+Then all signals in a row of one sample are multiplied by this power, exactly, since computers
+multiply by powers of 2 without rounding. A row of several samples is not such a multiple.
 """
 
 import math
@@ -12,15 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
-PRECISION = {torch.float64: 1e-6, torch.float32: 1e-3}  # to which the same numbers agree
+PRECISION = {torch.float64: 1e-6, torch.float32: 1e-3}  # equal numbers agree to this
 HALF_PRECISION = 0.05
 SILENT, MIXED = -1, -2
-FAINTEST = 2.0**-64  # of the largest signal: below, a multiple in float32 may be rounded to nothing
+FAINTEST = 2.0**-64  # of the largest signal: below, float32 may round a multiple to 0
 
 
 @dataclass
 class Layout:
-    """Where the samples of a tensor are: dimension `dim` has A * samples * inner places, and place
+    """The places of samples in a tensor: dimension `dim` has A * samples * inner places, and place
     (a, n, b) belongs to sample n."""
 
     dim: int
@@ -42,7 +41,7 @@ class Layout:
 
 
 def gradients(loss, calls):
-    """The signals of the calls, each of the shape of its output, or None."""
+    """The signals of the calls, each in the shape of its output, or None."""
     if not calls:
         return []
     edges = [call.edge for call in calls]
@@ -51,9 +50,9 @@ def gradients(loss, calls):
 
 
 def layouts_of(calls, signals, losses):
-    """For each call the list of the Layouts that fit, from its signals of the sum of the losses
-    [N]. It is empty if rows belong to several samples; it has several Layouts if too few rows have
-    a signal."""
+    """For each call a list of the Layouts that fit. `signals` are of the sum of the losses [N]. The
+    list is empty if rows belong to several samples. It has several Layouts if too few rows have a
+    signal."""
     samples = len(losses)
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).to(losses.device)
     exponents = order - samples // 2
@@ -66,8 +65,8 @@ def layouts_of(calls, signals, losses):
 
 
 def owners(d, scaled, exponents):
-    """The sample of each row of d [rows, numbers], of which `scaled` is the row times 2 ** its
-    exponent: [rows]. SILENT for a row without a signal, MIXED for one of several samples."""
+    """The sample of each row of d [rows, numbers]: [rows]. `scaled` has each row times 2 ** the
+    exponent of its sample. SILENT for a row without a signal, MIXED for one of several samples."""
     samples = len(exponents)
     largest, place = d.abs().max(1, keepdim=True)
     factor = (scaled.gather(1, place) / d.gather(1, place)).abs().double()
@@ -82,7 +81,7 @@ def owners(d, scaled, exponents):
 
 
 def fitting_layouts(call, owner, samples):
-    """The Layouts with which each row is of its owner. A silent row fits any."""
+    """The Layouts that give each row to its owner. A silent row fits any."""
     owner = owner.view(call.shape[: call.row_dims])
     layouts = []
     for dim in range(call.row_dims):

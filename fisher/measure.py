@@ -4,8 +4,8 @@
     m = measure(model, loader, samples=512)      # batches of (x, y), a DataLoader too
     print(m.ic, m.ic_interval, m.fisher)
 
-Under torch.distributed every process gives the same batches. Each measures its share of them, and
-all return the whole.
+Under torch.distributed, give the same batches in every process. Each process measures its share of
+them, and all return the whole result.
 """
 
 import time
@@ -52,7 +52,7 @@ class Measurement:
     prefix_loss: list  # L_t, the mean loss in nats [T]
     prefix_residual: list  # R_t, the mean squared residual [T]
     prefix_accuracy: list  # [T]
-    gain: list | None  # mean of squared norm / squared residual [T]; of the exact estimator
+    gain: list | None  # mean of squared norm / squared residual [T]; only the exact estimator
     ic_gain: float | None  # its centroid
     seconds: float
     per_sample: torch.Tensor  # squared gradient norms [T, N], float64
@@ -75,16 +75,16 @@ def measure(model, batches, *, samples=None, labels="data", prefix="cumulative",
     Args:
         model: module with model(x) -> outputs [T, N, classes].
         batches: iterable of (x, y), inputs samples first and labels [N].
-        samples: the first so many are measured; without it, all.
-        labels: "data", the empirical Fisher information; "model", the true one, by labels drawn
+        samples: measure only the first so many; without it, all.
+        labels: "data", the empirical Fisher information; "model", the true one, with labels drawn
             from the prediction with `seed`; "exact", the true one, summed over the classes.
         prefix: "cumulative" or "instant", as in `temporal_fisher`.
         estimator: "exact", or "release": the squared norm of each batch's mean gradient, as in the
-            paper's script, without a last batch that is smaller.
+            paper's script. It leaves out a smaller last batch.
         skip, chunk: as in `temporal_fisher`.
 
-    Returns a `Measurement`. Raises ValueError for unknown names, fewer than two samples or batches,
-    a Fisher information that is not finite, and what `temporal_fisher` refuses.
+    Returns a `Measurement`. Raises ValueError for unknown names, for fewer than two samples or
+    batches, if the Fisher information is not finite, and for all that `temporal_fisher` refuses.
     """
     for value, known in ((labels, LABELS), (estimator, ESTIMATORS), (prefix, PREFIXES)):
         if value not in known:
@@ -110,7 +110,7 @@ def measure(model, batches, *, samples=None, labels="data", prefix="cumulative",
 
 
 def first(batches, samples, whole):
-    """The batches of the first `samples`. With `whole`, none that is smaller than the first."""
+    """The batches of the first `samples`. With `whole`, stop at one smaller than the first."""
     size = None
     for x, y in batches:
         if samples is not None:
@@ -123,8 +123,8 @@ def first(batches, samples, whole):
 
 
 def weighted_labels(outputs, y, labels, prefix, seed, before):
-    """The labels whose gradients are squared, [N] or [T, N], each with its weight, 1 or [T, N].
-    `before` is the number of samples in the batches before, for which labels were drawn."""
+    """The labels, [N] or [T, N], whose gradients are squared, each with its weight, 1 or [T, N].
+    `before` is the number of samples in earlier batches; their random numbers are skipped."""
     if labels == "data":
         return [(y, 1)]
     if labels == "model":
@@ -149,10 +149,10 @@ def measure_batch(outputs, x, y, weighted, prefix, squared_norms):
 
 
 def summarise(columns, parameters, prefix, estimator, samples, start):
-    """The Measurement of the columns of all batches, in their order."""
+    """Make the Measurement from the columns of all batches, in their order."""
     count = samples if estimator == "exact" else len(columns)
     if count < 2:
-        raise ValueError(f"an error bar needs two samples or batches, not {count}")
+        raise ValueError(f"an error bar needs at least two samples or batches, not {count}")
     norms, *others = zip(*columns)
     loss, residual, right = (torch.cat(values, 1) for values in others)
     by_name = {name: torch.cat([part[name] for part in norms], 1) for name in parameters}
@@ -193,7 +193,7 @@ def summarise(columns, parameters, prefix, estimator, samples, start):
 
 
 def centroid_or_none(curve):
-    """The centroid of a curve; None where there is no information."""
+    """The centroid of a curve; None if there is no information."""
     return centroid(curve).item() if curve.any() else None
 
 

@@ -12,7 +12,7 @@ class Norms:
     def __init__(self, recorder, calls, names, losses):
         self.recorder = recorder
         self.by_name = {name: at_least_single(torch.zeros_like(losses)) for name in names}
-        self.uses = {}  # of a source: [(number of the call, use, layout), ...]
+        self.uses = {}  # source: [(number of the call, use, layout), ...]
         for number, call in enumerate(calls):
             for use in call.uses:
                 if recorder.names[id(use.source)] & names:
@@ -27,7 +27,7 @@ class Norms:
                 self.grams[source] = Gram(weights)
 
     def add(self, t, signals):
-        """Norms of prefix t, from the signals of all calls."""
+        """Add the norms of prefix t, from the signals of all calls."""
         gradients = {}
         for source, uses in self.uses.items():
             if source in self.grams:
@@ -56,9 +56,9 @@ class Norms:
             [recorder.sources[source] for source in made],
             [recorder.named[name] for name in names],
             [gradients[source].to(recorder.sources[source].dtype) for source in made],
-            is_grads_batched=True,  # one gradient a sample
+            is_grads_batched=True,  # one gradient per sample
             retain_graph=True,
-            allow_unused=True,  # as a, of a.expand_as(b), is made of a alone
+            allow_unused=True,  # for example b, in a.expand_as(b)
         )
         for name, gradient in zip(names, through):
             if gradient is not None:

@@ -14,9 +14,9 @@ from fisher.uses import Elementwise, Operator, Weight, first_differentiable
 
 @dataclass
 class Reach:
-    """The rows of a call, along dimension 0, that the present prefix reaches; None: all of them.
+    """The number of rows along dimension 0 that the current prefix reaches; None: all of them.
 
-    FirstRows holds this and not the Call: a Call holds its node of the graph, and a node that holds
+    FirstRows holds this and not the Call. A Call holds its node of the graph, and a node that holds
     itself is never freed.
     """
 
@@ -28,34 +28,34 @@ class Call:
     """A call that uses sources."""
 
     uses: list = ()
-    edge: object = None  # of its output z in the graph
+    edge: object = None  # the edge of its output z in the graph
     shape: tuple = ()  # of z
-    row_dims: int = 1  # samples may lie along the first so many dimensions of z
+    row_dims: int = 1  # samples are along one of the first `row_dims` dimensions of z
     layout: Layout | None = None
     reach: Reach = field(default_factory=Reach)
 
     def returns(self, z, row_dims):
         """Note the output z."""
-        # What is done in place to z replaces it in the graph where z is a view, as of a linear
-        # layer, but not the base of the view.
+        # An operation in place replaces z in the graph if z is a view, as in a linear layer. The
+        # base of the view stays.
         whole = z._is_view() and z._base.numel() == z.numel() and z._base.grad_fn is not None
         self.edge = get_gradient_edge(z._base if whole else z)
         self.shape, self.row_dims = z.shape, row_dims
 
     def rows_until(self, t, timesteps):
-        """How many rows along dimension 0 prefix t reaches if time is outermost there, else None.
-        `TemporalFisher` checks it."""
+        """The number of rows along dimension 0 that prefix t reaches if time is outermost there,
+        else None. `TemporalFisher` checks it."""
         if any(use.spans(0) for use in self.uses):
-            return None  # the gradient of a row beyond is 0, and has its place in the parameter
+            return None  # rows beyond have gradient 0, but a place in the parameter
         rows, dim = self.shape[0], self.layout.dim
         blocks = rows if dim else rows // (self.layout.samples * self.layout.inner)
         return rows // timesteps * t if dim < 2 and blocks == timesteps else None
 
 
 class FirstRows(torch.autograd.Function):
-    """A layer z = forward(a) whose backward pass takes only the rows that the prefix reaches: over
-    all t that is half of the work. backward(d) is the gradient by the first rows of a. Weight and
-    bias get none."""
+    """A layer z = forward(a) whose backward pass takes only the rows that the prefix reaches. Over
+    all t this is half of the work. backward(d) is the gradient by the first rows of a. Weight and
+    bias get no gradient."""
 
     @staticmethod
     def forward(ctx, a, reach, forward, backward):
@@ -72,8 +72,8 @@ class FirstRows(torch.autograd.Function):
 
 
 class Recorder(TorchFunctionMode):
-    """Within, calls that use measured parameters go to `calls`; the names of parameters that are
-    used in another way go to `others`."""
+    """In the `with` block, calls that use measured parameters go to `calls`. If a parameter is used
+    in another way, its name goes to `others`."""
 
     def __init__(self, model, parameters, first_rows):
         super().__init__()
@@ -82,7 +82,7 @@ class Recorder(TorchFunctionMode):
         # By id. Tensors are held, so that no other tensor gets their id.
         self.parameters = {id(p): name for name, p in parameters.items()}
         self.sources = {id(p): p for p in parameters.values()}
-        self.names = {id(p): {name} for name, p in parameters.items()}  # that a source is made of
+        self.names = {id(p): {name} for name, p in parameters.items()}  # in each source
         self.constants = {id(v): v for v in (*model.parameters(), *model.buffers())}
         self.calls, self.others = [], set()
 
@@ -131,8 +131,8 @@ class Recorder(TorchFunctionMode):
         return z
 
     def run(self, a, parameters, forward, backward):
-        """forward(a), as FirstRows if the gradient by a is all that its backward pass is for.
-        Returns the output and its Reach."""
+        """Run forward(a), as FirstRows if its backward pass needs only the gradient by a. Returns
+        the output and its Reach."""
         reach = Reach()
         others = [p for p in parameters if p is not None and not self.source(p)]
         if self.first_rows and a.requires_grad and not any(p.requires_grad for p in others):
@@ -270,6 +270,6 @@ for rule, words in (
 
 
 def each(value, dims):
-    """A value for all dimensions, or a tuple of one for each, as a tuple."""
+    """A tuple with one value per dimension, from one value for all or from such a tuple."""
     value = (value,) if isinstance(value, int) else tuple(value)
     return value * dims if len(value) == 1 else value

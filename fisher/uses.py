@@ -1,15 +1,15 @@
 """How a call uses a parameter, and the gradient of each sample that follows.
 
-The signal d of a call is the gradient of a loss by the call's output z. From d and from what the
-call saw follows the gradient of each sample by a parameter:
+The signal d of a call is the gradient of a loss by the call's output z. The signal and the inputs
+of the call give the gradient of each sample by a parameter:
 
     convolution, linear    sum_p d_p a_p^T          a_p: what output position p sees of the input
     normalisation (eval)   sum_p d_p * xhat_p       xhat: the standardised input
     bias, addition         sum_p d_p
     multiplication         sum_p d_p * a_p          a: the other factor
 
-with p over the timesteps, positions and calls that the sample has. Parameters are also used by way
-of tensors made of them alone, such as sigmoid(w) or w[:3]. Both are called sources.
+p runs over the timesteps, positions and calls of the sample. A call may also use a tensor that is
+made only of parameters, such as sigmoid(w) or w[:3]. Both are called sources.
 """
 
 import math
@@ -28,11 +28,11 @@ class Weight:
     a: torch.Tensor  # the input
     space: tuple = (1,)  # of a convolution: height and width of the output
     geometry: tuple = ()  # of a convolution: stride, padding, dilation, groups
-    windows: torch.Tensor | None = None  # what its positions see, from the first gradient on
+    windows: torch.Tensor | None = None  # the result of `seen`, from the first gradient on
 
     @property
     def positions(self):
-        """How many the call has, of all samples."""
+        """The number of output positions of the call, for all samples."""
         rows = len(self.a) if self.geometry else self.a[..., 0].numel()
         return rows * math.prod(self.space)
 
@@ -46,7 +46,7 @@ class Weight:
         return v.reshape(len(v) * groups, v.shape[1] // groups, -1)
 
     def seen(self, layout):
-        """What each output position sees: [N groups, C / groups times kernel, positions]."""
+        """The inputs that each position sees: [N groups, C / groups times kernel, positions]."""
         if not self.geometry:
             return self.columns(self.a, layout)
         stride, padding, dilation, _ = self.geometry

@@ -225,7 +225,7 @@ def test_a_dry_run_takes_the_flags_of_a_long_run():
 
 def test_without_a_run_to_resume_a_new_one_is_announced(tmp_path, capsys):
     config.parse("train_snn", ["--resume", "--out_dir", str(tmp_path), "--exp_name", "run"])
-    warning = f"warning: no run {tmp_path / 'run'} to --resume: a new one starts\n"
+    warning = f"warning: there is no run {tmp_path / 'run'}: a new one starts\n"
     assert capsys.readouterr().err == warning
 
 

@@ -318,7 +318,7 @@ MIXING = {
 @pytest.mark.parametrize("name", MIXING)
 def test_samples_that_depend_on_each_other_or_on_chance_are_refused(name):
     model = Function(lambda m, x: MIXING[name](m.a(x)), a=nn.Linear(5, 6))
-    refused(model, r"depend on the others|second model\(x\)|one T")
+    refused(model, r"depend on the others|second model\(x\)|same T")
 
 
 class KeepsItsMembrane(nn.Module):

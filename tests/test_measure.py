@@ -69,11 +69,11 @@ def test_the_released_estimator_is_of_the_gradients_of_batch_means(float64):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"forward": lambda x: (x, x)}, "gives 2 things"),
+        ({"forward": lambda x: (x, x)}, "gives 2 values"),
         ({"y": torch.tensor([0, -100])}, "whole numbers from 0"),
         ({"y": torch.tensor([0, 3])}, "label 3 is none of the model's 3 classes"),
         ({"x": torch.randn(2, 4, 5).numpy()}, "must be tensors, not ndarray"),
-        ({"x": torch.randn(0, 4, 5)}, "two samples or batches, not 0"),
+        ({"x": torch.randn(0, 4, 5)}, "at least two samples or batches, not 0"),
         ({"training": True}, "train mode"),
     ],
 )

@@ -38,9 +38,9 @@ def test_own_images_or_frames_are_read_from_an_npz_file(tmp_path):
         ("x_train", np.zeros((1, 1, 8, 8)), "N >= 2"),
         ("x_train", np.zeros((6, 3, 2, 8, 8)), "pass --timestep 3"),
         ("x_train", np.array([[1], [1, 2]], object), "arrays of numbers .*Object arrays"),
-        ("x_train", np.full((6, 4, 2, 8, 8), np.nan), "holds values that are not finite"),
-        ("x_test", np.zeros((3, 4, 2, 9, 8), np.uint8), "differ in shape or type"),
-        ("y_train", np.arange(5), "y_train of npz must be one label for each"),
+        ("x_train", np.full((6, 4, 2, 8, 8), np.nan), "has values that are not finite"),
+        ("x_test", np.zeros((3, 4, 2, 9, 8), np.uint8), "must have samples of one shape and type"),
+        ("y_train", np.arange(5), "y_train of npz must have one label for each"),
         ("y_test", np.arange(3) / 2, r"start with \[0.0, 0.5, 1.0, 2.0\]: number .* from 0"),
         ("y_test", np.array([1, 4, 2]), r"\[0.0, 1.0, 2.0, 4.0\]: number the classes from 0"),
     ],
@@ -56,11 +56,11 @@ def test_a_file_that_is_missing_damaged_or_incomplete_is_refused(tmp_path):
     with pytest.raises(BadInput, match="No such file"):
         readers.read(args)
     np.savez(path, x_train=np.zeros(3), y_train=np.zeros(3), y_test=np.zeros(3))
-    with pytest.raises(BadInput, match=r"x\.npz is no \.npz file of .*x_test is not a file"):
+    with pytest.raises(BadInput, match=r"x\.npz is not an \.npz with .*x_test is not a file"):
         readers.read(args)
     for damaged in (b"", b"hello", path.read_bytes()[:-50]):
         path.write_bytes(damaged)
-        with pytest.raises(BadInput, match=r"x\.npz is no \.npz file"):
+        with pytest.raises(BadInput, match=r"x\.npz is not an \.npz"):
             readers.read(args)
 
 

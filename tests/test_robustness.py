@@ -126,11 +126,11 @@ def attacked(threat, strength, accuracy, random=0.9, transfer=0.8, **surrogates)
 @pytest.mark.parametrize(
     ("line", "sign"),
     [
-        (attacked("fgsm", 8, 0.2), "one step is stronger"),
+        (attacked("fgsm", 8, 0.2), "one step (fgsm) is stronger"),
         (attacked("pgd", 8, 0.4, random=0.2), "random points are stronger"),
         (attacked("pgd", 8, 0.4, transfer=0.2), "a transferred attack is stronger"),
         (attacked("pgd", 8, 0.4, atan=0.2), "its own surrogate is weaker"),
-        (attacked("unbounded", 255, 0.1), "an unbounded attack leaves 0.100"),
+        (attacked("unbounded", 255, 0.1), "an unbounded attack leaves an accuracy of 0.100"),
     ],
 )
 def test_checks_that_disagree_are_called_gradient_masking(line, sign):

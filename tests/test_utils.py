@@ -26,7 +26,7 @@ START = Namespace(resume=True)
     [
         (BadInput("no such\nfile"), "x.py: error: no such file\n"),
         (PermissionError(13, "Denied", "x.pt"), "x.py: error: [Errno 13] Denied: 'x.pt'\n"),
-        (MemoryError(), "x.py: error: out of memory: --checkpoint_activations or a smaller"),
+        (MemoryError(), "x.py: error: out of memory: try --checkpoint_activations, or a smaller"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(error, message, capsys):
@@ -76,7 +76,7 @@ def test_a_folder_in_use_or_out_of_reach_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match="cannot be written"):
         Run("/dev/null/run", START, CPU)
     with Run(tmp_path / "run", START, CPU):
-        with pytest.raises(BadInput, match="another process is at work"):
+        with pytest.raises(BadInput, match="is in use"):
             Run(tmp_path / "run", START, CPU)
     with Run(tmp_path / "run", START, CPU):
         pass
@@ -99,8 +99,11 @@ def test_a_full_disk_leaves_the_file_before(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": {}, "mean": np.float64(1)}, "holds numpy.*, which is neither a tensor"),
-        ({"weights": {}}, "is no checkpoint: it needs"),
+        (
+            {"state_dict": {}, "mean": np.float64(1)},
+            "holds numpy.*: save it again with only tensors",
+        ),
+        ({"weights": {}}, "is not a checkpoint: it needs"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_says_why(content, message, tmp_path):
