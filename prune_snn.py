@@ -156,9 +156,10 @@ class Search:
             "seconds": seconds,
         }
         self.run.append(PRUNING_FILE, line)
+        ic = "-" if measured.ic is None else f"{measured.ic:.2f}"  # without information
         tqdm.write(
             f"{self.rule:>8} {stage:>7} {number:5d} {steps:5d}  {100 * line['sparsity']:8.2f}  "
-            f"{line['test_accuracy']:8.4f}  {line['ic']:5.2f}  {line['seconds']:8.1f}  "
+            f"{line['test_accuracy']:8.4f}  {ic:>5}  {line['seconds']:8.1f}  "
             f"{line['synaptic_operations']:10.3g}"
         )
 
