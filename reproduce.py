@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from claims import CLAIMS, OF_THE_PAPER
-from claims.common import write_numbers, write_page
+from claims import CLAIMS, LONG
+from claims.pages import words_of, write_numbers, write_page
 from claims.runs import Study
 from claims.scales import SCALES
 from parser import COUNT, Parser
@@ -36,14 +36,14 @@ def collect(name, args, study):
     study.perform([run for group in runs.values() for run in group])
     folders = {key: [study.folder(run) for run in group] for key, group in runs.items()}
     command = f"python reproduce.py {name} --scale {args.scale} --seeds {args.seeds}"
-    if any(group[0].downloads for group in runs.values()):
+    if any("DATA" in group[0].command for group in runs.values()):
         command += " --data_dir DATA"
     return {
         "claim": name,
         "command": command,
         "seeds": args.seeds,
         **environment(pick_device("auto")),
-        "runs": [" ".join(group[0].command()) for group in runs.values()],
+        "runs": [group[0].command for group in runs.values()],
         "numbers": CLAIMS[name].numbers(study, folders),
     }
 
@@ -60,13 +60,11 @@ def report(name, args, out_dir, results):
         record = json.loads(path.read_text())
     except ValueError as error:
         raise BadInput(f"{path} is damaged: restore it, or run without --redraw") from error
-    claim = CLAIMS[name]
-    page = write_page(path.with_suffix(".md"), claim, record)
-    figure = claim.draw(record["numbers"], path.with_suffix(".png"))
-    print(f"{name}: {claim.TITLE}\n{page.answer}")
-    for condition in page.conditions:
-        print(f"  {condition.verdict:12} {condition.words}")
-    print(f"{path.with_suffix('.md')}\n{figure}")
+    page = write_page(path.with_suffix(".md"), CLAIMS[name], record)
+    print(f"{name}: {words_of(CLAIMS[name])[0]}")
+    for words, _, verdict in page.conditions:
+        print(f"  {verdict:12} {words}")
+    print(path.with_suffix(".md"))
 
 
 def make_parser():
@@ -90,8 +88,11 @@ def main(argv=None):
     args = make_parser().parse_args(argv)
     if args.claim == "list":
         for name, claim in CLAIMS.items():
-            print(f"{name:15} {claim.TITLE}")
+            print(f"{name:15} {words_of(claim)[0]}")
         return
+    names = [args.claim]
+    if args.claim == "all":
+        names = [name for name in CLAIMS if name not in LONG]
     with TemporaryDirectory() as temporary:
         if args.dry_run:
             args.scale, args.seeds = "dry", min(args.seeds, 2)
@@ -99,7 +100,7 @@ def main(argv=None):
         out_dir, results = Path(args.out_dir) / args.scale, Path(args.results) / args.scale
         for folder in [results] if args.redraw else [results, out_dir]:
             folder.mkdir(parents=True, exist_ok=True)
-        for name in OF_THE_PAPER if args.claim == "all" else [args.claim]:
+        for name in names:
             report(name, args, out_dir, results)
 
 

@@ -1,78 +1,75 @@
-"""What is left of the concentration under controls that the paper does not have.
+"""The concentration remains under controls.
+
+Is the information still early when other explanations are taken out?
+
+Under a control IC must end below that of a flat curve by a ninth of flat.
 
 What is run: the trained networks, measured with all labels, on held-out samples, by the output at t
 alone, without the path through the membranes, and by the estimator of the released code.
 """
 
-from claims import common, figures
-from claims.runs import RELEASED, WITHOUT_PATH, folder_name
+import numpy as np
 
-TITLE = "What is left of the concentration under controls"
-QUESTION = "Is the information still early when other explanations are taken out?"
-RULE = "Under a control IC must end below that of a flat curve by a ninth of flat."
+from claims import common, figures, pages
+from fisher import RELEASE_BATCH
+
 PAPER = "as in the paper"
 EVERY_CLASS, INSTANT = "every class", "instantaneous outputs"
+CUT, RELEASED = "no gradient through membranes", "the released estimator"
 
 
 def runs(study):
-    instant = ("--fisher_prefix instant", study.scale.again)
-    return {
-        "trained": study.trained(),
-        EVERY_CLASS: study.every_class(),
-        INSTANT: study.measure(f"controls_{folder_name(INSTANT)}", study.trained(), *instant),
-        WITHOUT_PATH: study.without_path(),
-        RELEASED: study.released(),
+    trained, again = study.trained(), study.scale.again
+    ways = {
+        EVERY_CLASS: "--fisher_split train test --fisher_labels data exact",
+        INSTANT: "--fisher_prefix instant",
+        CUT: "--detach_membrane",
     }
+    measured = {way: study.measure(f"controls {way}", trained, ways[way], again) for way in ways}
+    return {"trained": trained, **measured, RELEASED: released(study, RELEASE_BATCH)}
+
+
+def released(study, size):
+    """The trained networks, measured by the estimator of the released code with means of `size`
+    samples: of at most 200 means, and of at least two."""
+    samples = max(2 * size, min(200 * size, study.scale.release_samples))
+    flags = ("--fisher_estimator release --fisher_batch", size, "--fisher_samples", samples)
+    return study.measure(f"controls {RELEASED} {size}", study.trained(), *flags)
 
 
 def numbers(study, folders):
-    kinds = (("train", "data"), ("train", "exact"), ("test", "data"), ("test", "exact"))
-    every = [common.last_measurements(folders[EVERY_CLASS], *kind) for kind in kinds]
-    paper, true, held_out, held_out_true = every
-    cut = common.last_measurements(folders[WITHOUT_PATH])
+    networks, instant = folders[EVERY_CLASS], folders[INSTANT]
+    cut, released = folders[CUT], folders[RELEASED]
+    by_layer = common.measured(networks, "layers_scale_free")
     return {
-        PAPER: common.column(paper, "fisher"),
-        "each layer times its squared weights": [scale_free(line) for line in paper],
-        "per loss (I_t / L_t)": per(paper, "prefix_loss"),
-        "per residual: the gain (I_t / R_t)": per(paper, "prefix_residual"),
-        "the gain, each sample alike": common.column(paper, "gain"),
-        "true Fisher": common.column(true, "fisher"),
-        "true Fisher per residual": per(true, "prefix_residual"),
-        "held-out samples": common.column(held_out, "fisher"),
-        "held-out samples, true Fisher": common.column(held_out_true, "fisher"),
-        INSTANT: common.column(common.last_measurements(folders[INSTANT]), "fisher"),
-        WITHOUT_PATH: common.column(cut, "fisher"),
-        f"{WITHOUT_PATH}, per residual": per(cut, "prefix_residual"),
-        RELEASED: common.column(common.last_measurements(folders[RELEASED]), "fisher"),
+        PAPER: common.measured(networks, "fisher"),
+        "each layer times its squared weights": [
+            np.sum([*layers.values()], 0).tolist() for layers in by_layer
+        ],
+        "per loss (I_t / L_t)": per(networks, "prefix_loss"),
+        "per residual: the gain (I_t / R_t)": per(networks, "prefix_residual"),
+        "the gain, each sample alike": common.measured(networks, "gain"),
+        "true Fisher": common.measured(networks, "fisher", labels="exact"),
+        "true Fisher per residual": per(networks, "prefix_residual", labels="exact"),
+        "held-out samples": common.measured(networks, "fisher", "test"),
+        "held-out samples, true Fisher": common.measured(networks, "fisher", "test", "exact"),
+        INSTANT: common.measured(instant, "fisher"),
+        CUT: common.measured(cut, "fisher"),
+        f"{CUT}, per residual": per(cut, "prefix_residual"),
+        RELEASED: common.measured(released, "fisher"),
     }
 
 
-def scale_free(line):
-    """The curve of a measurement, each layer times the squared norm of its parameters."""
-    return [sum(values) for values in zip(*line["layers_scale_free"].values())]
-
-
-def per(lines, key):
+def per(folders, key, labels="data"):
     """The curves of the seeds, divided by another of their quantities."""
-    return [common.divided(line["fisher"], line[key]) for line in lines]
+    curves = common.measured(folders, "fisher", labels=labels)
+    return common.divided(curves, common.measured(folders, key, labels=labels))
 
 
-def page(numbers):
-    conditions, rows = [], []
-    for name, seeds in numbers.items():
-        flat = common.flat_centroid(len(seeds[0]))
-        ends = [common.centre(curve) for curve in seeds]
-        depth = common.difference([flat] * len(seeds), ends)
-        words = f"{name}: IC ends below flat ({flat:g})"
-        conditions.append(common.above(words, depth, common.margin(flat)))
-        rows.append([name, common.spread(ends)])
-    tables = [("Centroids at the end", ["control", "IC"], rows)]
-    return common.Page(f"{common.confirmed(conditions)}.", conditions, tables)
-
-
-def draw(numbers, path):
-    rows = {}
-    for name, seeds in numbers.items():
-        rows[name] = {"": [common.centre(curve) for curve in seeds]}
-    flat = common.flat_centroid(len(numbers[PAPER][0]))
-    return figures.dots(rows, path, "IC at the end of training", (flat, "flat"))
+def page(numbers, path):
+    rows = {name: {"ic": common.centroids(curves)} for name, curves in numbers.items()}
+    rows = common.with_flat(rows, len(numbers[PAPER][0]))
+    conditions = [common.ends_early(name, row) for name, row in rows.items()]
+    columns = {"ic": "IC", "flat": "flat"}
+    figures.dots(rows, columns, {"centroid at the end": ("ic", "flat")}, path)
+    return pages.Page(conditions, [pages.table("Centroids", "control", rows, columns)])

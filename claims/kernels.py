@@ -16,6 +16,7 @@ and its information I_t is that with the path through the membranes cut, times f
 are the correlation of slopes between layers, and that some gradients are larger than others.
 """
 
+import numpy as np
 import torch
 
 from archs import LIF
@@ -35,12 +36,11 @@ def sums(lif, g, z):
     """The two sums of equation 1 for d = 0 .. T-1, with a^d, of g and z [T, N, ...]: [T, 2]."""
     a, pairs = 1 - 1 / lif.tau, []
     silent = torch.ones_like(g)  # [T - d, N, ...]: no spike at s-1 .. s-d
+    if lif.reset == "soft":
+        z = torch.zeros_like(z)
     for d in range(len(g)):
-        if d > 0:
-            silent = silent[1:]
-            if lif.reset == "hard":
-                silent = silent * (1 - z[: len(z) - d])
         pairs.append(torch.stack([a**d * (g[d:] * silent).sum(), g[d:].sum()]))
+        silent = silent[1:] * (1 - z[: len(z) - d - 1])
     return torch.stack(pairs)
 
 
@@ -58,19 +58,14 @@ def kernels(model, batches):
     return {name: (pair[:, 0] / pair[:, 1]).tolist() for name, pair in totals.items()}
 
 
-def convolve(a, b):
-    """sum_i a(i) b(d - i) for d = 0 .. T-1."""
-    return [sum(a[i] * b[d - i] for i in range(d + 1)) for d in range(len(a))]
-
-
 def factors(model, kernel_of):
     """{layer: factor(t) for t = 1 .. T} of a chain of layers, from its {LIF layer: K_l}."""
-    length = len(next(iter(kernel_of.values())))
-    k = [1.0] + [0.0] * (length - 1)  # above the last LIF layer there is no path
+    steps = np.arange(1, len(next(iter(kernel_of.values()))) + 1)
+    k = (steps == 1).astype(float)  # above the last LIF layer there is no path
     factor_of = {}
     for name, _ in reversed(list(model.named_children())):
         if name in kernel_of:
-            k = convolve(kernel_of[name], k)  # (2)
-        f = [sum(k[:s]) for s in range(1, length + 1)]  # (3)
-        factor_of[name] = [(sum(f[:t]) / t) ** 2 for t in range(1, length + 1)]  # (4)
+            k = np.convolve(kernel_of[name], k)[: len(steps)]  # (2)
+        f = np.cumsum(k)  # (3)
+        factor_of[name] = ((np.cumsum(f) / steps) ** 2).tolist()  # (4)
     return factor_of

@@ -35,18 +35,18 @@ SOME_1000 = f"{SOME} --datanum 1000 --batch_size 32 --fisher_samples 256"
 SOME_5000 = f"{SOME} --datanum 5000 --amp bf16"
 
 
+LOSSES = {
+    "ce": "",
+    "tet": "--loss tet",
+    "prefix": "--loss prefix",
+    "flood 0.1": "--loss_threshold 0.1",
+    "prefix, flood 0.5": "--loss prefix --loss_threshold 0.5",
+}
+
+
 def losses(*targets):
     """{name: flags} of the losses that are compared. `targets` are those of --loss centroid."""
-    flags = {
-        "ce": "",
-        "tet": "--loss tet",
-        "prefix": "--loss prefix",
-        "flood 0.1": "--loss_threshold 0.1",
-        "prefix, flood 0.5": "--loss prefix --loss_threshold 0.5",
-    }
-    for target in targets:
-        flags[f"centroid {target}"] = f"--loss centroid --target_ic {target}"
-    return flags
+    return LOSSES | {f"centroid {ic}": f"--loss centroid --target_ic {ic}" for ic in targets}
 
 
 @dataclass(frozen=True)

@@ -1,59 +1,50 @@
-"""The claims: statistics, verdicts, and pages of made-up run folders."""
+"""The claims: effects, verdicts, and pages of made-up run folders."""
 
 import json
 import math
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
 import reproduce
-from claims import CLAIMS, common, controls, law, pruning, released, robustness
+from claims import CLAIMS, common, law, pages, released
 from claims.runs import Study
 from claims.scales import SCALES
 from utils import BadInput
 
-# ---------------------------------------------------------------- statistics and verdicts
-
 
 def test_a_condition_is_judged_by_its_whole_interval():
-    def words(condition, *intervals):
+    def words(bounds, *intervals):
         effects = [common.Effect(0, *interval) for interval in intervals]
-        return [condition("x", effect, 0.5).verdict for effect in effects]
+        return [common.condition("x", effect, *bounds).verdict for effect in effects]
 
     order = ["confirmed", "undecided", "contradicted"]
-    assert words(common.above, (0.6, 1.4), (0.4, 1.6), (0.1, 0.3)) == order
-    assert words(common.below, (0.1, 0.3), (0.4, 1.6), (0.6, 1.4)) == order
-    assert words(common.within, (-0.3, 0.1), (-0.6, -0.2), (-2, -0.6)) == order
+    assert words((0.5, math.inf), (0.6, 1.4), (0.4, 1.6), (0.1, 0.3)) == order
+    assert words((-math.inf, 0.5), (0.1, 0.3), (0.4, 1.6), (0.6, 1.4)) == order
+    assert words((-0.5, 0.5), (-0.3, 0.1), (-0.6, -0.2), (-2, -0.6)) == order
 
 
 def test_an_effect_has_students_interval():
-    effect = common.effect([1.0, 2.0, 3.0, 4.0, 5.0])
+    effect = common.difference([1.0, 2.0, 3.0, 4.0, 5.0], 0)
     assert effect.mean == 3
     assert effect.high - effect.mean == pytest.approx(2.776445 * math.sqrt(2.5 / 5))
-    assert common.effect([1.0])[1:] == (-math.inf, math.inf)
+    assert common.difference([1.0], 0)[1:] == (-math.inf, math.inf)
 
 
 def test_what_a_seed_does_not_have_leaves_a_condition_undecided():
-    assert common.above("x", common.effect([1.0, None]), 0.5).verdict == "undecided"
-    assert common.spread([1.0, None]) == "nan ± nan"
+    effect = common.difference([1.0, None], 0)
+    assert common.condition("x", effect, low=0.5).verdict == "undecided"
+    assert pages.spread([1.0, None]) == "nan ± nan"
 
 
-def test_the_interval_of_a_rank_correlation_covers_0_as_often_as_it_says():
-    drawn = torch.randn(400, 2, 20, generator=torch.Generator().manual_seed(0)).tolist()
-    intervals = [common.rank_correlation(*pair) for pair in drawn]
-    assert 0.92 < sum(low < 0 < high for _, low, high in intervals) / len(intervals) < 0.98
-
-
-def test_the_mean_gradient_is_exact_over_all_batches_without_replacement():
+def test_the_share_of_the_slope_is_exact_over_all_batches_without_replacement():
     g = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     means = [g[[i for i in range(4) if i != left]].mean(0).square().sum() for left in range(4)]
-    estimates = [g.square().sum(1).mean()], [sum(means) / 4]
-    (norm,) = released.mean_gradient(*estimates, 3, 4)
-    torch.testing.assert_close(norm, g.mean(0).square().sum())
-    assert released.share(*estimates, 3, 4)[0] == pytest.approx(
-        (1 - 1 / 9) * norm / (sum(means) / 4)
-    )
+    estimate, slope = np.mean(means), g.mean(0).square().sum()
+    share = released.slope_share([g.square().sum(1).mean()], [estimate], 3, 4)
+    assert share[0] == pytest.approx((1 - 1 / 9) * slope / estimate)
 
 
 # ---------------------------------------------------------------- pages of made-up run folders
@@ -98,32 +89,34 @@ def make_up(study, run):
 
 
 @pytest.fixture
-def study(tmp_path):
-    return Study(SCALES["dry"], 2, 1, tmp_path / "runs", None)
+def made_up(tmp_path, monkeypatch):
+    """A function: the numbers of a claim, by way of JSON, from made-up run folders."""
+    monkeypatch.setattr(law, "predict", lambda study, run: {"a": [1.0, 2.0]})
+    study = Study(SCALES["dry"], 2, 1, tmp_path / "runs", None)
 
+    def numbers(name):
+        runs = CLAIMS[name].runs(study)
+        for run in [run for group in runs.values() for run in group]:
+            make_up(study, run)
+        folders = {key: [study.folder(run) for run in group] for key, group in runs.items()}
+        return json.loads(json.dumps(CLAIMS[name].numbers(study, folders)))
 
-def made_up(claim, study):
-    """The numbers of a claim, by way of JSON, from made-up run folders."""
-    runs = claim.runs(study)
-    for run in [run for group in runs.values() for run in group]:
-        make_up(study, run)
-    folders = {key: [study.folder(run) for run in group] for key, group in runs.items()}
-    return json.loads(json.dumps(claim.numbers(study, folders)))
+    return numbers
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_page_and_figure_are_drawn_again_from_the_numbers(name, study, tmp_path, monkeypatch):
-    monkeypatch.setattr(law, "predict", lambda study, run: {"a": [1.0, 2.0]})
-    results = tmp_path / "small"
-    results.mkdir()
-    record = {"numbers": made_up(CLAIMS[name], study), "runs": ["x.py"], "seeds": 2, "git": "0",
+def test_page_and_figure_are_drawn_again_from_the_numbers(name, made_up, tmp_path, capsys):
+    (tmp_path / "small").mkdir()
+    record = {"numbers": made_up(name), "runs": ["x.py"], "seeds": 2, "git": "0",
               "command": "python reproduce.py", "versions": {}, "device": "cpu"}  # fmt: skip
-    common.write_numbers(results / f"{name}.json", record)
+    pages.write_numbers(tmp_path / "small" / f"{name}.json", record)
     reproduce.main([name, "--redraw", "--results", str(tmp_path)])
-    text = (results / f"{name}.md").read_text()
-    assert text.splitlines()[2].startswith(CLAIMS[name].QUESTION)
-    assert all(condition.words in text for condition in CLAIMS[name].page(record["numbers"])[1])
-    assert (results / f"{name}.png").stat().st_size > 1000
+    page = (tmp_path / "small" / f"{name}.md").read_text()
+    title, question, *_ = pages.words_of(CLAIMS[name])
+    assert page.startswith(f"# {title}\n\n{question} ")
+    verdicts = capsys.readouterr().out.splitlines()[1:-1]
+    assert all(f"| {line[15:]} |" in page for line in verdicts)
+    assert (tmp_path / "small" / f"{name}.png").stat().st_size > 1000
 
 
 def test_nothing_is_drawn_again_without_numbers(tmp_path):
@@ -131,32 +124,36 @@ def test_nothing_is_drawn_again_without_numbers(tmp_path):
         reproduce.main(["gain", "--redraw", "--results", str(tmp_path)])
 
 
-def conditions(claim, study):
-    """{words: (effect, verdict)} of a claim."""
-    page = claim.page(made_up(claim, study))
-    return {words: (effect.mean, verdict) for words, effect, verdict in page.conditions}
-
-
-def test_a_concentration_is_from_the_first_epoch_after_training_began_to_the_last(study):
-    found = conditions(CLAIMS["concentration"], study)
-    assert found["the network: IC falls by more than 0.167"] == (pytest.approx(2.9), "confirmed")
-    name = "the network: IC ends below flat (1.5) by more than 0.167"
-    assert found[name] == (pytest.approx(-0.6), "undecided")  # [-1.87, 0.67]
-
-
-def test_a_control_has_its_own_curve(study):
-    curves = made_up(controls, study)
+def test_a_control_has_its_own_curve(made_up):
+    curves = made_up("controls")
     assert curves["as in the paper"] == [[1, 2], [1, 2.2]]
     assert curves["per residual: the gain (I_t / R_t)"] == [[1, 4], [1, 4.4]]
     assert curves["each layer times its squared weights"] == [[1, 3], [1, 3.2]]
 
 
-def test_noise_hurts_early_if_the_first_half_costs_more(study):
-    verdicts = list(conditions(robustness, study).values())
-    assert verdicts == [(pytest.approx(0.1), "confirmed")] * 2
+@pytest.fixture
+def found(made_up, tmp_path):
+    """A function: {words: (mean effect, verdict)} of the conditions of a claim."""
+
+    def conditions(name):
+        page = CLAIMS[name].page(made_up(name), tmp_path / "figure.png")
+        return {words: (effect.mean, verdict) for words, effect, verdict in page.conditions}
+
+    return conditions
 
 
-def test_a_search_is_compared_with_the_full_one_seed_by_seed(study):
-    accuracy, *_, speed = conditions(pruning, study).values()
+def test_a_concentration_is_from_the_first_epoch_after_training_began_to_the_last(found):
+    falls, early = found("concentration").items()
+    assert falls == ("the network: IC falls by more than 0.167", (pytest.approx(2.9), "confirmed"))
+    assert early[0] == "the network: IC ends below flat (1.5) by more than 0.167"
+    assert early[1] == (pytest.approx(-0.6), "undecided")  # [-1.87, 0.67]
+
+
+def test_noise_hurts_early_if_the_first_half_costs_more(found):
+    assert list(found("robustness").values()) == [(pytest.approx(0.1), "confirmed")] * 2
+
+
+def test_a_search_is_compared_with_the_full_one_seed_by_seed(found):
+    accuracy, *_, speed = found("pruning").values()
     assert accuracy == (pytest.approx(-1), "confirmed")
     assert speed == (3, "confirmed")

@@ -20,18 +20,17 @@ from utils import BadInput
 
 @pytest.fixture
 def study(tmp_path):
-    return Study(SCALES["dry"], 2, 1, tmp_path / "runs", None)
+    return Study(SCALES["dry"], 2, 1, tmp_path, None)
 
 
 @pytest.mark.parametrize("scale", ["small", "images", "medium", "paper"])
 def test_every_command_line_is_taken(scale, tmp_path):
     study = Study(SCALES[scale], 1, 1, tmp_path, "data")
     groups = [group for claim in CLAIMS.values() for group in claim.runs(study).values()]
-    for run in {run.name: run for group in groups for run in group}.values():
-        _, *flags = run.command()
-        config.make_parser(run.script).parse_args(flags)
+    for run in {run for group in groups for run in group}:
+        config.make_parser(run.script).parse_args(study.command(run)[1:])
         if not run.networks:
-            config.parse(run.script, flags)
+            study.arguments(run)
 
 
 def test_a_complete_folder_is_not_run_again_nor_taken_for_another(study):
@@ -39,16 +38,15 @@ def test_a_complete_folder_is_not_run_again_nor_taken_for_another(study):
     assert not study.is_complete(run)
     (study.folder(run) / "figures").mkdir(parents=True)
     (study.folder(run) / "figures" / "fisher.png").touch()
-    study.command_file(run).write_text(json.dumps(run.command()))
+    study.beside(run, ".json").write_text(json.dumps(run.command.split()))
     study.perform([run])
     assert list(study.folder(run).iterdir()) == [study.folder(run) / "figures"]
-    study.command_file(run).write_text(json.dumps([*run.command(), "--tau", "3"]))
+    study.beside(run, ".json").write_text(json.dumps([*run.command.split(), "--tau", "3"]))
     with pytest.raises(BadInput, match="trained_0 is of another command line"):
         study.perform([run])
 
 
 def test_a_run_that_fails_says_why(study):
-    study.out_dir.mkdir()
     with pytest.raises(BadInput, match=r"run bad_0 failed: .*must be above 1.*bad_0.txt"):
         study.perform(study.train("bad", "--tau 0.5"))
 
