@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from claims import CLAIMS, LONG
+from claims import CLAIMS, CONTROLS, OF_THE_PAPER
 from claims.pages import words_of, write_numbers, write_page
 from claims.runs import Study
 from claims.scales import SCALES
@@ -52,6 +52,8 @@ def report(name, args, out_dir, results):
     """Make the numbers, the page and the figure of a claim, and print its verdicts."""
     path = results / f"{name}.json"
     if not args.redraw:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        results.mkdir(parents=True, exist_ok=True)
         study = Study(SCALES[args.scale], args.seeds, args.jobs, out_dir, args.data_dir)
         write_numbers(path, collect(name, args, study))
     elif not path.exists():
@@ -90,16 +92,12 @@ def main(argv=None):
         for name, claim in CLAIMS.items():
             print(f"{name:15} {words_of(claim)[0]}")
         return
-    names = [args.claim]
-    if args.claim == "all":
-        names = [name for name in CLAIMS if name not in LONG]
+    names = [args.claim] if args.claim in CLAIMS else [*OF_THE_PAPER, *CONTROLS]
     with TemporaryDirectory() as temporary:
         if args.dry_run:
             args.scale, args.seeds = "dry", min(args.seeds, 2)
             args.out_dir = args.results = temporary
         out_dir, results = Path(args.out_dir) / args.scale, Path(args.results) / args.scale
-        for folder in [results] if args.redraw else [results, out_dir]:
-            folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             report(name, args, out_dir, results)
 

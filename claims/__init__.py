@@ -12,5 +12,5 @@ from importlib import import_module
 
 OF_THE_PAPER = ("concentration", "settings", "layers", "loss", "robustness", "pruning")
 CONTROLS = ("controls", "planted", "released")
-LONG = ("gain", "law")  # they would take `reproduce.py all` past its time
+LONG = ("gain", "law")  # `reproduce.py all` leaves them out, since they take long
 CLAIMS = {name: import_module(f"claims.{name}") for name in OF_THE_PAPER + CONTROLS + LONG}

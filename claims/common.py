@@ -114,9 +114,9 @@ class Condition(NamedTuple):
     verdict: str
 
 
-def condition(words, effect, low=-math.inf, high=math.inf):
-    """The condition that an effect is from `low` to `high`, judged by its whole interval."""
-    verdict = "undecided"
+def condition(words, first, second, low=-math.inf, high=math.inf):
+    """The condition that first - second is from `low` to `high`, judged by the whole interval."""
+    effect, verdict = difference(first, second), "undecided"
     if low <= effect.low and effect.high <= high:
         verdict = "confirmed"
     elif effect.high < low or effect.low > high:
@@ -144,7 +144,7 @@ def ends_early(name, row):
     """The condition that the IC of a row ends below flat, by the margin."""
     flat, bound = row["flat"], margin(row["flat"])
     words = f"{name}: IC ends below flat ({flat:g}) by more than {bound:.3g}"
-    return condition(words, difference(flat, row["ic"]), low=bound)
+    return condition(words, flat, row["ic"], low=bound)
 
 
 def concentrate(rows):
@@ -153,6 +153,6 @@ def concentrate(rows):
     for name, row in rows.items():
         bound = margin(row["flat"])
         words = f"{name}: IC falls by more than {bound:.3g}"
-        fall = difference(row["ic_first"], row["ic"])
-        conditions += [condition(words, fall, low=bound), ends_early(name, row)]
+        conditions.append(condition(words, row["ic_first"], row["ic"], low=bound))
+        conditions.append(ends_early(name, row))
     return conditions

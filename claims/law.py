@@ -79,8 +79,8 @@ def page(numbers, path):
     for name, row in common.with_flat(numbers).items():
         network, margin = row["layers"][NETWORK], common.margin(row["flat"])
         words = f"{name}: the law is off by less than {margin:.3g}, either way"
-        error = common.difference(network["law"], network["measured"])
-        conditions.append(common.condition(words, error, -margin, margin))
+        pair = network["law"], network["measured"]
+        conditions.append(common.condition(words, *pair, -margin, margin))
         rows[name] = network | {"flat": row["flat"]}
     figures.dots(rows, COLUMNS, {"centroid of the gain": COLUMNS}, path)
     plain = numbers[settings.PLAIN]

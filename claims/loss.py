@@ -53,27 +53,27 @@ def numbers(study, folders):
 def judge(norm, losses):
     """The cost of each loss, and what the one does that moves IC furthest at little cost."""
     ce, conditions, moves = losses["ce"], [], {}
-    for loss, row in losses.items():
-        if loss != "ce":
-            words = f"{norm}, {loss}: accuracy falls by less than {COST}"
-            cost = common.difference(ce["clean"], row["clean"])
-            conditions.append(common.condition(words, cost, high=COST))
-            if conditions[-1].verdict == "confirmed":
-                moves[loss] = either_way(ce["ic"], row["ic"])
+    for loss in [loss for loss in losses if loss != "ce"]:
+        words = f"{norm}, {loss}: accuracy falls by less than {COST}"
+        cost = common.condition(words, ce["clean"], losses[loss]["clean"], high=COST)
+        conditions.append(cost)
+        if cost.verdict == "confirmed":
+            moves[loss] = abs(common.difference(losses[loss]["ic"], ce["ic"]).mean)
     if moves:
         best = max(moves, key=moves.get)
         margin = common.margin(common.flat_centroid(ce["timestep"]))
         words = f"{norm}, {best}: IC moves by more than {margin:.3g}"
-        conditions.append(common.condition(words, moves[best], low=margin))
+        conditions.append(changes(words, ce["ic"], losses[best]["ic"], margin))
         words = f"{norm}, {best}: accuracy under PGD changes by more than {CHANGE}"
-        change = either_way(ce["pgd"], losses[best]["pgd"])
-        conditions.append(common.condition(words, change, low=CHANGE))
+        conditions.append(changes(words, ce["pgd"], losses[best]["pgd"], CHANGE))
     return conditions
 
 
-def either_way(first, second):
-    """The effect of one minus the other, whichever has the larger mean."""
-    return max(common.difference(first, second), common.difference(second, first))
+def changes(words, first, second, bound):
+    """The condition that the two differ by more than the bound, whichever has the larger mean."""
+    if common.difference(first, second).mean < 0:
+        first, second = second, first
+    return common.condition(words, first, second, low=bound)
 
 
 def page(numbers, path):

@@ -61,8 +61,7 @@ def page(numbers, path):
         if not row["every_step"]:
             middle, margin = row["middle"], common.margin(row["flat"])
             words = f"{name}: IC differs from {middle:g} by less than {margin:.3g}, either way"
-            offset = common.difference(row["ic"], middle)
-            conditions.append(common.condition(words, offset, -margin, margin))
+            conditions.append(common.condition(words, row["ic"], middle, -margin, margin))
     figures.dots(rows, COLUMNS, {"timestep": ("ic", "date", "middle")}, path)
     accuracy = {name: common.by_step(row["accuracy"]) for name, row in rows.items()}
     tables = [

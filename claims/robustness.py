@@ -55,9 +55,9 @@ def page(numbers, path):
             f"{threat} {strength:g}: the first half costs at least {COST} more than the last half"
         )
         first, last = (accuracy[times, threat, strength] for times in (FIRST, LAST))
-        conditions.append(common.condition(words, common.difference(last, first), low=COST))
+        conditions.append(common.condition(words, last, first, low=COST))
     noise, blur = (condition.effect.mean for condition in conditions)
-    answer = f"It costs {noise:.3f} more with noise and {blur:.3f} more with blur."
+    answer = f"The first half costs {noise:.3f} more with noise and {blur:.3f} more with blur."
     columns = {"accuracy": "accuracy"}
     figures.dots(rows, columns, {"accuracy, by the corrupted timesteps": ("accuracy",)}, path)
     table = pages.table("Accuracy", "threat, strength, corrupted timesteps", rows, columns)

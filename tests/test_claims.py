@@ -17,8 +17,12 @@ from utils import BadInput
 
 def test_a_condition_is_judged_by_its_whole_interval():
     def words(bounds, *intervals):
-        effects = [common.Effect(0, *interval) for interval in intervals]
-        return [common.condition("x", effect, *bounds).verdict for effect in effects]
+        verdicts = []
+        for low, high in intervals:
+            half = (high - low) / 2 / 12.7062  # by Student's t of two seeds
+            seeds = [(low + high) / 2 - half, (low + high) / 2 + half]
+            verdicts.append(common.condition("x", seeds, 0, *bounds).verdict)
+        return verdicts
 
     order = ["confirmed", "undecided", "contradicted"]
     assert words((0.5, math.inf), (0.6, 1.4), (0.4, 1.6), (0.1, 0.3)) == order
@@ -34,8 +38,8 @@ def test_an_effect_has_students_interval():
 
 
 def test_what_a_seed_does_not_have_leaves_a_condition_undecided():
-    effect = common.difference([1.0, None], 0)
-    assert common.condition("x", effect, low=0.5).verdict == "undecided"
+    condition = common.condition("x", [1.0, None], 0, low=0.5)
+    assert condition.verdict == "undecided"
     assert pages.spread([1.0, None]) == "nan ± nan"
 
 
