@@ -140,6 +140,15 @@ def with_flat(rows, timestep=None):
     return {name: row | {"flat": flat[name]} for name, row in rows.items()}
 
 
+def shares_of_flat(rows, keys):
+    """{name: row} with these centroids as shares of flat; other keys stay as they are."""
+    shares = {}
+    for name, row in rows.items():
+        parts = {key: array(row[key]) / row["flat"] for key in keys}
+        shares[name] = row | parts | {"flat": 1}
+    return shares
+
+
 def ends_early(name, row):
     """The condition that the IC of a row ends below flat, by the margin."""
     flat, bound = row["flat"], margin(row["flat"])

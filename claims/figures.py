@@ -1,8 +1,18 @@
-"""The two kinds of figures of the claims, for the width of a page. Values of seeds are shown as
+"""The three kinds of figures of the claims, for the width of a page. Values of seeds are shown as
 mean and standard deviation. "flat" is the centroid of a flat curve, in grey."""
 
 from claims.common import mean_and_deviation
-from drawing import GREY, Figure, LogLocator, NullLocator, matplotlib, shades, write
+from drawing import (
+    COLOURS,
+    GREY,
+    MARKERS,
+    Figure,
+    LogLocator,
+    NullLocator,
+    matplotlib,
+    shades,
+    write,
+)
 
 STYLE = {"font.size": 8, "legend.fontsize": 8, "axes.titlesize": 8, "axes.labelsize": 8}
 WIDTH = 7.2  # inches
@@ -16,7 +26,7 @@ def dots(rows, columns, panels, path):
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     heights = range(len(rows))
     for axis, (xlabel, keys) in zip(axes, panels.items()):
-        for key, colour, marker in zip(keys, shades(len(keys)), "osDv"):
+        for key, colour, marker in zip(keys, COLOURS, MARKERS):
             means, deviations = zip(*(mean_and_deviation(row[key]) for row in rows.values()))
             style = {"fmt": marker, "ms": 5, "capsize": 2, "color": colour}
             if key == "flat":
@@ -28,6 +38,27 @@ def dots(rows, columns, panels, path):
         axis.grid(axis="y", color="0.9")
         if len(keys) > 1:
             axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(keys))
+    write(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def scatter(panels, path):
+    """A panel for each of `panels` {title: {name: row}}: measured centroids against those by the
+    law, and hollow against those with the path cut, as shares of flat. On the dashed diagonal they
+    are the same; between the dotted lines they differ by less than a ninth of flat."""
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    for axis, (title, rows) in zip(figure.subplots(1, len(panels)), panels.items()):
+        measured, law, cut = (
+            [mean_and_deviation(row[key])[0] for row in rows.values()]
+            for key in ("measured", "law", "cut")
+        )
+        axis.plot(cut, measured, "o", ms=4, color=COLOURS[1], mfc="white", label="path cut")
+        axis.plot(law, measured, "o", ms=4, color=COLOURS[0], label="by the law")
+        axis.axline((1, 1), slope=1, color=GREY, ls="--", lw=1)
+        for offset in (-1 / 9, 1 / 9):
+            axis.axline((1, 1 + offset), slope=1, color=GREY, ls=":", lw=1)
+        axis.set(xlabel="predicted centroid / flat", ylabel="measured centroid / flat", title=title)
+        axis.legend()
     write(figure, path)
 
 

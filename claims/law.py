@@ -75,14 +75,20 @@ def gain_by_layer(parts, residuals):
 
 
 def page(numbers, path):
-    conditions, rows = [], {}
+    conditions, rows, by_layer = [], {}, {}
     for name, row in common.with_flat(numbers).items():
         network, margin = row["layers"][NETWORK], common.margin(row["flat"])
         words = f"{name}: the law is off by less than {margin:.3g}, either way"
         pair = network["law"], network["measured"]
         conditions.append(common.condition(words, *pair, -margin, margin))
         rows[name] = network | {"flat": row["flat"]}
-    figures.dots(rows, COLUMNS, {"centroid of the gain": COLUMNS}, path)
+        for layer, centroids in row["layers"].items():
+            if layer != NETWORK:
+                by_layer[name, layer] = centroids | {"flat": row["flat"]}
+    panels = {"whole networks, a dot per setting": rows, "layers of all settings": by_layer}
+    kinds = ("measured", "law", "cut")
+    shares = {title: common.shares_of_flat(group, kinds) for title, group in panels.items()}
+    figures.scatter(shares, path)
     plain = numbers[settings.PLAIN]
     layers = common.with_flat(plain["layers"], plain["timestep"])
     tables = [

@@ -63,7 +63,11 @@ def numbers(study, folders):
 
 def page(numbers, path):
     rows = common.with_flat(numbers)
-    panels = {"centroid": ("ic_first", "ic", "flat"), "training loss": ("train_loss",)}
-    figures.dots(rows, COLUMNS, panels, path)
+    shares = common.shares_of_flat(rows, ("ic_first", "ic"))
+    panels = {
+        "IC / IC of a flat curve": ("ic_first", "ic", "flat"),
+        "training loss": ("train_loss",),
+    }
+    figures.dots(shares, COLUMNS, panels, path)
     table = pages.table("Centroids, loss and accuracy", "setting", rows, COLUMNS)
     return pages.Page(common.concentrate(rows), [table])

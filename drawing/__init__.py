@@ -23,6 +23,10 @@ if backend:
         matplotlib.rcParams["backend"] = backend
 
 GREY = "0.55"
+# Colour-blind readers can tell these colours apart (Okabe and Ito 2008). Eight colours and seven
+# markers give 56 pairs before one repeats.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
+MARKERS = "os^Dv*P"
 MOST_PIXELS = 2100  # the width of a figure
 
 

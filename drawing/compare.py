@@ -8,14 +8,10 @@ import torch
 import config
 import drawing
 from checks import START_FLAGS
-from drawing import GREY, Figure, mean_and_deviation
+from drawing import COLOURS, GREY, MARKERS, Figure, mean_and_deviation
 from fisher import centroid
 from utils import ARGS_FILE, FISHER_FILE, LOG_FILE, BadInput, read_lines, read_record
 
-# Colour-blind readers can tell these colours apart (Okabe and Ito 2008). Eight colours and seven
-# markers give 56 pairs before one repeats.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
-MARKERS = "os^Dv*P"
 CHARACTERS, MARGIN = 45, 8  # below a panel; beside a name in the legend
 # Two trainings are the same if they differ only in these flags.
 IGNORED = START_FLAGS | {"seed", "data_dir"}
