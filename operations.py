@@ -6,7 +6,8 @@ from math import gcd
 import torch
 from torch import nn
 
-from utils import after_each, of_all
+from archs import after_each
+from utils import of_all
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 

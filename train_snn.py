@@ -208,7 +208,7 @@ def evaluate(model, dataset, args):
             places[name] += output.numel()
 
     batches = dataset.batches(args.batch_size, args.seed)
-    with utils.after_each(model, nn.Module, count_spikes), count_operations(model) as operations:
+    with archs.after_each(model, nn.Module, count_spikes), count_operations(model) as operations:
         for x, y in islice(batches, rank(), None, processes()):
             outputs = model(dataset.encode(x))  # (T, N, classes)
             loss = loss + prefix_losses(outputs, y).sum(1)

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from archs import after_each
 from fisher.fast import KEEPS, TemporalFisher, alike
-from utils import BadInput, after_each
+from utils import BadInput
 
 # Flag of a network -> the parameter of FUNCTION for its value, as in `archs.build`.
 SAME = ("width", "norm", "tau", "threshold", "reset", "surrogate", "surrogate_alpha",

@@ -318,7 +318,7 @@ def load_weights(model, checkpoint, path, args):
         raise BadInput(f"{path} does not fit --arch {args.arch}: {reason}") from error
 
 
-# ---------------------------------------------------------------- seeds, device, hooks
+# ---------------------------------------------------------------- seeds and device
 
 
 def seed_all(seed, purpose, first=0, second=0):
@@ -338,17 +338,3 @@ def pick_device(name):
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"--device {name} is not there: use another ({reason})") from error
-
-
-@contextlib.contextmanager
-def after_each(model, kinds, note):
-    """In the `with` block, each module of `kinds` calls note(name, module, inputs, output)."""
-    hooks = []
-    for name, module in model.named_modules():
-        if isinstance(module, kinds):
-            hooks.append(module.register_forward_hook(partial(note, name)))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

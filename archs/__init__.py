@@ -4,6 +4,7 @@ Every network maps images [N, C, H, W] (the same image at each timestep) or fram
 to outputs [T, N, classes]. Membranes live inside one forward call.
 """
 
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -19,6 +20,20 @@ SMALLEST_IMAGE = 8
 def lif_layers(model):
     """{name: layer} of the `LIF` neurons of a network."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LIF)}
+
+
+@contextmanager
+def after_each(model, kinds, note):
+    """In the `with` block, each module of `kinds` calls note(name, module, inputs, output)."""
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            hooks.append(module.register_forward_hook(partial(note, name)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def fastest_layout(model):

@@ -19,8 +19,7 @@ are the correlation of slopes between layers, and that some gradients are larger
 import numpy as np
 import torch
 
-from archs import LIF
-from utils import after_each
+from archs import LIF, after_each
 
 
 def slopes_of(lif, x):

@@ -14,7 +14,6 @@ from torch import nn
 import archs
 from archs.layers import BatchNorm, Repeat
 from archs.neuron import LIF, PEAK_ONE_ALPHA, SURROGATES
-from utils import after_each
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"timestep": 3, "num_classes": 4, "in_channels": 2, "image_size": 8, "width": 0.1}
@@ -207,7 +206,7 @@ def test_a_network_has_the_parameters_of_its_plan(arch):
 
 def test_the_first_block_of_a_stage_halves_the_image():
     model, sizes = small("resnet20"), []
-    with after_each(model, LIF, lambda name, lif, x, spikes: sizes.append(spikes.shape[3])):
+    with archs.after_each(model, LIF, lambda name, lif, x, spikes: sizes.append(spikes.shape[3])):
         model(torch.zeros(2, 2, 32, 32))
     assert sizes == [32] * 7 + [16] * 6 + [8] * 6
 
