@@ -16,6 +16,7 @@ from drawing import (
 
 STYLE = {"font.size": 8, "legend.fontsize": 8, "axes.titlesize": 8, "axes.labelsize": 8}
 WIDTH = 7.2  # inches
+MOST_COLOURS = 5
 
 
 @matplotlib.rc_context(STYLE)
@@ -68,7 +69,9 @@ def curves(panels, path, log=False):
     figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, ((xlabel, ylabel), series) in zip(axes, panels.items()):
-        for (name, points), colour in zip(series.items(), shades(len(series))):
+        # Many curves are epochs or timesteps, in order.
+        colours = COLOURS if len(series) <= MOST_COLOURS else shades(len(series))
+        for (name, points), colour in zip(series.items(), colours):
             means, deviations = zip(*map(mean_and_deviation, points.values()))
             style = {"fmt": "o-", "ms": 3, "capsize": 2, "color": colour}
             if name == "flat":
