@@ -3,6 +3,7 @@
     python bench.py fisher                              the temporal Fisher information, T = 10
     python bench.py train --timestep 4 --samples 16     a training step of ResNet19
     python bench.py neuron --timestep 8 --samples 64    a layer of neurons, forward and backward
+    python bench.py fisher --arch my_net.py:build --image_size 64 --ways P estimator
 
 All ways run in one process. Each runs twice to warm up. Then they take turns, --repeats times. The
 tables have medians. "step by step" is the released way: a network of one timestep in a Python loop.
@@ -25,10 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import archs
-from fisher import TemporalFisher, prefix_losses
+from fisher import TemporalFisher, one_by_one, prefix_losses
 from parser import COUNT, POSITIVE, Parser, number
 from train_snn import compile_neurons
-from utils import device_name, pick_device, run_script
+from user_code import call, is_code
+from utils import BadInput, device_name, pick_device, run_script
 
 
 def status(field):
@@ -50,6 +52,14 @@ def peak_memory(function, device):
     before = status("VmRSS")
     function()
     return status("VmHWM") - before
+
+
+def chosen(args, ways, base):
+    """The way `base`, and those of --ways or all, {name: function}. Raises BadInput."""
+    unknown = set(args.ways or []) - ways.keys()
+    if unknown:
+        raise BadInput(f"unknown --ways {', '.join(unknown)}: choose from {', '.join(ways)}")
+    return {name: way for name, way in ways.items() if name in (base, *(args.ways or ways))}
 
 
 def compare(ways, repeats, unit, base, device, count=1):
@@ -134,8 +144,14 @@ def foreign_neurons():
 
 
 def build(args, timestep):
-    """The network of --arch and --width."""
-    return archs.build(args.arch, timestep=timestep, num_classes=10, width=args.width)
+    """The network of --arch, --width and --image_size. Raises BadInput."""
+    if is_code(args.arch):
+        size = {"in_channels": 3, "image_size": (args.image_size, args.image_size)}
+        shared = {"timestep": timestep, "num_classes": 10, "width": args.width, "tau": 2.0}
+        return call(args.arch, shared | size)
+    return archs.build(
+        args.arch, timestep=timestep, num_classes=10, width=args.width, image_size=args.image_size
+    )
 
 
 def fisher(args, x, y):
@@ -162,8 +178,10 @@ def fisher(args, x, y):
         "P": ordinary,
         "estimator": lambda: estimator(x, y),
         "batches of one": batches_of_one,
+        "definition": lambda: one_by_one(model, x, y),
         "released": released,
     }
+    ways = chosen(args, ways, "P")
     compare(ways, args.repeats, "ms a sample", "P", x.device, args.samples)
 
 
@@ -181,6 +199,7 @@ def neuron(args, x, y):
     ways |= {"compiled": way(compiled), "compiled, bf16": way(compiled, torch.bfloat16)}
     ways |= {"loop": way(lif.loop)}
     ways |= {name: way(neurons.to(x.device)) for name, neurons in foreign_neurons().items()}
+    ways = chosen(args, ways, "one call")
     compare(ways, args.repeats, "ms a call", "one call", x.device)
 
 
@@ -214,6 +233,7 @@ def train(args, x, y):
         ways[precision] = way(model, amp)
     for name, neurons in foreign_neurons().items():
         ways[name] = way(with_neurons(model, neurons))
+    ways = chosen(args, ways, "step by step")
     compare(ways, args.repeats, "ms a step", "step by step", x.device)
     print(f"{'convolutions of':<24}{'ms a step':>14}{'TFLOP/s':>22}")
     for name, step in ways.items():
@@ -240,21 +260,27 @@ def main(argv=None):
     parser = Parser("bench", __doc__)
     parser.add_argument("table", choices=["fisher", "train", "neuron"])
     flag = parser.group("comparison")
-    flag("--arch", "resnet19", "network", choices=archs.ARCHS)
+    flag("--arch", "resnet19", "network", choices=archs.ARCHS, code=True)
     flag("--width", 1.0, "factor on the number of channels", type=POSITIVE)
+    flag("--image_size", 32, "height and width of the inputs", type=number(int, 8))
     flag("--timestep", 10, "T", type=COUNT)
     flag("--samples", 16, "samples in a batch", type=number(int, 2))
     flag("--repeats", 3, "times that each way is measured", type=COUNT)
+    flag("--ways", None, "only these rows of the table, and the first", nargs="+")
     flag("--device", "auto", "auto, cpu, cuda, ...")
     args = parser.parse_args(argv)
-    if args.table == "neuron" and {"arch", "width"} & parser.typed(argv).keys():
-        parser.error("neuron is one layer without a network: leave out --arch and --width")
+    if args.table == "neuron" and {"arch", "width", "image_size"} & parser.typed(argv).keys():
+        parser.error("neuron is one layer: leave out --arch, --width and --image_size")
+    if args.table == "train" and is_code(args.arch):
+        parser.error(
+            f"train changes the neurons of a network: choose from {', '.join(archs.ARCHS)}"
+        )
     device = pick_device(args.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # `timer` waits for the work of this device
     print(f"{device_name(device)}; torch {torch.__version__}, python {platform.python_version()}")
     torch.manual_seed(0)
-    x = torch.randn(args.samples, 3, 32, 32, device=device)
+    x = torch.randn(args.samples, 3, args.image_size, args.image_size, device=device)
     y = torch.arange(args.samples, device=device) % 10
     tables = {"fisher": fisher, "train": train, "neuron": neuron}
     tables[args.table](args, x, y)

@@ -50,3 +50,19 @@ def test_the_network_step_by_step_computes_the_same(float64):
     single.load_state_dict(model.state_dict())
     x = 3 * torch.randn(8, 3, 32, 32)
     torch.testing.assert_close(bench.StepByStep(single, 3)(x), model(x))
+
+
+def test_a_network_of_a_file_is_measured_in_chosen_ways(tmp_path, capsys):
+    source = """
+from archs import build
+
+
+def net(timestep, num_classes):
+    return build("fc", timestep=timestep, num_classes=num_classes, width=0.1, image_size=8)
+"""
+    (tmp_path / "net.py").write_text(source)
+    code = f"{tmp_path}/net.py:net"
+    table = printed(capsys, "fisher", "--arch", code, "--image_size", "8", "--ways", "estimator")
+    assert "\nP " in table and "\nestimator " in table and "released" not in table
+    with pytest.raises(BadInput, match="unknown --ways nothing: choose from P, estimator"):
+        printed(capsys, "fisher", "--arch", code, "--image_size", "8", "--ways", "nothing")
