@@ -33,20 +33,10 @@ def test_an_attack_stays_in_the_ball_and_makes_no_sample_easier(attack, attacked
     x = x.unsqueeze(1).repeat(1, 4, 1, 1, 1)
     points = attack(model, x, y)
     assert (points - x).abs().max() <= 0.1 + 1e-12
-    assert points.min() >= 0
-    assert points.max() <= 1
+    assert 0 <= points.min() <= points.max() <= 1
     assert (points[:, 0] != points[:, 1]).any()  # the frames of a sample, each for itself
     assert (margins(model, points, y) >= margins(model, x, y) - 1e-6).all()
     assert (margins(model, points, y) > 0).any()
-    assert model.conv1.weight.grad is None
-
-
-def test_more_steps_never_help_the_defender(attacked):
-    model, x, y = attacked
-    few = Attack(0.15, 2, 0.03, random_start=False)(model, x, y)
-    many = Attack(0.15, 20, 0.03, random_start=False)(model, x, y)
-    assert (margins(model, many, y) >= margins(model, few, y) - 1e-6).all()
-    assert (margins(model, many, y) > 0).sum() > (margins(model, few, y) > 0).sum()
 
 
 @pytest.mark.parametrize("attack", [attacks.fgsm(0.1), Attack(0.1, 30, 0.02)])
@@ -88,17 +78,10 @@ def test_an_attacker_has_another_gradient_and_the_network_stays_as_it_is(attacke
     assert torch.equal(attack(model, x, y), points)
 
 
-def test_a_surrogate_is_a_name_with_its_alpha_or_the_one_of_peak_one():
-    assert attacks.parse_surrogate("atan:0.5") == ("atan", 0.5)
-    assert attacks.parse_surrogate("sigmoid") == ("sigmoid", 4.0)
-    for wrong in ("relu", "atan:0", "atan:x", "atan:nan"):
-        with pytest.raises(ValueError):
-            attacks.parse_surrogate(wrong)
-
-
-def test_the_margin_is_above_zero_where_the_prediction_is_wrong():
-    outputs, y = torch.tensor([[1.0, 3.0, 2.5], [4.0, 0.0, 3.0]]), torch.tensor([1, 2])
-    assert attacks.margin(outputs, y).tolist() == [-0.5, 1.0]
+@pytest.mark.parametrize("text", ["relu", "atan:0", "atan:x"])
+def test_a_surrogate_that_is_no_name_with_a_slope_is_refused(text):
+    with pytest.raises(ValueError):
+        attacks.parse_surrogate(text)
 
 
 def test_an_attack_is_what_its_flags_say():
@@ -109,7 +92,7 @@ def test_an_attack_is_what_its_flags_say():
     assert attacks.make(args, "pgd", 102) == Attack(0.4, 5, 0.1, prefix=2)
 
 
-def test_training_on_attacked_inputs_is_harder_and_counts_each_batch_once(tmp_path):
+def test_training_on_attacked_inputs_is_harder_and_counts_each_batch_once(undrawn, tmp_path):
     flags = ["--arch", "vgg5", "--width", "0.1", "--threshold", "0.3", "--epochs", "4"]
     plain = run(tmp_path / "plain", *flags)
     hard = run(tmp_path / "hard", *flags, "--adv_train", "--eps", "64", "--attack_steps", "2")
