@@ -112,6 +112,16 @@ def test_half_precision_has_the_spikes_of_single_precision():
     torch.testing.assert_close(gradient, expected_gradient.bfloat16(), rtol=0.03, atol=0.03)
 
 
+def test_compiled_neurons_are_the_neurons_in_the_layout_of_convolutions():
+    """What is compiled is run without a compiler here."""
+    x = 2 * torch.randn(12, 3, 2, 5).to(memory_format=torch.channels_last).unflatten(0, (4, 3))
+    cotangent, compiled = torch.randn_like(x), LIF()
+    compiled.compile_loop()
+    with torch.compiler.set_stance("force_eager"):
+        outputs = spikes_and_gradient(compiled, x, cotangent)
+    torch.testing.assert_close(outputs, spikes_and_gradient(LIF(), x, cotangent))
+
+
 @pytest.mark.parametrize("name", SURROGATES)
 def test_a_surrogate_has_integral_one_and_by_default_peak_one(name):
     u = torch.linspace(-500, 500, 1_000_001)

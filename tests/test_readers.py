@@ -32,10 +32,7 @@ def test_own_images_or_frames_are_read_from_an_npz_file(tmp_path):
     ("name", "array", "message"),
     [
         ("x_train", np.zeros((6, 8, 8)), r"x_train of npz .* add an axis for C = 1"),
-        ("x_train", np.zeros((6, 8, 8, 3)), r"\[6, 8, 8, 3\], .* transpose channels-last arrays"),
-        ("x_test", np.zeros((3, 4, 8, 8, 2)), "x_test of npz .* transpose channels-last arrays"),
-        ("x_train", np.zeros((6, 1, 7, 8)), r"\[6, 1, 7, 8\], .* H, W >= 8"),
-        ("x_train", np.zeros((1, 1, 8, 8)), "N >= 2"),
+        ("x_test", np.zeros((3, 8, 8, 3)), r"\[3, 8, 8, 3\], .* transpose channels-last arrays"),
         ("x_train", np.zeros((6, 3, 2, 8, 8)), "pass --timestep 3"),
         ("x_train", np.array([[1], [1, 2]], object), "arrays of numbers .*Object arrays"),
         ("x_train", np.full((6, 4, 2, 8, 8), np.nan), "has values that are not finite"),
@@ -58,10 +55,9 @@ def test_a_file_that_is_missing_damaged_or_incomplete_is_refused(tmp_path):
     np.savez(path, x_train=np.zeros(3), y_train=np.zeros(3), y_test=np.zeros(3))
     with pytest.raises(BadInput, match=r"x\.npz is not an \.npz with .*x_test is not a file"):
         readers.read(args)
-    for damaged in (b"", b"hello", path.read_bytes()[:-50]):
-        path.write_bytes(damaged)
-        with pytest.raises(BadInput, match=r"x\.npz is not an \.npz"):
-            readers.read(args)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(BadInput, match=r"x\.npz is not an \.npz"):
+        readers.read(args)
 
 
 def put_fashion_mnist(folder, images, labels):
@@ -91,15 +87,6 @@ def test_a_set_that_is_damaged_or_missing_names_one_that_needs_no_file(tmp_path)
     for args in (damaged, missing):
         with pytest.raises(BadInput, match=f"{args.dataset} .* use --dataset digits"):
             readers.read(args)
-
-
-def test_colour_images_are_put_channels_first(monkeypatch):
-    x = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), np.uint8)
-    cifar10 = SimpleNamespace(data=x, targets=[0, 1, 2, 3, 4])
-    torchvision = SimpleNamespace(CIFAR10=lambda *args, **flags: cifar10)
-    monkeypatch.setattr(readers, "import_torchvision", lambda module: torchvision)
-    images, _, _, _ = readers.read(SimpleNamespace(dataset="cifar10", data_dir="."))
-    assert torch.equal(images, torch.from_numpy(x).permute(0, 3, 1, 2))
 
 
 def test_the_class_shows_at_the_planted_timesteps_alone():
