@@ -20,7 +20,7 @@ QUICK = ["--eps", "16", "64", "--attack_steps", "2", "--attack_surrogate", "own"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Checkpoints of two seeds with different neurons."""
-    flags = ["--arch", "vgg5", "--width", "0.2", "--threshold", "0.3", "--datanum", "256",
+    flags = ["--arch", "vgg5", "--width", "0.1", "--threshold", "0.3", "--datanum", "256",
              "--no_augment", "--epochs", "4"]  # fmt: skip
     first = run(tmp_path_factory.mktemp("first"), *flags)
     second = run(tmp_path_factory.mktemp("second"), *flags, "--tau", "1.5", "--seed", "1")
