@@ -8,7 +8,6 @@ import torch
 
 import archs
 import bench
-from utils import BadInput
 
 TINY = ["--timestep", "2", "--samples", "2", "--repeats", "1", "--device", "cpu"]
 NETWORK = ["--arch", "vgg5", "--width", "0.1"]
@@ -32,12 +31,6 @@ def test_a_table_has_a_row_for_each_way(command, ways, capsys):
         bench.main([*command, *TINY])
     table = capsys.readouterr().out
     assert all(f"\n{way} " in table for way in ways)
-
-
-@pytest.mark.parametrize("flags", [["neuron", "--arch", "fc"], ["train", "--samples", "1"]])
-def test_what_a_table_cannot_use_is_refused(flags):
-    with pytest.raises(BadInput, match=r"--arch|--samples"):
-        bench.main(flags)
 
 
 def test_the_network_step_by_step_computes_the_same(float64):

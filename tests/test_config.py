@@ -134,14 +134,6 @@ def test_the_run_folder_is_named_by_what_differs_from_the_recipe(command, name):
     assert config.run_name(args) == name
 
 
-def test_a_name_that_is_too_long_for_a_folder_is_shortened():
-    times = [str(t) for t in range(1, 101)]
-    args = config.parse(
-        "train_snn", ["--timestep", "100", "--noisetype", "blur", "--noisetime", *times]
-    )
-    assert len(config.run_name(args)) < 200
-
-
 def test_a_run_without_a_name_is_resumed_by_the_same_flags(tmp_path):
     flags = [*TINY, "--loss", "prefix", "--noisetype", "blur", "--out_dir", str(tmp_path)]
     train_snn.main(flags)

@@ -23,20 +23,14 @@ def load_npz(folder, x_train, x_test, *argv):
     return load("--dataset", "npz", "--data_file", str(folder / "x.npz"), *argv)
 
 
-def test_batches_are_the_pixels_of_all_samples_in_order():
-    fake, _, _ = load("--dataset", "fake")
-    x, y = zip(*fake.batches(100, seed=0))
-    assert [len(labels) for labels in y] == [100, 100, 56]
-    assert torch.equal(torch.cat(x), fake.images / 255)
-    assert torch.equal(torch.cat(y), fake.labels)
-
-
-def test_an_epoch_has_every_sample_once_in_random_order():
+def test_an_epoch_has_the_pixels_of_every_sample_once_in_random_order():
     fake, _, _ = load("--dataset", "fake")
     fake = replace(fake, labels=torch.arange(256))
-    order = torch.cat([y for _, y in fake.batches(100, seed=0, epoch=1)])
-    assert torch.equal(order.sort()[0], fake.labels)
-    assert not torch.equal(order, fake.labels)
+    for epoch in (None, 1):  # without an epoch, in order
+        x, index = map(torch.cat, zip(*fake.batches(100, seed=0, epoch=epoch)))
+        assert torch.equal(x, fake.images[index] / 255)
+        assert torch.equal(index.sort()[0], fake.labels)
+        assert torch.equal(index, fake.labels) == (epoch is None)
 
 
 def test_what_is_random_depends_on_seed_epoch_and_batch_alone():
@@ -91,15 +85,6 @@ def test_frames_are_counts_so_the_largest_stands_for_1_and_zero_stays_zero(tmp_p
     torch.testing.assert_close(encoded.std((0, 1, 3, 4)), torch.ones(2), rtol=1e-3, atol=0)
     above, _ = next(test.batches(2, seed=0))
     assert torch.equal(above, torch.ones_like(above))
-
-
-def test_statistics_of_a_set_that_is_read_in_pieces_are_those_of_the_whole():
-    images = torch.randint(0, 256, (600, 2, 2, 64, 64), dtype=torch.uint8)
-    assert images.numel() * 8 > data.PIECE_BYTES
-    pixels = images.double() / 255
-    mean, std = data.channel_statistics(images, 255)
-    torch.testing.assert_close(mean, pixels.mean((0, 1, 3, 4)).float())
-    torch.testing.assert_close(std, pixels.std((0, 1, 3, 4)).float())
 
 
 def test_poisson_spikes_have_the_pixel_as_rate_and_1_as_gradient():
