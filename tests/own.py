@@ -50,10 +50,6 @@ def of_nine_classes(timestep):
     return Net(timestep, num_classes=9)
 
 
-def of_other_inputs(timestep):
-    return Net(timestep, inputs=100)
-
-
 class KeepsMembranes(Net):
     """Membranes stay in the network after a call, with their graph."""
 
@@ -82,10 +78,6 @@ class WithoutGraph(Net):
 class SamplesFirst(Net):
     def forward(self, x):
         return super().forward(x).transpose(0, 1)
-
-
-def no_module(timestep):
-    return "network"
 
 
 def needs_depth(timestep, depth):

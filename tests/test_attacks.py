@@ -47,19 +47,6 @@ def test_a_linear_model_is_attacked_at_the_worst_corner(attack, float64):
     torch.testing.assert_close(points, x - 0.1 * (weight[y] - weight[1 - y]).sign())
 
 
-def test_random_points_are_anywhere_in_the_ball_and_the_strongest_counts(float64):
-    x, y = torch.full((2000, 1), 0.5), torch.zeros(2000, dtype=torch.int64)
-
-    def distance(pixels):  # the margin of class 0
-        return torch.cat([0 * pixels, (pixels - x).abs()], 1).unsqueeze(0)
-
-    start = Attack(0.1, 0, 0.1)(distance, x, y) - x
-    assert start.min().item() == pytest.approx(-0.1, abs=1e-3)
-    assert start.abs().mean().item() == pytest.approx(0.1 / 2, rel=0.05)
-    strongest = attacks.random_search(attacks.fgsm(0.1), 20)(distance, x, y) - x
-    assert strongest.abs().mean().item() == pytest.approx(0.1 * 20 / 21, rel=0.01)
-
-
 def test_a_prefix_is_attacked_as_if_the_network_ended_there(attacked):
     model, x, y = attacked
     prefix = attacks.fgsm(0.1, prefix=2)(model, x, y)

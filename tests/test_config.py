@@ -141,17 +141,6 @@ def test_a_run_without_a_name_is_resumed_by_the_same_flags(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("script", EFFECTS)
-def test_help_begins_with_one_line_of_usage_and_names_every_flag(script, capsys):
-    flags = config.make_parser(script).defaults
-    with pytest.raises(SystemExit) as end:
-        config.parse(script, ["--help"])
-    usage, *text = capsys.readouterr().out.splitlines()
-    assert end.value.code == 0
-    assert usage == f"usage: python {script}.py [--flag value ...]"
-    assert all(f"--{name}" in " ".join(text) for name in flags)
-
-
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -185,9 +174,3 @@ def test_bad_flags_end_a_script_with_one_line_and_status_2(tmp_path):
     assert error == (
         "train_snn.py: error: unknown argument --timestp, see --help; did you mean --timestep?\n"
     )
-
-
-def test_without_a_run_to_resume_a_new_one_is_announced(tmp_path, capsys):
-    config.parse("train_snn", ["--resume", "--out_dir", str(tmp_path), "--exp_name", "run"])
-    warning = f"warning: there is no run {tmp_path / 'run'}: a new one starts\n"
-    assert capsys.readouterr().err == warning

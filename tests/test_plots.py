@@ -44,12 +44,6 @@ def test_a_measurement_of_several_kinds_has_a_centroid_for_each(unbroken, figure
     ]
 
 
-def test_the_training_figure_has_the_operations_of_each_layer(unbroken, figures):
-    plots.training(unbroken)
-    *_, operations = figures["training.png"].axes
-    assert legend(operations) == ["fc1", "fc2", "all layers", "all, without spikes"]
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -1,11 +1,9 @@
 """What the training scripts print."""
 
-from argparse import Namespace
-
 import pytest
 from helpers import run
 
-from tables import COLUMNS, print_measurement
+from tables import COLUMNS
 from utils import read_lines
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -26,12 +24,6 @@ def test_a_training_prints_a_row_for_each_epoch(tmp_path, capsys):
 
     run(tmp_path, "--init", str(folder / "checkpoint_latest.pt"))
     assert printed_rows(capsys)[1][0] == "0"  # these weights are not untrained
-
-
-def test_a_measurement_without_information_says_so(capsys):
-    line = {"epoch": 3, "split": "test", "labels": "data", "ic": None}
-    print_measurement(Namespace(init=None), line, 0.5)
-    assert capsys.readouterr().out.split()[:4] == ["3", "test/data", "no", "information:"]
 
 
 def test_a_resumed_run_says_after_which_epoch_it_goes_on(tmp_path, capsys):

@@ -121,16 +121,6 @@ def test_a_checkpoint_of_another_network_is_refused(flag, unbroken, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_moment_has_its_own_random_numbers():
-    moments = [(0, "step", 1, 0), (0, "step", 0, 1), (1, "step", 1, 0), (0, "order", 1)]
-    numbers = []
-    for moment in [*moments, *moments]:
-        utils.seed_all(*moment)
-        numbers.append(torch.rand(1).item())
-    assert numbers[:4] == numbers[4:]
-    assert len(set(numbers)) == 4
-
-
 @pytest.mark.parametrize("name", ["cuda:99", "nonsense"])
 def test_a_device_that_is_not_there_is_bad_input(name):
     with pytest.raises(BadInput, match=f"--device {name} is not there"):
