@@ -187,12 +187,11 @@ def test_a_network_has_the_parameters_of_its_plan(arch):
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[arch]
 
 
-@pytest.mark.parametrize("name, value", [
-    ("arch", "vgg7"), ("timestep", 0), ("image_size", 7), ("norm", "layer"), ("tau", 1),
-    ("reset", "no"), ("surrogate", "step")])  # fmt: skip
-def test_build_refuses_what_it_cannot_make(name, value):
+@pytest.mark.parametrize("option", [{"timestep": 0}, {"image_size": 7}, {"norm": "layer"},
+                                    {"tau": 1}, {"surrogate": "step"}])  # fmt: skip
+def test_build_refuses_what_it_cannot_make(option):
     with pytest.raises(ValueError):
-        small(**{"arch": "vgg5", name: value})
+        small("vgg5", **option)
 
 
 def test_frames_of_another_number_of_timesteps_are_refused():

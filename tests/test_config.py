@@ -135,7 +135,7 @@ def test_the_run_folder_is_named_by_what_differs_from_the_recipe(command, name):
 
 
 def test_a_run_without_a_name_is_resumed_by_the_same_flags(tmp_path):
-    flags = [*TINY, "--loss", "prefix", "--noisetype", "blur", "--out_dir", str(tmp_path)]
+    flags = [*TINY, "--noisetype", "blur", "--device", "cpu", "--out_dir", str(tmp_path)]
     train_snn.main(flags)
     train_snn.main([*flags, "--resume"])
     assert len(list(tmp_path.iterdir())) == 1
