@@ -89,6 +89,15 @@ def test_a_set_that_is_damaged_or_missing_names_one_that_needs_no_file(tmp_path)
             readers.read(args)
 
 
+def test_colour_images_are_put_channels_first(monkeypatch):
+    x = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), np.uint8)
+    cifar10 = SimpleNamespace(data=x, targets=[0, 1, 2, 3, 4])
+    torchvision = SimpleNamespace(CIFAR10=lambda *args, **flags: cifar10)
+    monkeypatch.setattr(readers, "import_torchvision", lambda module: torchvision)
+    images, _, _, _ = readers.read(SimpleNamespace(dataset="cifar10", data_dir="."))
+    assert torch.equal(images, torch.from_numpy(x).permute(0, 3, 1, 2))
+
+
 def test_the_class_shows_at_the_planted_timesteps_alone():
     args = SimpleNamespace(dataset="planted", timestep=6, planted_time=[2, 5])
     x_train, y_train, x_test, y_test = readers.read(args)
