@@ -116,7 +116,8 @@ class Search:
             fit(args, run, model, *sets, lambda line: None, masks=masks, start=start["epoch"])
             run.write_json("masks.json", pruning.counts(masks))
             rates = [line["images_per_second"] for line in run.lines(LOG_FILE)[1:]]
-        return model, sum(len(self.train_set) / rate for rate in rates)
+        # A resumed round with nothing left to train leaves the network in train mode.
+        return model.eval(), sum(len(self.train_set) / rate for rate in rates)
 
     def early_checkpoint(self, epoch):
         """The checkpoint of the first round after that epoch."""

@@ -1,4 +1,4 @@
-"""What tests share: one thread, a run, a precision, and runs without figures."""
+"""What tests share: one thread, a run, a precision, and what is done with figures."""
 
 import os
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import drawing
 import eval_snn_robustness
 import plots
 import prune_snn
@@ -42,3 +43,16 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(plots, "fisher_of", none)
     monkeypatch.setattr(prune_snn, "error_figure", none)
     monkeypatch.setattr(eval_snn_robustness, "accuracy_figure", none)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, by file name; none is written."""
+    drawn = {}
+
+    def keep(figure, path):
+        drawn[path.name] = figure
+        return path
+
+    monkeypatch.setattr(drawing, "write", keep)
+    return drawn

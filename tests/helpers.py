@@ -47,7 +47,7 @@ def lines(folder, name):
     """Records of a JSON-lines file, without what is measured by the clock or names a place."""
     records = read_lines(folder / name)
     for record in records:
-        for field in ("seconds", "images_per_second", "checkpoint"):
+        for field in ("seconds", "rule_seconds", "images_per_second", "checkpoint"):
             record.pop(field, None)
     return records
 

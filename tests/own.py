@@ -18,11 +18,11 @@ class Spike(nn.Module):
 class Net(nn.Module):
     """Images or frames -> outputs [T, N, classes]; `neurons` lie between two linear layers."""
 
-    def __init__(self, timestep, inputs, num_classes, neurons):
+    def __init__(self, timestep, inputs=128, num_classes=10, neurons=None):
         super().__init__()
         self.timestep = timestep
         self.hidden = nn.Sequential(nn.Linear(inputs, 20), nn.BatchNorm1d(20))
-        self.neurons, self.readout = neurons, nn.Linear(20, num_classes)
+        self.neurons, self.readout = neurons or LIF(), nn.Linear(20, num_classes)
 
     def forward(self, x):
         x = x.transpose(0, 1) if x.dim() == 5 else x.expand(self.timestep, *x.shape)
@@ -35,24 +35,38 @@ def build(timestep, num_classes, in_channels, image_size, tau, **others):
     return Net(timestep, inputs, num_classes, LIF(tau))
 
 
-def without_lif(timestep, num_classes, in_channels, image_size):
-    inputs = in_channels * image_size[0] * image_size[1]
-    return Net(timestep, inputs, num_classes, Spike())
+def without_lif(timestep):
+    return Net(timestep, neurons=Spike())
+
+
+# ---------------------------------------------------------------- networks that are refused
 
 
 def of_two_steps(num_classes):
-    return Net(2, 128, num_classes, LIF())
+    return Net(2, num_classes=num_classes)
+
+
+def of_nine_classes(timestep):
+    return Net(timestep, num_classes=9)
 
 
 class KeepsMembranes(Net):
-    """Membranes stay in the network after a call; with `detached`, without their graph."""
+    """Membranes stay in the network after a call, with their graph."""
 
-    detached = False
     membrane = 0.0
 
     def forward(self, x):
         x = x + self.membrane
-        self.membrane = x.detach() if self.detached else self.hidden[0].weight.sum() * x
+        self.membrane = self.hidden[0].weight.sum() * x
+        return super().forward(x)
+
+
+class KeepsDetachedMembranes(Net):
+    membrane = 0.0
+
+    def forward(self, x):
+        x = x + self.membrane
+        self.membrane = x.detach()
         return super().forward(x)
 
 
@@ -66,44 +80,15 @@ class SamplesFirst(Net):
         return super().forward(x).transpose(0, 1)
 
 
-class Changing(KeepsMembranes):
-    detached = True
-
-
-def keeps_membranes(timestep):
-    return KeepsMembranes(timestep, 128, 10, LIF())
-
-
-def changing(timestep):
-    return Changing(timestep, 128, 10, LIF())
-
-
-def without_graph(timestep):
-    return WithoutGraph(timestep, 128, 10, LIF())
-
-
-def samples_first(timestep):
-    return SamplesFirst(timestep, 128, 10, LIF())
-
-
-def of_nine_classes(timestep):
-    return Net(timestep, 128, 9, LIF())
-
-
-def of_other_inputs(timestep):
-    return Net(timestep, 100, 10, LIF())
-
-
-def no_module(timestep):
-    return "network"
-
-
 def needs_depth(timestep, depth):
     return None
 
 
 def fails(timestep):
     raise KeyError("layers")
+
+
+# ---------------------------------------------------------------- data sets
 
 
 def frames(data_dir, timestep):

@@ -33,20 +33,10 @@ def test_an_attack_stays_in_the_ball_and_makes_no_sample_easier(attack, attacked
     x = x.unsqueeze(1).repeat(1, 4, 1, 1, 1)
     points = attack(model, x, y)
     assert (points - x).abs().max() <= 0.1 + 1e-12
-    assert points.min() >= 0
-    assert points.max() <= 1
+    assert 0 <= points.min() <= points.max() <= 1
     assert (points[:, 0] != points[:, 1]).any()  # the frames of a sample, each for itself
     assert (margins(model, points, y) >= margins(model, x, y) - 1e-6).all()
     assert (margins(model, points, y) > 0).any()
-    assert model.conv1.weight.grad is None
-
-
-def test_more_steps_never_help_the_defender(attacked):
-    model, x, y = attacked
-    few = Attack(0.15, 2, 0.03, random_start=False)(model, x, y)
-    many = Attack(0.15, 20, 0.03, random_start=False)(model, x, y)
-    assert (margins(model, many, y) >= margins(model, few, y) - 1e-6).all()
-    assert (margins(model, many, y) > 0).sum() > (margins(model, few, y) > 0).sum()
 
 
 @pytest.mark.parametrize("attack", [attacks.fgsm(0.1), Attack(0.1, 30, 0.02)])
@@ -55,19 +45,6 @@ def test_a_linear_model_is_attacked_at_the_worst_corner(attack, float64):
     x, y = 0.4 + 0.2 * torch.rand(9, 6), torch.randint(2, (9,))
     points = attack(lambda pixels: (pixels @ weight.T).expand(3, -1, -1), x, y)
     torch.testing.assert_close(points, x - 0.1 * (weight[y] - weight[1 - y]).sign())
-
-
-def test_random_points_are_anywhere_in_the_ball_and_the_strongest_counts(float64):
-    x, y = torch.full((2000, 1), 0.5), torch.zeros(2000, dtype=torch.int64)
-
-    def distance(pixels):  # the margin of class 0
-        return torch.cat([0 * pixels, (pixels - x).abs()], 1).unsqueeze(0)
-
-    start = Attack(0.1, 0, 0.1)(distance, x, y) - x
-    assert start.min().item() == pytest.approx(-0.1, abs=1e-3)
-    assert start.abs().mean().item() == pytest.approx(0.1 / 2, rel=0.05)
-    strongest = attacks.random_search(attacks.fgsm(0.1), 20)(distance, x, y) - x
-    assert strongest.abs().mean().item() == pytest.approx(0.1 * 20 / 21, rel=0.01)
 
 
 def test_a_prefix_is_attacked_as_if_the_network_ended_there(attacked):
@@ -88,17 +65,10 @@ def test_an_attacker_has_another_gradient_and_the_network_stays_as_it_is(attacke
     assert torch.equal(attack(model, x, y), points)
 
 
-def test_a_surrogate_is_a_name_with_its_alpha_or_the_one_of_peak_one():
-    assert attacks.parse_surrogate("atan:0.5") == ("atan", 0.5)
-    assert attacks.parse_surrogate("sigmoid") == ("sigmoid", 4.0)
-    for wrong in ("relu", "atan:0", "atan:x", "atan:nan"):
-        with pytest.raises(ValueError):
-            attacks.parse_surrogate(wrong)
-
-
-def test_the_margin_is_above_zero_where_the_prediction_is_wrong():
-    outputs, y = torch.tensor([[1.0, 3.0, 2.5], [4.0, 0.0, 3.0]]), torch.tensor([1, 2])
-    assert attacks.margin(outputs, y).tolist() == [-0.5, 1.0]
+@pytest.mark.parametrize("text", ["relu", "atan:0", "atan:x"])
+def test_a_surrogate_that_is_no_name_with_a_slope_is_refused(text):
+    with pytest.raises(ValueError):
+        attacks.parse_surrogate(text)
 
 
 def test_an_attack_is_what_its_flags_say():
@@ -109,7 +79,7 @@ def test_an_attack_is_what_its_flags_say():
     assert attacks.make(args, "pgd", 102) == Attack(0.4, 5, 0.1, prefix=2)
 
 
-def test_training_on_attacked_inputs_is_harder_and_counts_each_batch_once(tmp_path):
+def test_training_on_attacked_inputs_is_harder_and_counts_each_batch_once(undrawn, tmp_path):
     flags = ["--arch", "vgg5", "--width", "0.1", "--threshold", "0.3", "--epochs", "4"]
     plain = run(tmp_path / "plain", *flags)
     hard = run(tmp_path / "hard", *flags, "--adv_train", "--eps", "64", "--attack_steps", "2")

@@ -7,8 +7,7 @@ import pytest
 from helpers import ROOT, lines, run
 
 EXAMPLES = ROOT / "examples"
-SHORT = ["--epochs", "1", "--width", "0.1", "--timestep", "2", "--datanum", "64"]
-FISHER = ["--fisher_epochs", "1", "--fisher_samples", "2"]
+SHORT = ["--epochs", "1", "--width", "0.1", "--timestep", "2"]
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
@@ -22,8 +21,9 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 @pytest.mark.filterwarnings("ignore:measured one sample at a time")
 def test_a_network_of_another_library_is_trained_and_measured(library, network, layers, tmp_path):
     pytest.importorskip(library)
-    flags = [*SHORT, *FISHER, "--dataset", "digits", "--arch", f"{EXAMPLES}/{network}"]
-    folder = run(tmp_path, *flags, script="train_snn_fisherinfo", flags=[])
+    own = ["--dataset", "digits", "--datanum", "64", "--arch", f"{EXAMPLES}/{network}"]
+    fisher = ["--fisher_epochs", "1", "--fisher_samples", "2"]
+    folder = run(tmp_path, *own, *fisher, script="train_snn_fisherinfo", flags=SHORT)
     assert len(lines(folder, "log.jsonl")[-1]["spike_rate"]) == layers
     assert lines(folder, "fisher.jsonl")[0]["fisher"][1] > 0
 
@@ -43,12 +43,11 @@ def test_events_become_frames_once(tmp_path):
         twice = event(5, 7, 1, 10) + event(5, 7, 1, 20)
         for file in files[-4:]:
             file.write_bytes(twice + event(label, 33, 0, 90_000) + event(0, 0, 0, 100_000))
-    data = ["--dataset", f"{EXAMPLES}/nmnist.py:frames", "--data_dir", str(tmp_path)]
-    flags = ["--arch", "vgg5", "--width", "0.1", "--timestep", "2", "--epochs", "1"]
-    run(tmp_path / "first", *data, *flags, flags=[])
+    own = ["--dataset", f"{EXAMPLES}/nmnist.py:frames", "--data_dir", str(tmp_path)]
+    run(tmp_path / "first", *own, "--arch", "vgg5", flags=SHORT)
     for file in files:
         file.write_bytes(b"")  # is not read again
-    run(tmp_path / "second", *data, *flags, flags=[])
+    run(tmp_path / "second", *own, "--arch", "vgg5", flags=SHORT)
     counts = np.load(tmp_path / "NMNIST" / "Train_T2.npy")  # (N, T, polarity, y, x)
     assert counts.shape == (12, 2, 2, 34, 34)
     assert counts[8, 0, 1, 7, 5] == 2 and counts[8, 1, 0, 33, 2] == 1 and counts[8].sum() == 3

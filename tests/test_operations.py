@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers import run
 
 import archs
 import pruning
@@ -26,24 +25,19 @@ def test_each_layer_has_its_additions_and_the_products_of_one_timestep(frames):
     vgg = archs.build("vgg5", timestep=3, num_classes=5, image_size=8, width=0.1, threshold=0.3)
     model = torch.nn.Sequential(vgg.conv1, vgg.repeat, vgg.lif1, vgg.conv2)
     x = torch.rand(3 if frames else 1, 4, 3, 8, 8)  # (T, N, C, H, W)
-    spikes = []
-    vgg.lif1.register_forward_hook(lambda module, x, output: spikes.append(output))
+    rate = model[:3](x).mean().item()
     with torch.no_grad(), count_operations(model) as counts:
         model(x)
     counted = operations_per_image(counts, images=4, timestep=3)
     first, second = 3 * 9 * 6 * 64, 6 * 9 * 13 * 64
     assert list(counted["multiply_accumulates"].values()) == [first, second]
     additions = list(counted["synaptic_operations"].values())
-    rate = spikes[0].mean().item()
     assert 0 < rate < 1
     assert additions == pytest.approx([first * (3 if frames else 1), 3 * second * rate])
 
 
-def test_operations_are_logged_for_each_layer_and_epoch(unbroken, undrawn, tmp_path):
-    dense = read_lines(unbroken / "log.jsonl")[-1]["multiply_accumulates"]
-    assert dense == {"fc1": 2 * 8 * 8 * 26, "fc2": 26 * 10}
-    silent = run(tmp_path, "--threshold", "1000")
-    for line in read_lines(silent / "log.jsonl"):
-        operations = line["synaptic_operations"]
-        assert 0 < operations["fc1"] <= 2 * dense["fc1"]  # of two timesteps
-        assert operations["fc2"] == 0
+def test_operations_are_logged_for_each_layer_and_epoch(unbroken):
+    dense = {"fc1": 2 * 8 * 8 * 26, "fc2": 26 * 10}
+    for line in read_lines(unbroken / "log.jsonl"):
+        assert line["multiply_accumulates"] == dense
+        assert 0 < line["synaptic_operations"]["fc1"] <= 2 * dense["fc1"]  # of two timesteps

@@ -3,24 +3,10 @@
 import shutil
 
 import pytest
-from helpers import run
 
 import drawing
 import plots
-from utils import BadInput
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are drawn, by file name; none is written."""
-    drawn = {}
-
-    def keep(figure, path):
-        drawn[path.name] = figure
-        return path
-
-    monkeypatch.setattr(drawing, "write", keep)
-    return drawn
+from utils import BadInput, read_lines
 
 
 def legend(axis):
@@ -47,26 +33,10 @@ def test_the_fisher_figure_says_what_it_shows_and_marks_the_untrained_network(un
     assert legend(centroids).count("of a flat curve: 1.5") == 1
 
 
-def test_legends_cover_no_curve(unbroken, figures):
-    plots.fisher_of(unbroken)
-    plots.training(unbroken)
-    for figure in figures.values():
-        figure.draw_without_rendering()
-        for axis in figure.axes:
-            box = axis.get_legend() and axis.get_legend().get_window_extent()
-            assert not box or box.y1 < axis.get_window_extent().y0
-
-
-def test_the_training_figure_has_the_operations_of_each_layer(unbroken, figures):
-    plots.training(unbroken)
-    *_, operations = figures["training.png"].axes
-    assert legend(operations) == ["fc1", "fc2", "all layers", "all, without spikes"]
-
-
-def test_a_measurement_of_several_kinds_has_a_centroid_for_each(figures, tmp_path):
-    labels = ["--fisher_labels", "data", "exact"]
-    folder = run(tmp_path, *labels, script="train_snn_fisherinfo")
-    plots.fisher_of(folder)
+def test_a_measurement_of_several_kinds_has_a_centroid_for_each(unbroken, figures, tmp_path):
+    of_data = read_lines(unbroken / "fisher.jsonl")
+    exact = [line | {"labels": "exact"} for line in of_data]
+    plots.fisher(of_data + exact, tmp_path / "fisher.png")
     names = legend(figures["fisher.png"].axes[1])
     assert [name for name in names if name.startswith("IC of")] == [
         "IC of $I_t$, train samples, data labels",
@@ -77,7 +47,6 @@ def test_a_measurement_of_several_kinds_has_a_centroid_for_each(figures, tmp_pat
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "RUN"),
         (["missing"], "there is no folder missing"),
         (["."], "holds no run"),
         ([".", "--out", "x.png"], "--out is for several runs"),

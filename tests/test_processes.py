@@ -1,49 +1,55 @@
 """Several processes: a measurement has the same numbers, and a training goes through."""
 
+import runpy
 import time
 
-from helpers import assert_close, lines, run, start
+import pytest
+import torch
+from helpers import ROOT, assert_close, lines, run, start
+
+import data
+import train_snn
+from utils import load_run
 
 
-def test_a_measurement_has_the_same_numbers_with_three_processes(undrawn, tmp_path):
+def test_a_measurement_has_the_same_numbers_with_two_processes(undrawn, tmp_path):
     model = run(tmp_path / "model", "--encode", "p") / "checkpoint_latest.pt"
-    argv = ["--checkpoints", str(model), "--fisher_samples", "23", "--fisher_batch", "4",
+    argv = ["--checkpoints", str(model), "--fisher_samples", "19", "--fisher_batch", "4",
             "--fisher_labels", "data", "model"]  # fmt: skip
+    process = start(tmp_path / "2", *argv, script="train_snn_fisherinfo", flags=[], processes=2)
     alone = run(tmp_path / "1", *argv, script="train_snn_fisherinfo", flags=[])
-    process = start(tmp_path / "3", *argv, script="train_snn_fisherinfo", flags=[], processes=3)
     shown, error = process.communicate()
     assert process.returncode == 0, error
     assert shown.count("run folder") == 1
-    measured = lines(tmp_path / "3" / "run", "fisher.jsonl")
+    measured = lines(tmp_path / "2" / "run", "fisher.jsonl")
     assert [line["labels"] for line in measured] == ["data", "model"]
     assert_close(measured, lines(alone, "fisher.jsonl"))
 
 
-def test_a_training_of_two_processes_is_stopped_and_goes_on(undrawn, tmp_path):
-    """One of them has no batch to validate."""
-    few = ["--test_samples", "20"]
-    alone = lines(run(tmp_path / "alone", "--epochs", "1", *few), "log.jsonl")
-    first = start(tmp_path, "--epochs", "40", *few, processes=2)
-    while first.poll() is None and not (tmp_path / "run" / "checkpoint_latest.pt").exists():
+def test_a_training_goes_on_with_two_processes_until_a_signal(undrawn, tmp_path):
+    """The test samples are one batch, so that one process has none."""
+    folder = run(tmp_path, "--epochs", "1", "--batch_size", "128")
+    process = start(tmp_path, "--resume", "--epochs", "2000", flags=[], processes=2)
+    while process.poll() is None and len(lines(folder, "log.jsonl")) < 20:
         time.sleep(0.05)
-    first.terminate()
-    error = first.communicate(timeout=60)[1]
+    process.terminate()
+    error = process.communicate(timeout=60)[1]
     assert error.count("stopped by SIGTERM; --resume goes on") == 1
-    assert len(lines(tmp_path / "run", "log.jsonl")) < 41
 
-    again = start(tmp_path, "--resume", flags=[], processes=2)
-    error = again.communicate(timeout=60)[1]
-    assert again.returncode == 0, error
-    log = lines(tmp_path / "run", "log.jsonl")
-    assert [line["epoch"] for line in log] == list(range(41))
+    log = lines(folder, "log.jsonl")
+    assert [line["epoch"] for line in log] == list(range(len(log)))
     assert log[-1]["train_loss"] < log[1]["train_loss"]
-    assert_close(log[0], alone[0], 1e-5)  # validated by both, before any training
+    model, args = load_run(folder)
+    _, test_set, _ = data.load(args, torch.device("cpu"))
+    validated = log[torch.load(folder / "checkpoint_latest.pt")["epoch"]]
+    alone = train_snn.evaluate(model, test_set, args)
+    assert_close(alone["prefix_loss"], validated["prefix_loss"], 1e-5)
 
 
-def test_the_other_scripts_refuse_torchrun(tmp_path):
-    scripts = ("prune_snn", "eval_snn_robustness", "reproduce")
-    started = {name: start(tmp_path, script=name, flags=[], WORLD_SIZE="2") for name in scripts}
+@pytest.mark.parametrize("name", ["prune_snn", "eval_snn_robustness", "reproduce"])
+def test_the_other_scripts_refuse_torchrun(name, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(f"{ROOT}/{name}.py", run_name="__main__")
     message = "this script runs in one process: start it without torchrun"
-    for name, process in started.items():
-        assert process.communicate()[1] == f"{name}.py: error: {message}\n"
-        assert process.returncode == 2
+    assert capsys.readouterr().err == f"{name}.py: error: {message}\n"

@@ -1,12 +1,11 @@
 """Masks: the exact share, the smallest weights, zeros that stay; and the searches for them."""
 
-import signal
-import time
+import shutil
 from itertools import pairwise
 
 import pytest
 import torch
-from helpers import TINY, arguments, assert_identical, lines, run, start
+from helpers import TINY, arguments, assert_identical, lines, run
 
 import archs
 import config
@@ -43,7 +42,7 @@ def test_the_share_is_exact_and_the_smallest_of_the_kept_weights_go(model):
         assert kept.min() >= pruned.max()
 
 
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 def test_pruned_weights_stay_zero_whatever_the_optimizer_does(kind, model):
     momentum = {"momentum": 0.9} if kind is torch.optim.SGD else {}
     optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.1, fused=True, **momentum)
@@ -73,13 +72,10 @@ SEARCH = [*TINY, "--fake_shape", "4", "2", "8", "8", "--timestep", "4", "--arch"
 STEPS = {"full": [4, 4], "2": [2, 2], "fisher": [4, 2], "kl": [4, 3], "one_shot": [4]}  # of rounds
 
 
-def search(out_dir, *argv):
-    return run(out_dir, "--search_timestep", *argv, script="prune_snn", flags=SEARCH)
-
-
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
-    return search(tmp_path_factory.mktemp("searched"), *STEPS, "--information_share", "0.4")
+    argv = ["--search_timestep", *STEPS, "--information_share", "0.4"]
+    return run(tmp_path_factory.mktemp("searched"), *argv, script="prune_snn", flags=SEARCH)
 
 
 def latest(folder, name):
@@ -119,13 +115,18 @@ def test_a_round_starts_from_the_kept_weights_of_the_rewind_epoch(searched, tmp_
 
 
 def test_a_search_that_is_killed_goes_on_to_the_same_network(searched, undrawn, tmp_path):
-    process = start(tmp_path, "--search_timestep", "2", script="prune_snn", flags=SEARCH)
-    while process.poll() is None and not (tmp_path / "run/2/round_01/log.jsonl").exists():
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    resumed = latest(search(tmp_path, "2", "--resume"), "2/final_02")
-    assert_identical(resumed["state_dict"], latest(searched, "2/final_02")["state_dict"])
+    """The folder is as a kill after the first round leaves it."""
+    folder = shutil.copytree(searched, tmp_path / "run")
+    records = lines(folder, "pruning.jsonl")
+    first = (folder / "pruning.jsonl").read_text().splitlines(keepends=True)[0]
+    (folder / "pruning.jsonl").write_text(first)
+    for rule in ("2", "fisher"):
+        for later in ("round_01", "final_01", "final_02"):
+            shutil.rmtree(folder / rule / later)
+    run(tmp_path, "--resume", script="prune_snn", flags=[])
+    assert lines(folder, "pruning.jsonl") == records
+    resumed, unbroken = (latest(f, "fisher/final_02")["state_dict"] for f in (folder, searched))
+    assert_identical(resumed, unbroken)
 
 
 def test_the_fewest_timesteps_hold_a_share_of_the_information():

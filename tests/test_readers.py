@@ -32,10 +32,7 @@ def test_own_images_or_frames_are_read_from_an_npz_file(tmp_path):
     ("name", "array", "message"),
     [
         ("x_train", np.zeros((6, 8, 8)), r"x_train of npz .* add an axis for C = 1"),
-        ("x_train", np.zeros((6, 8, 8, 3)), r"\[6, 8, 8, 3\], .* transpose channels-last arrays"),
-        ("x_test", np.zeros((3, 4, 8, 8, 2)), "x_test of npz .* transpose channels-last arrays"),
-        ("x_train", np.zeros((6, 1, 7, 8)), r"\[6, 1, 7, 8\], .* H, W >= 8"),
-        ("x_train", np.zeros((1, 1, 8, 8)), "N >= 2"),
+        ("x_test", np.zeros((3, 8, 8, 3)), r"\[3, 8, 8, 3\], .* transpose channels-last arrays"),
         ("x_train", np.zeros((6, 3, 2, 8, 8)), "pass --timestep 3"),
         ("x_train", np.array([[1], [1, 2]], object), "arrays of numbers .*Object arrays"),
         ("x_train", np.full((6, 4, 2, 8, 8), np.nan), "has values that are not finite"),
@@ -58,10 +55,9 @@ def test_a_file_that_is_missing_damaged_or_incomplete_is_refused(tmp_path):
     np.savez(path, x_train=np.zeros(3), y_train=np.zeros(3), y_test=np.zeros(3))
     with pytest.raises(BadInput, match=r"x\.npz is not an \.npz with .*x_test is not a file"):
         readers.read(args)
-    for damaged in (b"", b"hello", path.read_bytes()[:-50]):
-        path.write_bytes(damaged)
-        with pytest.raises(BadInput, match=r"x\.npz is not an \.npz"):
-            readers.read(args)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(BadInput, match=r"x\.npz is not an \.npz"):
+        readers.read(args)
 
 
 def put_fashion_mnist(folder, images, labels):
