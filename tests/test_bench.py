@@ -8,6 +8,7 @@ import torch
 
 import archs
 import bench
+from utils import BadInput
 
 TINY = ["--timestep", "2", "--samples", "2", "--repeats", "1", "--device", "cpu"]
 NETWORK = ["--arch", "vgg5", "--width", "0.1"]
@@ -49,8 +50,9 @@ def net(timestep, num_classes):
     return build("fc", timestep=timestep, num_classes=num_classes, width=0.1, image_size=8)
 """
     (tmp_path / "net.py").write_text(source)
-    code = f"{tmp_path}/net.py:net"
-    table = printed(capsys, "fisher", "--arch", code, "--image_size", "8", "--ways", "estimator")
+    network = ["--arch", f"{tmp_path}/net.py:net", "--image_size", "8"]
+    bench.main(["fisher", *network, *TINY, "--ways", "estimator"])
+    table = capsys.readouterr().out
     assert "\nP " in table and "\nestimator " in table and "released" not in table
     with pytest.raises(BadInput, match="unknown --ways nothing: choose from P, estimator"):
-        printed(capsys, "fisher", "--arch", code, "--image_size", "8", "--ways", "nothing")
+        bench.main(["fisher", *network, *TINY, "--ways", "nothing"])
