@@ -54,7 +54,7 @@ def fitting(call, d, scaled, powers):
     any."""
     samples, near = len(powers), precision(d.dtype)
     d, scaled = (at_least_single(v).unsqueeze(-1) for v in (d, scaled))
-    numbers = tuple(range(max(call.dims, default=0) + 1, d.dim()))  # the dimensions of a row
+    numbers = tuple(range(max(call.dims, default=0) + 1, d.dim()))  # the dimensions within a row
     largest = d.abs().amax(numbers, keepdim=True)
     silent = largest <= FAINTEST * largest.max()
     layouts = []
