@@ -94,14 +94,16 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
     norms = {name: [] for name in parameters}
     size = size or len(x)
     for x_batch, y_batch in zip(x.split(size), y.split(size, -1)):
-        if len(x_batch) == 1:
-            # Take the sample twice: the mean loss has the same gradient. In a batch of one, torch
-            # 2.13's BatchNorm on a CPU gives wrong gradients if they come in transposed.
-            x_batch = torch.cat([x_batch, x_batch])
-            y_batch = torch.cat([y_batch, y_batch], -1)
-        for name, squares in squared_gradients(model, x_batch, y_batch, prefix, parameters).items():
+        batch = at_least_two(x_batch, y_batch)
+        for name, squares in squared_gradients(model, *batch, prefix, parameters).items():
             norms[name].append(squares)
     return {name: torch.stack(columns, 1) for name, columns in norms.items()}
+
+
+def at_least_two(x, y):
+    """The batch; a single sample twice, whose mean loss has the same gradient. In a batch of one,
+    torch 2.13's BatchNorm on a CPU gives wrong gradients if they come in transposed."""
+    return (x, y) if len(x) > 1 else (torch.cat([x, x]), torch.cat([y, y], -1))
 
 
 @torch.enable_grad()
@@ -112,26 +114,26 @@ def squared_gradients(model, x, y, prefix, parameters):
     norms = {name: [] for name in parameters}
     for loss in losses:
         gradients = torch.autograd.grad(
-            loss, parameters.values(), retain_graph=True, allow_unused=True
+            loss, parameters.values(), retain_graph=True, materialize_grads=True
         )
         for name, gradient in zip(parameters, gradients):
-            norms[name].append(squared_norm(loss.new_zeros(()) if gradient is None else gradient))
+            norm = torch.linalg.vector_norm(at_least_single(gradient.to_dense()))
+            norms[name].append(norm.square())
     return {name: torch.stack(squares) for name, squares in norms.items()}
 
 
-def squared_norm(gradient):
-    """The squared norm of a gradient. In half precision squares overflow, so it is float32 then."""
-    gradient = gradient.to_dense()
-    precise = torch.promote_types(gradient.dtype, torch.float32)
-    return torch.linalg.vector_norm(gradient, dtype=precise).square()
+def at_least_single(tensor):
+    """The tensor, in float32 if it is of half precision, where squares overflow."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def measured(model, names=None):
     """{name: parameter} of all that require a gradient, or of `names`, in the network's order."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if names is not None:
-        parameters = {name: p for name, p in parameters.items() if name in names}
-    return parameters
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad and (names is None or name in names)
+    }
 
 
 def centroid(curve):
@@ -177,10 +179,7 @@ def check_arguments(x, y, prefix):
     if x.dim() == 0 or len(x) == 0:
         raise ValueError("there are no samples to measure")
     if y.dim() not in (1, 2) or y.shape[-1] != len(x):
-        raise ValueError(
-            f"x is samples first and has {len(x)}: labels must be [N] or [T, N], not "
-            f"{list(y.shape)}"
-        )
+        raise ValueError(f"labels must be [{len(x)}] or [T, {len(x)}], as x, not {list(y.shape)}")
     if y.is_floating_point() or y.min() < 0:
         raise ValueError("labels must be whole numbers from 0")
 
@@ -188,13 +187,10 @@ def check_arguments(x, y, prefix):
 def check_outputs(outputs, x, y):
     """The outputs of model(x). Raises ValueError if they are not [T, N, classes] with a graph."""
     if isinstance(outputs, tuple | list):
-        number = next((i for i, o in enumerate(outputs) if is_outputs(o, x)), 0)
-        raise ValueError(
-            f"model(x) gives {len(outputs)} values: return only outputs [T, N, classes], "
-            f"for example outputs[{number}]"
-        )
-    if not is_outputs(outputs, x):
-        shape = list(getattr(outputs, "shape", [])) or type(outputs).__name__
+        raise ValueError(f"model(x) gives {len(outputs)} values: return only the [T, N, classes]")
+    tensor = isinstance(outputs, torch.Tensor)
+    if not tensor or outputs.dim() != 3 or outputs.shape[1] != len(x):
+        shape = list(outputs.shape) if tensor else type(outputs).__name__
         raise ValueError(
             f"model(x) must give outputs [T, N, classes]; it gives {shape} for {len(x)} samples. "
             "If samples come first, return outputs.transpose(0, 1)"
@@ -206,8 +202,3 @@ def check_outputs(outputs, x, y):
     if y.max() >= outputs.shape[2]:
         raise ValueError(f"label {int(y.max())} is none of the model's {outputs.shape[2]} classes")
     return outputs
-
-
-def is_outputs(value, x):
-    """Whether it is a tensor [T, N, classes] for the samples x."""
-    return isinstance(value, torch.Tensor) and value.dim() == 3 and value.shape[1] == len(x)

@@ -25,14 +25,14 @@ import torch
 from torch.utils.checkpoint import CheckpointError
 
 from fisher.definition import (
+    at_least_two,
     check_arguments,
     check_outputs,
     measured,
     one_by_one,
     prefix_losses,
-    squared_norm,
 )
-from fisher.layout import HALF_PRECISION, PRECISION, gradients, layouts_of
+from fisher.layout import gradients, layouts_of, precision
 from fisher.norms import Norms
 from fisher.record import Recorder
 
@@ -41,9 +41,8 @@ FEW_SAMPLES = 8
 CPU_NUMBERS = 2**24  # in all outputs of one pass: with more, a CPU waits for its memory
 KEEPS = (
     "a second model(x) gives other outputs or gradients: reset its membranes in forward, draw no "
-    "random numbers there, or call model.eval()"
+    "random numbers there, leave x as it is, or call model.eval()"
 )
-REENTRANT = "pass use_reentrant=False to torch.utils.checkpoint"
 MIXES = "outputs of a sample depend on the others in its batch: make samples independent"
 
 
@@ -64,10 +63,14 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
     The sum over names, averaged over N, is I_t. Model, gradients and mode do not change.
 
     Raises ValueError if a layer is in train mode, if outputs or gradients change in a second call
-    or depend on other samples, if T differs between samples, if the model changes x, if the
-    gradient of a parameter is hidden, and for arguments or outputs of another form.
+    or depend on other samples, if T differs between samples, if the model has a reentrant
+    checkpoint, and for arguments or outputs of another form.
     """
     return TemporalFisher(model, prefix, chunk, skip)(x, y)
+
+
+class LaterSignal(Exception):
+    """The signal of a prefix reaches later timesteps."""
 
 
 class TemporalFisher:
@@ -79,23 +82,18 @@ class TemporalFisher:
 
     def __init__(self, model, prefix="cumulative", chunk=None, skip=()):
         patterns = [skip] if isinstance(skip, str) else skip
-        self.parameters = measured(model)
-        for name in list(self.parameters):
-            if any(fnmatch(name, pattern) for pattern in patterns):
-                del self.parameters[name]
+        names = measured(model)
+        skipped = {name for name in names for pattern in patterns if fnmatch(name, pattern)}
+        self.parameters = measured(model, names.keys() - skipped)
         if not self.parameters:
-            raise ValueError(
-                "no parameter to measure requires a gradient: check requires_grad and skip"
-            )
+            raise ValueError("no parameter is left to measure: check requires_grad and skip")
         if chunk is not None and not 1 <= chunk <= MOST_SAMPLES:
             raise ValueError(f"chunk must be from 1 to {MOST_SAMPLES}, not {chunk}")
-        self.chunk = chunk
-        self.model, self.prefix = model, prefix
+        self.model, self.prefix, self.chunk = model, prefix, chunk
         self.timesteps = None  # T, known from the first batch on
         self.slow = set()  # parameters that are measured by the definition
-        self.warned = set()
-        self.batches, self.samples = 0, None  # batches so far, and samples in the last one
-        self.shapes, self.layouts = [], []  # of the calls
+        self.samples = None  # in the last pass
+        self.shapes, self.layouts = [], []  # of the calls in the last pass
         self.time_is_outermost = True  # until a signal says otherwise
 
     def __call__(self, x, y):
@@ -112,7 +110,7 @@ class TemporalFisher:
                 try:
                     chunks.append(self.measure(x[chunk], y[..., chunk]))
                     start += self.chunk
-                except (torch.OutOfMemoryError, RuntimeError) as error:
+                except RuntimeError as error:
                     if self.chunk == 1 or "memory" not in str(error):
                         raise
                     self.chunk //= 2
@@ -130,32 +128,27 @@ class TemporalFisher:
     def measure(self, x, y):
         """{name: [T, N]} of one pass; by the definition for parameters that it does not cover."""
         count = len(x)
-        if count == 1:  # as in fisher.definition.batch_means
-            x, y = torch.cat([x, x]), torch.cat([y, y], -1)
+        x, y = at_least_two(x, y)
         try:
             norms = self.measure_fast(x, y)
-        except CheckpointError:  # the second computation keeps other tensors than FirstRows
-            norms = None
-        if norms is None:
+        except (LaterSignal, CheckpointError):  # a checkpoint does not run FirstRows again
             self.time_is_outermost = False
             norms = self.measure_fast(x, y)
         slow = self.parameters.keys() - norms.keys()
-        self.warn(slow)
+        self.note_slow(slow)
         if slow:
             norms |= one_by_one(self.model, x, y, prefix=self.prefix, names=slow)
         return {name: norms[name][:, :count] for name in self.parameters}
 
     def measure_fast(self, x, y):
-        """{name: [T, N]} of the parameters whose uses are all covered. None if a signal reaches
-        beyond its prefix."""
+        """{name: [T, N]} of the parameters whose uses are all covered. Raises LaterSignal if
+        convolutions skipped rows that have a signal."""
         with Recorder(self.model, self.parameters, self.time_is_outermost) as recorder:
             outputs = check_outputs(self.model(x), x, y)
         losses = prefix_losses(outputs, y, self.prefix)  # (T, N)
         if self.timesteps not in (None, len(losses)):
-            raise ValueError(
-                f"the model gives outputs of T = {self.timesteps} and of T = {len(losses)}: all "
-                "samples must have the same T"
-            )
+            known = f"T = {self.timesteps} and T = {len(losses)}"
+            raise ValueError(f"outputs have {known}: all samples must have the same T")
         self.timesteps = len(losses)
         signals = gradients(losses[-1].sum(), recorder.calls)
         pairs = [(c, d) for c, d in zip(recorder.calls, signals) if d is not None and d.numel()]
@@ -163,33 +156,31 @@ class TemporalFisher:
         self.read_layouts(calls, signals, losses)
         covered = self.parameters.keys() - self.slow - uncovered(recorder, losses, calls)
         norms = Norms(recorder, calls, covered, losses)
-        beyond = []
+        later = [torch.tensor(False, device=losses.device)]
         for t in range(self.timesteps, 0, -1):
-            if t < self.timesteps:
+            if self.time_is_outermost:
                 for call in calls:
-                    skips = self.time_is_outermost and call.layout
-                    call.reach.rows = call.rows_until(t, self.timesteps) if skips else None
+                    call.reach.rows = call.rows_until(t, self.timesteps)
+            if t < self.timesteps:
                 signals = gradients(losses[t - 1].sum(), calls)
-            for call, d in zip(calls, signals):
-                if call.reach.rows is not None:
-                    beyond.append(d[call.reach.rows :].any())  # reading it now would wait for a GPU
+                for call, d in zip(calls, signals):
+                    if call.reach.rows is not None:
+                        later.append(d[call.reach.rows :].any())  # read below: a GPU would wait
             norms.add(t, [d[: call.reach.rows] for call, d in zip(calls, signals)])
-        if beyond and torch.stack(beyond).any():
-            return None
+        if torch.stack(later).any():
+            raise LaterSignal
         return norms.by_name
 
     def read_layouts(self, calls, signals, losses):
         """Give each call its layout, from the losses [T, N] and the signals of the last loss.
 
-        Layouts are read in the batches 1, 2, 4, 8, ..., if calls have changed, and if there are so
-        few samples that rows sorted by content may be in order by chance. They are read again as
-        long as several layouts fit a call, for example a call without a signal.
+        Layouts stay from pass to pass. They are read again if calls have changed, if several
+        layouts fit a call, for example a call without a signal, and if there are so few samples
+        that rows sorted by content may be in order by chance.
         """
-        samples = losses.shape[1]
-        shapes = [call.shape for call in calls]
-        self.batches += 1
-        due = self.batches & (self.batches - 1) == 0 or samples < FEW_SAMPLES
-        if due or self.unsure() or (samples, shapes) != (self.samples, self.shapes):
+        samples, shapes = losses.shape[1], [call.shape for call in calls]
+        same = (samples, shapes) == (self.samples, self.shapes)
+        if not same or samples < FEW_SAMPLES or self.unsure():
             self.samples, self.shapes = samples, shapes
             self.layouts = layouts_of(calls, signals, losses[-1])
             if self.unsure() or self.prefix == "instant":  # the last loss is not enough
@@ -202,113 +193,78 @@ class TemporalFisher:
         """Whether several layouts fit one of the calls."""
         return any(len(layouts) > 1 for layouts in self.layouts)
 
-    def warn(self, slow):
-        """Note the parameters that are slow from now on, and warn once about each."""
-        self.slow |= slow
-        names = [name for name in self.parameters if name in slow - self.warned]
-        self.warned |= slow
-        if names:
+    def note_slow(self, names):
+        """Note parameters that the definition measures from now on, and warn once about each."""
+        new = [name for name in self.parameters if name in names and name not in self.slow]
+        self.slow.update(new)
+        if new:
             cure = "skip=(pattern, ...) leaves them out"
-            message = f"measured one sample at a time, which is slow: {', '.join(names)}; {cure}"
-            warnings.warn(message, stacklevel=5)
+            message = f"measured one sample at a time, which is slow: {', '.join(new)}; {cure}"
+            warnings.warn(message, stacklevel=2)
 
     # ---------------------------------------------------------------- the first batch
 
     def compare(self, x, y):
         """Compare two samples with the definition. The definition measures parameters that differ.
         Raises ValueError if the information of the model has no meaning."""
-        index = torch.tensor([0, min(1, len(x) - 1)], device=x.device)
-        x, y = x[index], y[..., index]
-        self.check_independence(x, y)
+        x, y = at_least_two(x[:2].clone(), y[..., :2])
+        check_graph(self.check_independence(x, y))
         options = {"prefix": self.prefix, "names": self.parameters}
         try:
             expected = one_by_one(self.model, x, y, **options)
+            again = one_by_one(self.model, x[1:], y[..., 1:], **options)
         except RuntimeError as error:
-            for words, cure in (("graph a second time", KEEPS), ("use_reentrant", REENTRANT)):
-                if words in str(error):
-                    raise ValueError(cure) from error
+            if "graph a second time" in str(error):
+                raise ValueError(KEEPS) from error
             raise
-        self.check_hidden(x, y, expected)
-        with warnings.catch_warnings(action="ignore"):
-            fast = self.measure(x, y)
+        if differing({name: norms[:, 1:] for name, norms in expected.items()}, again):
+            raise ValueError(KEEPS)
         hooked = {name for name, p in self.parameters.items() if p._backward_hooks}
-        self.slow |= hooked.union(
-            differing(expected, fast)
-        )  # the hook may act only on other samples
-        self.warned = set()
+        # A hook of a parameter may act only on other samples.
+        self.note_slow(hooked.union(differing(expected, self.measure(x, y))))
 
     def check_modules(self):
-        """Raise ValueError for a layer in train mode or a hook that `check_hidden` would run."""
+        """Raise ValueError for a layer in train mode."""
         for name, module in self.model.named_modules():
             if module.training and not isinstance(module, torch.nn.RNNBase):  # cuDNN's need it
                 raise ValueError(f"layer {name or 'model'} is in train mode: call model.eval()")
-        for name, p in self.model.named_parameters():
-            if p._post_accumulate_grad_hooks:
-                raise ValueError(f"a hook of {name} runs after backward(): remove the hook")
 
     def check_independence(self, x, y):
-        """Raise ValueError if outputs depend on other samples or on chance, or if x is changed."""
-        try:
-            together = self.model(x)
-        except RuntimeError as error:
-            reason = str(error) or type(error).__name__
-            raise ValueError(f"model(x) fails for 2 samples: {reason}") from error
-        check_outputs(together, x, y)
+        """The outputs for two samples. Raises ValueError if they depend on other samples, or if a
+        second call gives others."""
+        together = check_outputs(self.model(x), x, y)
         for n in range(2):
             pair = x[[n, n]]
-            version = pair._version
             alone = self.model(pair)
-            if pair._version != version:
-                raise ValueError("model(x) changes x in place: let it work on a copy")
             if not alike(together[:, n], alone[:, n]):
                 raise ValueError(MIXES if alike(alone, self.model(pair)) else KEEPS)
-
-    def check_hidden(self, x, y, expected):
-        """Raise ValueError if loss.backward() gives other gradients than torch.autograd.grad, or if
-        gradients depend on the sample before."""
-        parameters = list(self.model.parameters())
-        before = [p.grad for p in parameters]
-        try:
-            for p in parameters:
-                p.grad = None
-            losses = prefix_losses(self.model(x[[1, 1]]), y[..., [1, 1]], self.prefix)
-            losses[-1].mean().backward(retain_graph=True)  # others may hold a part of it
-            zero = losses.new_zeros(())
-            last = {}
-            for name, p in self.parameters.items():
-                last[name] = squared_norm(zero if p.grad is None else p.grad)
-        finally:
-            for p, gradient in zip(parameters, before):
-                p.grad = gradient
-        if hidden := differing(last_norms(expected), last):
-            again = one_by_one(self.model, x[1:], y[..., 1:], prefix=self.prefix, names=hidden)
-            if differing({name: last_norms(expected)[name] for name in hidden}, last_norms(again)):
-                raise ValueError(KEEPS)
-            raise ValueError(
-                f"gradients of {', '.join(hidden)} are hidden from torch.autograd.grad: {REENTRANT}"
-            )
+        return together
 
 
-def last_norms(norms):
-    """{name: [T, N]} -> {name: the norm of the last sample for the last t}."""
-    return {name: values[-1, -1] for name, values in norms.items()}
+def check_graph(outputs):
+    """Raise ValueError if a reentrant checkpoint is in the graph of the outputs.
+    torch.autograd.grad does not see its parameters."""
+    nodes, known = [outputs.grad_fn], {None}
+    while nodes:
+        node = nodes.pop()
+        if node not in known:
+            known.add(node)
+            if "CheckpointFunction" in node.name():
+                raise ValueError("pass use_reentrant=False to torch.utils.checkpoint")
+            nodes += [child for child, _ in node.next_functions]
 
 
 def uncovered(recorder, losses, calls):
     """Names of the parameters that a batch uses outside calls with a known layout."""
-    names = set(recorder.others)
-    for call in calls:
-        if call.layout is None:
-            names |= recorder.names_of(call)
-    recorded = names.union(*(recorder.names_of(call) for call in calls))
+    names = recorder.others.union(*(call.names for call in calls if call.layout is None))
+    recorded = names.union(*(call.names for call in calls))
     unseen = {name: p for name, p in recorder.named.items() if name not in recorded}
     if unseen:  # not used, or Python does not see the use
         gradients_unseen = torch.autograd.grad(
             losses.sum(), unseen.values(), retain_graph=True, allow_unused=True
         )
-        for name, gradient in zip(unseen, gradients_unseen):
-            if gradient is not None:
-                names.add(name)
+        pairs = zip(unseen, gradients_unseen)
+        names |= {name for name, gradient in pairs if gradient is not None}
     return names
 
 
@@ -326,7 +282,7 @@ def alike(a, b):
     """Whether outputs agree. For equal shapes kernels are equal; only the order of sums differs."""
     if a.shape != b.shape:
         return False
-    near = PRECISION.get(a.dtype, HALF_PRECISION) * a.detach().abs().nan_to_num(0, 0, 0).max()
+    near = precision(a.dtype) * a.detach().abs().nan_to_num(0, 0, 0).max()
     return torch.allclose(a, b, rtol=0, atol=near.item(), equal_nan=True)
 
 
@@ -335,8 +291,8 @@ def differing(expected, norms):
     largest = max(values.nan_to_num(0, 0, 0).max().sqrt().item() for values in expected.values())
     names = []
     for name, values in expected.items():
-        precision = PRECISION.get(values.dtype, HALF_PRECISION)
-        near = {"rtol": 10 * precision, "atol": 1e-3 * precision * largest, "equal_nan": True}
+        rtol = 10 * precision(values.dtype)
+        near = {"rtol": rtol, "atol": 1e-4 * rtol * largest, "equal_nan": True}
         if not torch.allclose(norms[name].sqrt().to(values.dtype), values.sqrt(), **near):
             names.append(name)
     return names

@@ -96,11 +96,10 @@ def pays(uses, timesteps):
     if any((use.geometry, use.space) != (weight.geometry, weight.space) for use, _ in uses):
         return False
     channels, *kernel = weight.source.shape[1:]
-    d_in, d_out = channels * math.prod(kernel), len(weight.source)
-    positions = sum(use.positions for use, _ in uses)  # of all samples
     groups = weight.geometry[3] if weight.geometry else 1
-    n = positions // uses[0][1].samples
-    d_out //= groups
+    d_in, d_out = channels * math.prod(kernel), len(weight.source) // groups
+    rows = sum(len(use.a) if use.geometry else use.a[..., 0].numel() for use, _ in uses)
+    n = rows * math.prod(weight.space) // uses[0][1].samples
     if n > MOST_POSITIONS:
         return False
     shares = [t / timesteps for t in range(1, timesteps + 1)]  # of the positions that t reaches

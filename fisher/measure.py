@@ -86,9 +86,11 @@ def measure(model, batches, *, samples=None, labels="data", prefix="cumulative",
     Returns a `Measurement`. Raises ValueError for unknown names, for fewer than two samples or
     batches, if the Fisher information is not finite, and for all that `temporal_fisher` refuses.
     """
-    for value, known in ((labels, LABELS), (estimator, ESTIMATORS), (prefix, PREFIXES)):
+    for value, known in ((labels, LABELS), (estimator, ESTIMATORS)):
         if value not in known:
             raise ValueError(f"unknown {value!r}: choose from {', '.join(known)}")
+    if labels == "exact" and estimator == "release":
+        raise ValueError("the released estimator needs labels from the data or the model")
     start = time.perf_counter()
     squared_norms = TemporalFisher(model, prefix, chunk, skip)
     squared_norms.check_modules()
@@ -96,17 +98,21 @@ def measure(model, batches, *, samples=None, labels="data", prefix="cumulative",
     if estimator == "release":
         squared_norms = partial(batch_means, model, size=None, prefix=prefix, names=parameters)
     device = next(iter(parameters.values())).device
-    columns, before = {}, 0
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    columns, sizes = {}, []  # of the batches
     for number, (x, y) in enumerate(first(batches, samples, whole=estimator == "release")):
-        if number % processes() == rank():
+        if number % processes == rank:
             check_arguments(x, y, prefix)
             x, y = x.to(device), y.to(device)
             outputs = check_outputs(model(x), x, y)
-            weighted = weighted_labels(outputs, y, labels, prefix, seed, before)
+            weighted = weighted_labels(outputs, y, labels, prefix, seed, sum(sizes))
             columns[number] = measure_batch(outputs, x, y, weighted, prefix, squared_norms)
-        before += len(x)
-    columns = gather(columns)
-    return summarise(columns, parameters, prefix, estimator, before, start)
+        sizes.append(len(x))
+    count = sum(sizes) if estimator == "exact" else len(sizes)
+    if count < 2:
+        raise ValueError(f"an error bar needs at least two samples or batches, not {count}")
+    about = {"samples": sum(sizes), "prefix": prefix, "estimator": estimator}
+    return summarise(*joined(columns, processes), parameters, about, start)
 
 
 def first(batches, samples, whole):
@@ -148,40 +154,41 @@ def measure_batch(outputs, x, y, weighted, prefix, squared_norms):
     return norms, *(values.cpu().double() for values in (loss, residual, right))
 
 
-def summarise(columns, parameters, prefix, estimator, samples, start):
-    """Make the Measurement from the columns of all batches, in their order."""
-    count = samples if estimator == "exact" else len(columns)
-    if count < 2:
-        raise ValueError(f"an error bar needs at least two samples or batches, not {count}")
-    norms, *others = zip(*columns)
-    loss, residual, right = (torch.cat(values, 1) for values in others)
-    by_name = {name: torch.cat([part[name] for part in norms], 1) for name in parameters}
-    per_sample = sum(by_name.values())
-    curve = per_sample.mean(1)
+def joined(columns, processes):
+    """{batch: columns} of each process -> the columns of all batches, in their order."""
+    if processes > 1:
+        shares = [None] * processes
+        dist.all_gather_object(shares, columns)
+        columns = {number: share[number] for share in shares for number in share}
+    norms, *others = zip(*(columns[number] for number in sorted(columns)))
+    norms = {name: torch.cat([batch[name] for batch in norms], 1) for name in norms[0]}
+    return norms, *(torch.cat(values, 1) for values in others)
+
+
+def summarise(norms, loss, residual, right, parameters, about, start):
+    """Make the Measurement from {parameter name: squared norms [T, N]} and the others, [T, N]."""
+    per_sample = sum(norms.values())
+    curve, mean_loss, mean_residual = per_sample.mean(1), loss.mean(1), residual.mean(1)
     if not curve.isfinite().all():
         raise ValueError(f"the Fisher information is not finite: {curve.tolist()}")
     layers, scales = {}, {}
-    for name, values in by_name.items():
+    for name, values in norms.items():
         layer = name.rpartition(".")[0]
         layers[layer] = layers.get(layer, 0) + values.mean(1)
         scales[layer] = scales.get(layer, 0) + parameters[name].square().sum().item()
-    gain = quotient(per_sample, residual).mean(1) if estimator == "exact" else None
-    mean_loss, mean_residual = loss.mean(1), residual.mean(1)
+    scale_free = {layer: (values * scales[layer]).tolist() for layer, values in layers.items()}
+    gain = quotient(per_sample, residual).mean(1) if about["estimator"] == "exact" else None
     return Measurement(
         timestep=len(curve),
-        samples=samples,
-        prefix=prefix,
-        estimator=estimator,
+        **about,
         fisher=curve.tolist(),
-        stderr=(per_sample.std(1) / count**0.5).tolist(),
+        stderr=(per_sample.std(1) / per_sample.shape[1] ** 0.5).tolist(),
         ic=centroid_or_none(curve),
         ic_interval=centroid_interval(per_sample) if curve.any() else None,
         ic_per_loss=centroid_or_none(quotient(curve, mean_loss)),
         ic_per_residual=centroid_or_none(quotient(curve, mean_residual)),
         layers={layer: values.tolist() for layer, values in layers.items()},
-        layers_scale_free={
-            layer: (values * scales[layer]).tolist() for layer, values in layers.items()
-        },
+        layers_scale_free=scale_free,
         prefix_loss=mean_loss.tolist(),
         prefix_residual=mean_residual.tolist(),
         prefix_accuracy=right.mean(1).tolist(),
@@ -195,25 +202,3 @@ def summarise(columns, parameters, prefix, estimator, samples, start):
 def centroid_or_none(curve):
     """The centroid of a curve; None if there is no information."""
     return centroid(curve).item() if curve.any() else None
-
-
-# -------------------------------------------------------------------- several processes
-
-
-def rank():
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def processes():
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def gather(columns):
-    """{batch: columns} of every process -> the columns of all batches, in their order."""
-    shares = [columns] * processes()
-    if dist.is_initialized():
-        dist.all_gather_object(shares, columns)
-    merged = {}
-    for share in shares:
-        merged |= share
-    return [merged[number] for number in sorted(merged)]

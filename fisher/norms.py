@@ -2,8 +2,9 @@
 
 import torch
 
+from fisher.definition import at_least_single
 from fisher.gram import Gram, pays
-from fisher.uses import Weight, at_least_single
+from fisher.uses import Weight
 
 
 class Norms:
@@ -17,12 +18,12 @@ class Norms:
             for use in call.uses:
                 if recorder.names[id(use.source)] & names:
                     self.uses.setdefault(id(use.source), []).append((number, use, call.layout))
-        self.grams = {}
-        made = [source for source in self.uses if source not in recorder.parameters]
-        summed = set().union(*(recorder.names[source] for source in made))  # over several sources
+        self.made = [source for source in self.uses if source not in recorder.parameters]
+        self.made_names = names & set().union(*(recorder.names[source] for source in self.made))
+        self.grams = {}  # of the parameters that are alone in their source
         for source, uses in self.uses.items():
             weights = [(use, layout) for _, use, layout in uses if isinstance(use, Weight)]
-            alone = not recorder.names[source] & summed
+            alone = not recorder.names[source] & self.made_names
             if alone and len(weights) == len(uses) and pays(weights, len(losses)):
                 self.grams[source] = Gram(weights)
 
@@ -44,23 +45,19 @@ class Norms:
 
     def by_parameter(self, gradients):
         """Gradients by sources {id: [N, ...]} -> gradients by parameters {name: [N, ...]}."""
-        recorder = self.recorder
-        total = {}
-        for source in gradients.keys() & recorder.parameters.keys():
-            total[recorder.parameters[source]] = gradients[source]
-        made = [source for source in gradients if source not in recorder.parameters]
-        if not made:
+        sources, parameters = self.recorder.sources, self.recorder.parameters
+        total = {parameters[source]: gradients[source] for source in gradients.keys() & parameters}
+        if not self.made:
             return total
-        names = set().union(*(recorder.names[source] for source in made)) & self.by_name.keys()
         through = torch.autograd.grad(
-            [recorder.sources[source] for source in made],
-            [recorder.named[name] for name in names],
-            [gradients[source].to(recorder.sources[source].dtype) for source in made],
+            [sources[source] for source in self.made],
+            [self.recorder.named[name] for name in self.made_names],
+            [gradients[source].to(sources[source].dtype) for source in self.made],
             is_grads_batched=True,  # one gradient per sample
             retain_graph=True,
             allow_unused=True,  # for example b, in a.expand_as(b)
         )
-        for name, gradient in zip(names, through):
+        for name, gradient in zip(self.made_names, through):
             if gradient is not None:
                 total[name] = total.get(name, 0) + gradient
         return total

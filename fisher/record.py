@@ -1,6 +1,6 @@
 """What a forward pass does with the measured parameters: the calls that use them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from fisher.layout import Layout
-from fisher.uses import Elementwise, Operator, Weight, first_differentiable
+from fisher.uses import Elementwise, Weight
 
 
 @dataclass
@@ -27,25 +27,18 @@ class Reach:
 class Call:
     """A call that uses sources."""
 
-    uses: list = ()
-    edge: object = None  # the edge of its output z in the graph
-    shape: tuple = ()  # of z
-    row_dims: int = 1  # samples are along one of the first `row_dims` dimensions of z
+    uses: list
+    names: set  # of the parameters in its sources
+    edge: object  # the edge of its output z in the graph
+    shape: tuple  # of z
+    dims: tuple  # dimensions of z along which samples may lie
+    reach: Reach
     layout: Layout | None = None
-    reach: Reach = field(default_factory=Reach)
-
-    def returns(self, z, row_dims):
-        """Note the output z."""
-        # An operation in place replaces z in the graph if z is a view, as in a linear layer. The
-        # base of the view stays.
-        whole = z._is_view() and z._base.numel() == z.numel() and z._base.grad_fn is not None
-        self.edge = get_gradient_edge(z._base if whole else z)
-        self.shape, self.row_dims = z.shape, row_dims
 
     def rows_until(self, t, timesteps):
         """The number of rows along dimension 0 that prefix t reaches if time is outermost there,
         else None. `TemporalFisher` checks it."""
-        if any(use.spans(0) for use in self.uses):
+        if self.layout is None or 0 not in self.dims:
             return None  # rows beyond have gradient 0, but a place in the parameter
         rows, dim = self.shape[0], self.layout.dim
         blocks = rows if dim else rows // (self.layout.samples * self.layout.inner)
@@ -89,19 +82,14 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         tensors = [v for v in tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
-        sources = [v for v in tensors if id(v) in self.sources]
-        if not sources or not torch.is_grad_enabled():
+        names = set().union(*(self.names.get(id(v), ()) for v in tensors))
+        if not names or not torch.is_grad_enabled():
             return function(*args, **kwargs)
-        names = set().union(*(self.names[id(v)] for v in sources))
         made_of_sources = all(id(v) in self.sources or id(v) in self.constants for v in tensors)
         rule = RULES.get(function)
-        if len(args) == 2 and not kwargs:
-            rule = rule or ELEMENTWISE.get(function.__name__)
-        conjugated = any(v.is_complex() for v in sources)  # their products have other gradients
-        if isinstance(function, torch._ops.OpOverload):
-            rule = Recorder.operator
-        transformed = torch._C._are_functorch_transforms_active()
-        if rule and not (made_of_sources or conjugated or transformed):
+        if function.__name__ in ELEMENTWISE and len(args) == 2 and not kwargs:
+            rule = Recorder.elementwise
+        if rule and not made_of_sources and not torch._C._are_functorch_transforms_active():
             z = rule(self, function, *args, **kwargs)
             if z is not NotImplemented:
                 return z
@@ -114,27 +102,23 @@ class Recorder(TorchFunctionMode):
                     self.others |= names
         return z
 
-    def names_of(self, call):
-        """Names of the parameters that a call uses."""
-        return set().union(*(self.names[id(use.source)] for use in call.uses))
-
-    def source(self, v):
-        """Whether it is one, and not a number or None."""
+    def is_source(self, v):
+        """Whether v, a tensor, a number or None, is a source."""
         return id(v) in self.sources
 
-    def record(self, z, row_dims, *uses, reach=None):
-        """Note a call with output z, and give z."""
-        uses = [use for use in uses if self.source(use.source)]
-        call = Call(uses, reach=reach or Reach())
-        call.returns(z, row_dims)
-        self.calls.append(call)
+    def record(self, z, dims, *uses, reach=None):
+        """Note a call with output z, whose samples lie along one of the dimensions `dims`, and give
+        z."""
+        uses = [use for use in uses if self.is_source(use.source)]
+        names = set().union(*(self.names[id(use.source)] for use in uses))
+        self.calls.append(Call(uses, names, get_gradient_edge(z), z.shape, dims, reach or Reach()))
         return z
 
     def run(self, a, parameters, forward, backward):
         """Run forward(a), as FirstRows if its backward pass needs only the gradient by a. Returns
         the output and its Reach."""
         reach = Reach()
-        others = [p for p in parameters if p is not None and not self.source(p)]
+        others = [p for p in parameters if p is not None and not self.is_source(p)]
         if self.first_rows and a.requires_grad and not any(p.requires_grad for p in others):
             return FirstRows.apply(a, reach, forward, backward), reach
         return forward(a), reach
@@ -148,7 +132,6 @@ class Recorder(TorchFunctionMode):
         if padding == "same" and all(size % 2 for size in weight.shape[2:]):
             spread = zip(each(dilation, dims), weight.shape[2:])
             padding = tuple(d * (size - 1) // 2 for d, size in spread)
-        padding = 0 if padding == "valid" else padding
         if input.dim() != dims + 2 or isinstance(padding, str):
             return NotImplemented
         geometry = (each(stride, dims), each(padding, dims), each(dilation, dims), groups)
@@ -162,25 +145,23 @@ class Recorder(TorchFunctionMode):
             return back(shape, weight.to(d.dtype), d, *geometry)  # autocast has other types
 
         z, reach = self.run(input, (weight, bias), forward, backward)
-        uses = [Weight(weight, input.detach(), z.shape[2:], geometry)]
-        if bias is not None:
-            uses.append(Elementwise(bias, (1, len(bias), *(1,) * dims)))
-        return self.record(z, 1, *uses, reach=reach)
+        weight_use = Weight(weight, input.detach(), z.shape[2:], geometry)
+        bias_use = Elementwise(bias, (1, z.shape[1], *(1,) * dims))
+        return self.record(z, (0,), weight_use, bias_use, reach=reach)
 
     def linear(self, function, input, weight, bias=None):
         """F.linear: input [..., C]."""
-        if input.dim() < 2 or weight.dim() != 2 or (bias is not None and bias.dim() != 1):
+        if weight.dim() != 2:
             return NotImplemented
         z = function(input, weight, bias)
-        uses = [Weight(weight, input.detach())]
-        if bias is not None:
-            uses.append(Elementwise(bias, (*(1,) * (z.dim() - 1), len(bias))))
-        return self.record(z, z.dim() - 1, *uses)
+        dims = range(z.dim() - 1)
+        bias_use = Elementwise(bias, (*(1 for _ in dims), z.shape[-1]))
+        return self.record(z, dims, Weight(weight, input.detach()), bias_use)
 
     def batch_norm(self, function, input, running_mean, running_var, weight=None, bias=None,
                    training=False, momentum=0.1, eps=1e-5):  # fmt: skip
         """F.batch_norm of running statistics: input [R, C, ...]."""
-        if training or running_mean is None:
+        if training:
             return NotImplemented
         shape = (1, input.shape[1], *(1,) * (input.dim() - 2))
 
@@ -193,62 +174,37 @@ class Recorder(TorchFunctionMode):
 
         z, reach = self.run(input, (weight, bias), forward, backward)
         xhat = function(input.detach(), running_mean, running_var, eps=eps)
-        return self.normalisation(z, xhat, weight, bias, shape, reach)
+        uses = Elementwise(weight, shape, xhat), Elementwise(bias, shape)
+        return self.record(z, (0,), *uses, reach=reach)
 
     def group_norm(self, function, input, num_groups, weight=None, bias=None, eps=1e-5):
         """F.group_norm: input [R, C, ...]."""
         z = function(input, num_groups, weight, bias, eps)
         xhat = function(input.detach(), num_groups, eps=eps)
-        return self.normalisation(z, xhat, weight, bias, (1, z.shape[1], *(1,) * (z.dim() - 2)))
+        shape = (1, z.shape[1], *(1,) * (z.dim() - 2))
+        return self.record(z, (0,), Elementwise(weight, shape, xhat), Elementwise(bias, shape))
 
     def layer_norm(self, function, input, normalized_shape, weight=None, bias=None, eps=1e-5):
         """F.layer_norm: input [..., *normalized_shape]."""
-        if input.dim() == len(normalized_shape):
-            return NotImplemented
+        dims = range(input.dim() - len(normalized_shape))
         z = function(input, normalized_shape, weight, bias, eps)
         xhat = function(input.detach(), normalized_shape, eps=eps)
-        shape = (*(1,) * (z.dim() - len(normalized_shape)), *normalized_shape)
-        return self.normalisation(z, xhat, weight, bias, shape)
+        shape = (*(1 for _ in dims), *normalized_shape)
+        return self.record(z, dims, Elementwise(weight, shape, xhat), Elementwise(bias, shape))
 
-    def normalisation(self, z, xhat, weight, bias, shape, reach=None):
-        uses = [Elementwise(weight, shape, xhat), Elementwise(bias, shape)]
-        row_dims = next(dim for dim, size in enumerate(shape) if size != 1 or dim + 1 == len(shape))
-        return self.record(z, max(row_dims, 1), *uses, reach=reach)
-
-    def operator(self, function, *args, **kwargs):
-        """An operator of another library."""
-        output = function(*args, **kwargs)
-        z = first_differentiable(output)
-        if z is None or kwargs:
+    def elementwise(self, function, a, b):
+        """a + b, a - b, a * b or a / b, of tensors that may be broadcast, or of a number."""
+        z = function(a, b)
+        if z.is_complex():  # the derivative needs a conjugation
             return NotImplemented
-        uses = [Operator(v, function, args, z.shape) for v in args if self.source(v)]
-        if not all(use.fits() for use in uses):
-            return NotImplemented
-        self.record(z, z.dim() - 1, *uses)
-        return output
-
-    def add(self, function, a, b):
-        z = function(a, b)
-        return self.elementwise(z, a, b, 1.0, 1.0)
-
-    def subtract(self, function, a, b):
-        z = function(a, b)
-        return self.elementwise(z, a, b, 1.0, -1.0)
-
-    def multiply(self, function, a, b):
-        z = function(a, b)
-        return self.elementwise(z, a, b, b, a)
-
-    def divide(self, function, a, b):
-        z = function(a, b)
-        return self.elementwise(z, a, b, 1 / b, -z.detach() / b)
-
-    def elementwise(self, z, a, b, by_a, by_b):
-        """z is made of a and b elementwise, with these derivatives."""
-        source, factor = (a, by_a) if self.source(a) else (b, by_b)
-        shape = (*(1,) * (z.dim() - source.dim()), *source.shape)
-        factor = factor.detach() if isinstance(factor, torch.Tensor) else factor
-        return self.record(z, max(z.dim() - 1, 1), Elementwise(source, shape, factor))
+        operands = [v.detach() if isinstance(v, torch.Tensor) else v for v in (a, b)]
+        place = 0 if self.is_source(a) else 1
+        source, shape = (a, b)[place], operands[place].shape
+        operands[place] = operands[place].to(z.dtype).expand_as(z).requires_grad_()
+        (factor,) = torch.autograd.grad(function(*operands).sum(), operands[place])
+        shape = (*(1,) * (z.dim() - len(shape)), *shape)
+        dims = [dim for dim in range(max(z.dim() - 1, 1)) if shape[dim] == 1]
+        return self.record(z, dims, Elementwise(source, shape, factor))
 
 
 RULES = {
@@ -259,14 +215,7 @@ RULES = {
     F.group_norm: Recorder.group_norm,
     F.layer_norm: Recorder.layer_norm,
 }
-ELEMENTWISE = {}
-for rule, words in (
-    (Recorder.add, "add __add__ __radd__"),
-    (Recorder.subtract, "sub __sub__"),
-    (Recorder.multiply, "mul multiply __mul__ __rmul__"),
-    (Recorder.divide, "div divide true_divide __truediv__"),
-):
-    ELEMENTWISE |= dict.fromkeys(words.split(), rule)
+ELEMENTWISE = {"add", "sub", "mul", "div"}  # names of functions; + is add
 
 
 def each(value, dims):

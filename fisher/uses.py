@@ -5,19 +5,19 @@ of the call give the gradient of each sample by a parameter:
 
     convolution, linear    sum_p d_p a_p^T          a_p: what output position p sees of the input
     normalisation (eval)   sum_p d_p * xhat_p       xhat: the standardised input
-    bias, addition         sum_p d_p
-    multiplication         sum_p d_p * a_p          a: the other factor
+    bias                   sum_p d_p
+    operand of + - * /     sum_p d_p * f_p          f: derivative of z by the operand
 
 p runs over the timesteps, positions and calls of the sample. A call may also use a tensor that is
 made only of parameters, such as sigmoid(w) or w[:3]. Both are called sources.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch.utils._pytree import tree_leaves
+
+from fisher.definition import at_least_single
 
 
 @dataclass
@@ -29,12 +29,6 @@ class Weight:
     space: tuple = (1,)  # of a convolution: height and width of the output
     geometry: tuple = ()  # of a convolution: stride, padding, dilation, groups
     windows: torch.Tensor | None = None  # the result of `seen`, from the first gradient on
-
-    @property
-    def positions(self):
-        """The number of output positions of the call, for all samples."""
-        rows = len(self.a) if self.geometry else self.a[..., 0].numel()
-        return rows * math.prod(self.space)
 
     def columns(self, v, layout):
         """Inputs or signals by sample and position: [N groups, channels / groups, positions]."""
@@ -56,10 +50,6 @@ class Weight:
             stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
         return self.columns(F.unfold(a, kernel, dilation, padding, stride), layout)
 
-    def spans(self, dim):
-        """Whether the source varies along a dimension of z, so that it cannot be the samples'."""
-        return False
-
     def gradient(self, d, layout):
         """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""
         if self.windows is None:  # the same for each t
@@ -74,82 +64,13 @@ class Elementwise:
 
     source: torch.Tensor
     shape: tuple  # of the source, with the dimensions of z
-    factor: torch.Tensor | float = 1.0  # derivative of z by the source
-
-    def spans(self, dim):
-        """Whether the source varies along a dimension of z, so that it cannot be the samples'."""
-        return self.shape[dim] > 1
+    factor: torch.Tensor | None = None  # derivative of z by the source, in z's shape; None: it is 1
 
     def gradient(self, d, layout):
         """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""
-        factor = self.factor
-        if isinstance(factor, torch.Tensor) and factor.dim() == d.dim() and len(factor) > 1:
-            factor = factor[: len(d)]
-        v = layout.by_sample(at_least_single(d * factor))
+        if self.factor is not None:
+            d = d * self.factor[: len(d)]
+        v = layout.by_sample(at_least_single(d))
         shape = [*self.shape[: layout.dim], 1, 1, *self.shape[layout.dim + 1 :]]  # A and B are 1
         summed = [dim for dim, size in enumerate(shape, 1) if size == 1]
         return v.sum(summed).reshape(-1, *self.source.shape)
-
-
-@dataclass
-class Operator:
-    """A source of an operator of another library (torch.ops), as one call uses it. For the gradient
-    of a sample the operator runs again, on that sample."""
-
-    source: torch.Tensor
-    function: object
-    args: tuple
-    shape: torch.Size  # of z. An argument is of this shape, or of one timestep, z[t], or of neither
-    alone: list | None = None  # for each sample (source, z), from the first gradient on
-
-    def fits(self):
-        """Whether all arguments can be cut into samples as z can."""
-        tensors = [v for v in tree_leaves(self.args) if isinstance(v, torch.Tensor)]
-        shapes = (self.shape, self.shape[1:])
-        cut = all(v is self.source or v.numel() == 1 or v.shape in shapes for v in tensors)
-        return cut and len(self.shape) > 1
-
-    def spans(self, dim):
-        """Whether samples cannot lie along a dimension of z."""
-        return dim == 0 and any(self.is_step(v) for v in self.args)
-
-    def is_step(self, v):
-        """Whether an argument is of one timestep, as a membrane is."""
-        return isinstance(v, torch.Tensor) and v.shape == self.shape[1:]
-
-    def gradient(self, d, layout):
-        """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""
-        if self.alone is None:
-            self.alone = [self.run(layout, n) for n in range(layout.samples)]
-        d = torch.cat([d, d.new_zeros(self.shape[0] - len(d), *self.shape[1:])])
-        gradients = []
-        for n, (source, z) in enumerate(self.alone):
-            signal = layout.sample(d, n)
-            gradients += torch.autograd.grad(z, source, signal, retain_graph=True)
-        return torch.stack(gradients)
-
-    def run(self, layout, n):
-        """A copy of the source, and z of sample n alone, which depends on the copy."""
-        step, source, args = layout.of_one_step(), self.source.detach().requires_grad_(), []
-        for v in self.args:
-            if v is self.source:
-                v = source
-            elif isinstance(v, torch.Tensor):
-                v = layout.sample(v, n) if v.shape == self.shape else v
-                v = step.sample(v, n) if self.is_step(v) else v
-                v = v.detach()
-            args.append(v)
-        return source, first_differentiable(self.function(*args))
-
-
-def first_differentiable(output):
-    """The first tensor of an output that has a gradient; None without one."""
-    for v in tree_leaves(output):
-        if isinstance(v, torch.Tensor) and v.requires_grad:
-            return v
-    return None
-
-
-def at_least_single(tensor):
-    """The tensor, in float32 if it is of half precision."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -64,6 +64,8 @@ def test_the_released_estimator_is_of_the_gradients_of_batch_means(float64):
     assert measured.fisher == pytest.approx(sum(means.values()).mean(1).tolist())
     with pytest.raises(ValueError, match="two samples or batches"):  # the second one is smaller
         measure(model, batches, estimator="release")
+    with pytest.raises(ValueError, match="needs labels from"):
+        measure(model, batches, estimator="release", labels="exact")
 
 
 @pytest.mark.parametrize(
