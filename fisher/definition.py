@@ -117,9 +117,13 @@ def squared_gradients(model, x, y, prefix, parameters):
             loss, parameters.values(), retain_graph=True, materialize_grads=True
         )
         for name, gradient in zip(parameters, gradients):
-            norm = torch.linalg.vector_norm(at_least_single(gradient.to_dense()))
-            norms[name].append(norm.square())
+            norms[name].append(squared_norm(gradient))
     return {name: torch.stack(squares) for name, squares in norms.items()}
+
+
+def squared_norm(gradient):
+    """The squared norm of a gradient, which may be sparse."""
+    return torch.linalg.vector_norm(at_least_single(gradient.to_dense())).square()
 
 
 def at_least_single(tensor):
@@ -179,7 +183,10 @@ def check_arguments(x, y, prefix):
     if x.dim() == 0 or len(x) == 0:
         raise ValueError("there are no samples to measure")
     if y.dim() not in (1, 2) or y.shape[-1] != len(x):
-        raise ValueError(f"labels must be [{len(x)}] or [T, {len(x)}], as x, not {list(y.shape)}")
+        raise ValueError(
+            f"x is samples first and has {len(x)}: labels must be [N] or [T, N], not "
+            f"{list(y.shape)}"
+        )
     if y.is_floating_point() or y.min() < 0:
         raise ValueError("labels must be whole numbers from 0")
 
@@ -187,7 +194,11 @@ def check_arguments(x, y, prefix):
 def check_outputs(outputs, x, y):
     """The outputs of model(x). Raises ValueError if they are not [T, N, classes] with a graph."""
     if isinstance(outputs, tuple | list):
-        raise ValueError(f"model(x) gives {len(outputs)} values: return only the [T, N, classes]")
+        number = next((i for i, o in enumerate(outputs) if getattr(o, "ndim", 0) == 3), 0)
+        raise ValueError(
+            f"model(x) gives {len(outputs)} values: return only outputs [T, N, classes], for "
+            f"example outputs[{number}]"
+        )
     tensor = isinstance(outputs, torch.Tensor)
     if not tensor or outputs.dim() != 3 or outputs.shape[1] != len(x):
         shape = list(outputs.shape) if tensor else type(outputs).__name__

@@ -18,7 +18,7 @@ rule covers its use, the definition measures it, with a warning.
 import math
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatch
 
 import torch
@@ -31,6 +31,7 @@ from fisher.definition import (
     measured,
     one_by_one,
     prefix_losses,
+    squared_norm,
 )
 from fisher.layout import gradients, layouts_of, precision
 from fisher.norms import Norms
@@ -43,6 +44,7 @@ KEEPS = (
     "a second model(x) gives other outputs or gradients: reset its membranes in forward, draw no "
     "random numbers there, leave x as it is, or call model.eval()"
 )
+REENTRANT = "pass use_reentrant=False to torch.utils.checkpoint"
 MIXES = "outputs of a sample depend on the others in its batch: make samples independent"
 
 
@@ -63,8 +65,8 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
     The sum over names, averaged over N, is I_t. Model, gradients and mode do not change.
 
     Raises ValueError if a layer is in train mode, if outputs or gradients change in a second call
-    or depend on other samples, if T differs between samples, if the model has a reentrant
-    checkpoint, and for arguments or outputs of another form.
+    or depend on other samples, if T differs between samples, if the gradient of a parameter is
+    hidden, as by a reentrant checkpoint, and for arguments or outputs of another form.
     """
     return TemporalFisher(model, prefix, chunk, skip)(x, y)
 
@@ -208,17 +210,24 @@ class TemporalFisher:
         """Compare two samples with the definition. The definition measures parameters that differ.
         Raises ValueError if the information of the model has no meaning."""
         x, y = at_least_two(x[:2].clone(), y[..., :2])
-        check_graph(self.check_independence(x, y))
+        self.check_independence(x, y)
         options = {"prefix": self.prefix, "names": self.parameters}
         try:
-            expected = one_by_one(self.model, x, y, **options)
-            again = one_by_one(self.model, x[1:], y[..., 1:], **options)
+            with without_grad(self.model):
+                expected = one_by_one(self.model, x, y, **options)
+                again = one_by_one(self.model, x[1:], y[..., 1:], **options)
+                last = self.norms_of_backward(x[[1, 1]], y[..., [1, 1]])
         except RuntimeError as error:
-            if "graph a second time" in str(error):
-                raise ValueError(KEEPS) from error
+            for words, cure in (("graph a second time", KEEPS), ("use_reentrant", REENTRANT)):
+                if words in str(error):
+                    raise ValueError(cure) from error
             raise
         if differing({name: norms[:, 1:] for name, norms in expected.items()}, again):
             raise ValueError(KEEPS)
+        hidden = differing({name: norms[-1, -1] for name, norms in expected.items()}, last)
+        if hidden:
+            names = ", ".join(hidden)
+            raise ValueError(f"torch.autograd.grad does not see gradients of {names}: {REENTRANT}")
         hooked = {name for name, p in self.parameters.items() if p._backward_hooks}
         # A hook of a parameter may act only on other samples.
         self.note_slow(hooked.union(differing(expected, self.measure(x, y))))
@@ -229,29 +238,40 @@ class TemporalFisher:
             if module.training and not isinstance(module, torch.nn.RNNBase):  # cuDNN's need it
                 raise ValueError(f"layer {name or 'model'} is in train mode: call model.eval()")
 
+    def norms_of_backward(self, x, y):
+        """{name: squared norm} of the gradient of the last loss, by an ordinary backward()."""
+        losses = prefix_losses(self.model(x), y, self.prefix)
+        losses[-1].mean().backward(retain_graph=True)  # a second graph may share a part of it
+        norms = {}
+        for name, p in self.parameters.items():
+            norms[name] = losses.new_zeros(()) if p.grad is None else squared_norm(p.grad)
+        return norms
+
     def check_independence(self, x, y):
-        """The outputs for two samples. Raises ValueError if they depend on other samples, or if a
-        second call gives others."""
-        together = check_outputs(self.model(x), x, y)
+        """Raise ValueError if outputs depend on other samples, or if a second call gives others."""
+        try:
+            together = self.model(x)
+        except RuntimeError as error:
+            raise ValueError(f"model(x) fails for 2 samples: {error}") from error
+        check_outputs(together, x, y)
         for n in range(2):
             pair = x[[n, n]]
             alone = self.model(pair)
             if not alike(together[:, n], alone[:, n]):
                 raise ValueError(MIXES if alike(alone, self.model(pair)) else KEEPS)
-        return together
 
 
-def check_graph(outputs):
-    """Raise ValueError if a reentrant checkpoint is in the graph of the outputs.
-    torch.autograd.grad does not see its parameters."""
-    nodes, known = [outputs.grad_fn], {None}
-    while nodes:
-        node = nodes.pop()
-        if node not in known:
-            known.add(node)
-            if "CheckpointFunction" in node.name():
-                raise ValueError("pass use_reentrant=False to torch.utils.checkpoint")
-            nodes += [child for child, _ in node.next_functions]
+@contextmanager
+def without_grad(model):
+    """In the `with` block no parameter has a .grad. After it, each has the one that it had."""
+    before = [(p, p.grad) for p in model.parameters()]
+    try:
+        for p, _ in before:
+            p.grad = None
+        yield
+    finally:
+        for p, gradient in before:
+            p.grad = gradient
 
 
 def uncovered(recorder, losses, calls):

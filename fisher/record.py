@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from fisher.layout import Layout
-from fisher.uses import Elementwise, Weight
+from fisher.uses import Elementwise, Operator, Weight, first_differentiable
 
 
 @dataclass
@@ -87,7 +87,9 @@ class Recorder(TorchFunctionMode):
             return function(*args, **kwargs)
         made_of_sources = all(id(v) in self.sources or id(v) in self.constants for v in tensors)
         rule = RULES.get(function)
-        if function.__name__ in ELEMENTWISE and len(args) == 2 and not kwargs:
+        if isinstance(function, torch._ops.OpOverload):
+            rule = Recorder.operator
+        elif function.__name__ in ELEMENTWISE and len(args) == 2 and not kwargs:
             rule = Recorder.elementwise
         if rule and not made_of_sources and not torch._C._are_functorch_transforms_active():
             z = rule(self, function, *args, **kwargs)
@@ -111,7 +113,11 @@ class Recorder(TorchFunctionMode):
         z."""
         uses = [use for use in uses if self.is_source(use.source)]
         names = set().union(*(self.names[id(use.source)] for use in uses))
-        self.calls.append(Call(uses, names, get_gradient_edge(z), z.shape, dims, reach or Reach()))
+        # An operation in place replaces z in the graph if z is a view, as in a linear layer. The
+        # base of the view stays.
+        whole = z._is_view() and z._base.numel() == z.numel() and z._base.grad_fn is not None
+        edge = get_gradient_edge(z._base if whole else z)
+        self.calls.append(Call(uses, names, edge, z.shape, dims, reach or Reach()))
         return z
 
     def run(self, a, parameters, forward, backward):
@@ -191,6 +197,16 @@ class Recorder(TorchFunctionMode):
         xhat = function(input.detach(), normalized_shape, eps=eps)
         shape = (*(1 for _ in dims), *normalized_shape)
         return self.record(z, dims, Elementwise(weight, shape, xhat), Elementwise(bias, shape))
+
+    def operator(self, function, *args, **kwargs):
+        """An operator of another library."""
+        output = function(*args, **kwargs)
+        z = first_differentiable(output)
+        if z is None or kwargs:
+            return NotImplemented
+        uses = [Operator(v, function, args, z.shape) for v in args if self.is_source(v)]
+        self.record(z, uses[0].dims() if uses else (), *uses)
+        return output
 
     def elementwise(self, function, a, b):
         """a + b, a - b, a * b or a / b, of tensors that may be broadcast, or of a number."""

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves
 
 from fisher.definition import at_least_single
+from fisher.layout import Layout
 
 
 @dataclass
@@ -74,3 +76,60 @@ class Elementwise:
         shape = [*self.shape[: layout.dim], 1, 1, *self.shape[layout.dim + 1 :]]  # A and B are 1
         summed = [dim for dim, size in enumerate(shape, 1) if size == 1]
         return v.sum(summed).reshape(-1, *self.source.shape)
+
+
+@dataclass
+class Operator:
+    """A source of an operator of another library (torch.ops), as one call uses it. For the gradient
+    of a sample the operator runs again, only on that sample."""
+
+    source: torch.Tensor
+    function: object
+    args: tuple
+    shape: torch.Size  # of z
+    alone: list | None = None  # (source, z) of each sample, from the first gradient on
+
+    def dims(self):
+        """Dimensions of z along which samples may lie. An argument has the shape of z, or that of
+        one timestep z[t], as a membrane, or is a number; otherwise there is none."""
+        tensors = [v for v in tree_leaves(self.args) if isinstance(v, torch.Tensor)]
+        others = [v for v in tensors if v is not self.source and v.numel() > 1]
+        if any(v.shape not in (self.shape, self.shape[1:]) for v in others):
+            return range(0)
+        steps = any(v.shape == self.shape[1:] for v in others)
+        return range(1 if steps else 0, len(self.shape) - 1)
+
+    def gradient(self, d, layout):
+        """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""
+        if self.alone is None:
+            self.alone = [self.run(layout, n) for n in range(layout.samples)]
+        d = torch.cat([d, d.new_zeros(self.shape[0] - len(d), *self.shape[1:])])
+        gradients = []
+        for n, (source, z) in enumerate(self.alone):
+            signal = layout.sample(d, n)
+            gradients += torch.autograd.grad(z, source, signal, retain_graph=True)
+        return torch.stack(gradients)
+
+    def run(self, layout, n):
+        """A copy of the source, and z of sample n, which depends on the copy."""
+        step = Layout(layout.dim - 1, layout.samples, layout.inner)  # of one timestep
+        source, args = self.source.detach().requires_grad_(), []
+        for v in self.args:
+            if v is self.source:
+                v = source
+            elif isinstance(v, torch.Tensor):
+                v = v.detach()
+                if v.shape == self.shape:
+                    v = layout.sample(v, n)
+                elif v.shape == self.shape[1:]:
+                    v = step.sample(v, n)
+            args.append(v)
+        return source, first_differentiable(self.function(*args))
+
+
+def first_differentiable(output):
+    """The first tensor of an output that has a gradient; None without one."""
+    for v in tree_leaves(output):
+        if isinstance(v, torch.Tensor) and v.requires_grad:
+            return v
+    return None
