@@ -67,6 +67,10 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
     Raises ValueError if a layer is in train mode, if outputs or gradients change in a second call
     or depend on other samples, if T differs between samples, if the gradient of a parameter is
     hidden, as by a reentrant checkpoint, and for arguments or outputs of another form.
+
+    Caveats: two things go unseen if the first batch does not show them. One is an order of samples
+    that depends on their content. The other is a second use of a parameter that Python does not
+    see, such as in a torch.autograd.Function.
     """
     return TemporalFisher(model, prefix, chunk, skip)(x, y)
 

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from fisher.layout import Layout
-from fisher.uses import Elementwise, Operator, Weight, first_differentiable
+from fisher.uses import Elementwise, Operator, Weight
 
 
 @dataclass
@@ -85,18 +85,24 @@ class Recorder(TorchFunctionMode):
         names = set().union(*(self.names.get(id(v), ()) for v in tensors))
         if not names or not torch.is_grad_enabled():
             return function(*args, **kwargs)
+        if torch._C._are_functorch_transforms_active():
+            self.others |= names
+            return function(*args, **kwargs)
         made_of_sources = all(id(v) in self.sources or id(v) in self.constants for v in tensors)
         rule = RULES.get(function)
         if isinstance(function, torch._ops.OpOverload):
             rule = Recorder.operator
         elif function.__name__ in ELEMENTWISE and len(args) == 2 and not kwargs:
             rule = Recorder.elementwise
-        if rule and not made_of_sources and not torch._C._are_functorch_transforms_active():
+        if rule and not made_of_sources:
+            before = len(self.calls)
             z = rule(self, function, *args, **kwargs)
-            if z is not NotImplemented:
+            if z is not NotImplemented:  # the input of a layer may be a source too
+                self.others |= names.difference(*(call.names for call in self.calls[before:]))
                 return z
         z = function(*args, **kwargs)
-        for v in tree_leaves(z):
+        changed = args[0] if function is torch.Tensor.__setitem__ else z
+        for v in tree_leaves(changed):
             if isinstance(v, torch.Tensor) and v.requires_grad:
                 if made_of_sources:
                     self.sources[id(v)], self.names[id(v)] = v, names
@@ -113,6 +119,9 @@ class Recorder(TorchFunctionMode):
         z."""
         uses = [use for use in uses if self.is_source(use.source)]
         names = set().union(*(self.names[id(use.source)] for use in uses))
+        if z.dim() == 0:  # no rows
+            self.others |= names
+            return z
         # An operation in place replaces z in the graph if z is a view, as in a linear layer. The
         # base of the view stays.
         whole = z._is_view() and z._base.numel() == z.numel() and z._base.grad_fn is not None
@@ -200,12 +209,14 @@ class Recorder(TorchFunctionMode):
 
     def operator(self, function, *args, **kwargs):
         """An operator of another library."""
-        output = function(*args, **kwargs)
-        z = first_differentiable(output)
-        if z is None or kwargs:
+        sources = [v for v in args if self.is_source(v)]
+        if kwargs or not sources:
             return NotImplemented
-        uses = [Operator(v, function, args, z.shape) for v in args if self.is_source(v)]
-        self.record(z, uses[0].dims() if uses else (), *uses)
+        output = function(*args)
+        for number, z in enumerate(tree_leaves(output)):
+            if isinstance(z, torch.Tensor) and z.requires_grad:
+                uses = [Operator(v, function, args, z.shape, number) for v in sources]
+                self.record(z, uses[0].dims(), *uses)
         return output
 
     def elementwise(self, function, a, b):
@@ -219,7 +230,8 @@ class Recorder(TorchFunctionMode):
         operands[place] = operands[place].to(z.dtype).expand_as(z).requires_grad_()
         (factor,) = torch.autograd.grad(function(*operands).sum(), operands[place])
         shape = (*(1,) * (z.dim() - len(shape)), *shape)
-        dims = [dim for dim in range(max(z.dim() - 1, 1)) if shape[dim] == 1]
+        outer = shape[: max(z.dim() - 1, 1)]
+        dims = [dim for dim, size in enumerate(outer) if size == 1]
         return self.record(z, dims, Elementwise(source, shape, factor))
 
 

@@ -87,6 +87,7 @@ class Operator:
     function: object
     args: tuple
     shape: torch.Size  # of z
+    number: int  # of z among the outputs of the operator
     alone: list | None = None  # (source, z) of each sample, from the first gradient on
 
     def dims(self):
@@ -124,12 +125,4 @@ class Operator:
                 elif v.shape == self.shape[1:]:
                     v = step.sample(v, n)
             args.append(v)
-        return source, first_differentiable(self.function(*args))
-
-
-def first_differentiable(output):
-    """The first tensor of an output that has a gradient; None without one."""
-    for v in tree_leaves(output):
-        if isinstance(v, torch.Tensor) and v.requires_grad:
-            return v
-    return None
+        return source, tree_leaves(self.function(*args))[self.number]

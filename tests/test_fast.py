@@ -120,6 +120,11 @@ def uses():
     return {
         "a number": (lambda m, x: m.a(x) * m.g, {"g": parameter()}, ()),
         "added and divided": (lambda m, x: (m.a(x) - m.g) / m.h, {"g": g, "h": h}, ()),
+        "a quotient of numbers": (
+            lambda m, x: m.a(x) * (m.g / torch.tensor(2.0)),
+            {"g": parameter()},
+            ("g",),
+        ),
         "by time": (lambda m, x: m.a(x) * m.g, {"g": parameter(4, 1, 6)}, ()),
         "complex": (lambda m, x: (m.a(x) * m.g).imag, {"g": complex_number}, ("g",)),
         "a slice": (lambda m, x: m.a(x) + m.g[:4, None].exp(), {"g": parameter(7, 6)}, ()),
@@ -165,6 +170,52 @@ def test_rows_of_a_layer_that_is_silent_at_first_are_read_when_it_is_not():
     x = torch.randn(32, 4, 5)
     x[:, :, 0] = x[:, :, 0].abs() * (torch.arange(32) >= 24)[:, None]
     assert_exact(Function(gated, b=nn.Linear(5, 6)), x, torch.arange(32) % 3, chunk=8)
+
+
+@torch.library.custom_op("fisher_test::neuron", mutates_args=())
+def neuron(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x * w, x + w
+
+
+def neuron_backward(ctx, d_product, d_sum):
+    x, w = ctx.saved_tensors
+    return d_product * w + d_sum, (d_product * x + d_sum).sum()
+
+
+neuron.register_autograd(
+    neuron_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+)
+
+
+def written_into(m, z, total):
+    weight = torch.zeros(6, 6)
+    weight[:] = m.b.weight
+    return F.linear(z, weight)
+
+
+def input_of_a_layer(m, z, total):
+    return F.linear(m.b.weight, z.flatten(0, 1)).T.view_as(z)
+
+
+@pytest.mark.parametrize(
+    "second_use, slow",
+    [
+        (written_into, ["b.weight"]),
+        (input_of_a_layer, ["b.weight"]),
+        (lambda m, z, total: torch.vmap(m.b)(z), ["b.weight", "b.bias"]),
+        (lambda m, z, total: total, []),
+    ],
+)
+def test_a_second_use_that_only_later_samples_show_is_measured_too(second_use, slow):
+    def gated(m, x):
+        z = m.a(x)
+        product, total = neuron(z, m.g)
+        return m.b(z) + product + (x[..., :1] > 0) * second_use(m, z, total)
+
+    x = torch.randn(9, 4, 5)
+    x[:, :, 0] = x[:, :, 0].abs() * (torch.arange(9) >= 4)[:, None]
+    model = Function(gated, b=nn.Linear(6, 6), g=parameter())
+    assert_exact(model, x, torch.arange(9) % 3, slow)
 
 
 def test_samples_that_end_without_a_loss_have_their_rows():
