@@ -147,6 +147,7 @@ class Recorder(TorchFunctionMode):
         if padding == "same" and all(size % 2 for size in weight.shape[2:]):
             spread = zip(each(dilation, dims), weight.shape[2:])
             padding = tuple(d * (size - 1) // 2 for d, size in spread)
+        padding = 0 if padding == "valid" else padding
         if input.dim() != dims + 2 or isinstance(padding, str):
             return NotImplemented
         geometry = (each(stride, dims), each(padding, dims), each(dilation, dims), groups)
