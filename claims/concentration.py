@@ -2,8 +2,8 @@
 
 Does the temporal Fisher information move to early timesteps during training?
 
-The information centroid IC must fall from the first measured epoch to the last, and end below that
-of a flat curve, both by a ninth of flat.
+The information centroid IC must fall from the first measured epoch to the last one. It must end
+below flat, the centroid of a flat curve. Both differences must be more than a ninth of flat.
 
 What is run: the plain training, measured at several epochs.
 """
@@ -41,7 +41,7 @@ def page(numbers, path):
     ends = {"ic_first": ics[first], "ic": ics[last], "flat": flat}
     answer = (
         f"IC goes from {pages.spread(ics[first])} in epoch {first} to {pages.spread(ics[last])} in "
-        f"epoch {last}, where a flat curve has {flat:g}. Training ends with loss "
+        f"epoch {last}. A flat curve has {flat:g}. Training ends with loss "
         f"{pages.spread(numbers['train_loss'])} and test accuracy "
         f"{pages.spread(numbers['test_accuracy'])}."
     )

@@ -1,11 +1,12 @@
 """The concentration remains under controls.
 
-Is the information still early when other explanations are taken out?
+Is the information still early if other explanations are removed?
 
-Under a control IC must end below that of a flat curve by a ninth of flat.
+With each control, IC must end below flat, the centroid of a flat curve, by more than a ninth of it.
 
-What is run: the trained networks, measured with all labels, on held-out samples, by the output at t
-alone, without the path through the membranes, and by the estimator of the released code.
+What is run: the trained networks are measured in other ways. These are: with all labels, on
+held-out samples, by only the output at t, without the path through the membranes, and by the
+estimator of the released code.
 """
 
 import numpy as np

@@ -1,12 +1,12 @@
 """The gain is late because gradients go back through membranes.
 
-Is the gain I_t / R_t late, and no longer so without the path through the membranes?
+Is the gain I_t / R_t late, and is it not late without the path through the membranes?
 
-The centroid of the gain must be past flat by a ninth of flat. With the path cut (in the measurement
-alone) it must be past flat by less.
+The centroid of the gain must be past flat by more than a ninth of flat. With the path cut (only in
+the measurement) it must be past flat by less.
 
-What is run: the last network of each setting, measured with and without that path, however it was
-trained. The prediction is of the mean of outputs 1..t, or of the output at t alone.
+What is run: the last network of each setting is measured with and without that path. The training
+may have had the path or not. The prediction takes the mean of outputs 1..t, or only output t.
 """
 
 from itertools import product

@@ -1,11 +1,12 @@
-"""How late the gain is follows from the forward pass.
+"""The forward pass predicts how late the gain is.
 
 Do slopes and spikes of the forward pass predict how late the gain I_t / R_t is?
 
-The centroid of the gain by the law must be within a ninth of flat of the measured one. Networks
-with shortcuts have several paths, and are left out.
+The law predicts a centroid of the gain. It must differ from the measured one by less than a ninth
+of flat. Networks with shortcuts have several paths, and are left out.
 
-What is run: measurements of `gain`, with and without the path. kernels.py has the law.
+What is run: the measurements of `gain`, with and without the path through the membranes.
+claims/kernels.py has the law.
 """
 
 import numpy as np

@@ -2,9 +2,10 @@
 
 Does the information of each layer move to early timesteps during training?
 
-The IC of each layer must fall, and end below that of a flat curve, both by a ninth of it.
+The IC of each layer must fall. It must end below flat, the centroid of a flat curve. Both
+differences must be more than a ninth of flat.
 
-What is run: the plain training, and its last networks measured again without the gradient that goes
+What is run: the plain training. Its last networks are measured again without the gradient that goes
 from one timestep to another.
 """
 

@@ -2,10 +2,11 @@
 
 Can a loss move the information at little cost, and does robustness change with it?
 
-A loss must cost less than 0.01 of accuracy against `ce`. Of those that do, the one that moves IC
-furthest must move it by a ninth of flat, and accuracy under PGD by 0.05.
+A loss must cost less than 0.01 of accuracy against `ce`. One of these losses moves IC furthest. It
+must move IC by a ninth of flat, and accuracy under PGD by 0.05.
 
-What is run: a training with each loss and kind of BatchNorm; its networks under PGD and noise.
+What is run: a training with each loss and kind of BatchNorm. Its networks are tested under PGD and
+noise.
 """
 
 from claims import common, figures, pages

@@ -83,11 +83,11 @@ def how(record, name):
     """The paragraphs on the words of the page, and on the command."""
     versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
     return (
-        "A condition is confirmed if its whole interval says so, contradicted if its whole "
-        "interval says the opposite, and else undecided. Intervals are Student's, of the seeds. "
+        "A condition is confirmed if all values of its interval fulfil it. It is contradicted if "
+        "none of them does, and otherwise undecided. Intervals are Student's t, over the seeds. "
         f"Tables have mean ± standard deviation of {record['seeds']} seeds. R_t is the mean "
         "squared residual of the predictions after t steps, L_t is their mean loss.",
         f"`{record['command']}`, revision {record['git']}, {versions}, {record['device']}. "
         f"[{name}.json]({name}.json) has the numbers of each seed. Below are the runs of seed 0. "
-        "RUNS is the folder of the runs, DATA that of the data sets.",
+        "RUNS is the folder of the runs, DATA is the folder of the data sets.",
     )

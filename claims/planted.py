@@ -1,10 +1,10 @@
 """IC says when planted information is there.
 
-Is IC near the timesteps at which the class shows, if it shows at these only?
+The input shows the class at some timesteps only. Is IC near these timesteps?
 
-IC must end within a ninth of flat of the middle of those timesteps.
+IC must end near the middle of these timesteps. It must differ by less than a ninth of flat.
 
-What is run: trainings on frames that show the class at some timesteps only. At the others there is
+What is run: trainings on frames that show the class at some timesteps only. The other frames are
 noise of the same distribution.
 """
 

@@ -1,11 +1,12 @@
 """Few timesteps suffice to search for sparse networks.
 
-Does a search with the few timesteps that carry the information find networks as good in less time?
+Some few timesteps carry the information. Does a search with these find equally good networks in
+less time?
 
 The search `fisher` must lose less than 0.005 of accuracy against `full` at every sparsity, and be
 more than 1.5 times as fast.
 
-What is run: iterative pruning whose search runs all timesteps, or those that a rule chooses.
+What is run: iterative pruning. Its search runs all timesteps, or those that a rule chooses.
 """
 
 from claims import common, figures, pages

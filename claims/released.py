@@ -1,12 +1,12 @@
 """The released estimator squares a mean of gradients.
 
-Does the released code measure another centroid than the information has?
+Does the released code measure another centroid than that of I_t?
 
-IC with means of 16 gradients must be below that of I_t by a ninth of flat.
+IC with means of 16 gradients must be below that of I_t by more than a ninth of flat.
 
-What is run: the trained networks, measured by that estimator with batches of several sizes B, and
-sample by sample, which is B = 1. Others copied the estimator with other B, so the figure says where
-their curves belong.
+What is run: the trained networks are measured by that estimator with batches of several sizes B.
+They are also measured sample by sample: B = 1. Others copied the estimator with other B. The figure
+shows what their curves measure.
 """
 
 import json
@@ -55,13 +55,15 @@ def page(numbers, path):
     lower = common.condition(words, *pair, low=margin)
     answer = (
         f"With B = {RELEASE_BATCH}, as its README says, IC is {lower.effect.mean:.2f} below that "
-        f"of I_t, where flat is {flat:g}."
+        f"of I_t. A flat curve has {flat:g}."
     )
     labels = ("samples B in a mean (1 is I_t itself)", "IC / IC of a flat curve")
     figures.curves({labels: scales(path)}, path, log=True)
     tables = [
         pages.table("Centroids at the end", "samples in a mean, B", rows, {"ic": "IC"}),
-        pages.table("Its share of the squared mean gradient, after t steps", "B", shares),
+        pages.table(
+            "Share of the squared mean gradient in the estimate, after t steps", "B", shares
+        ),
     ]
     return pages.Page([lower], tables, answer)
 

@@ -1,12 +1,12 @@
 """Noise hurts in the early timesteps.
 
-Does noise in the first half of the timesteps, where the information is, cost more accuracy than in
-the last half?
+The paper finds the information in the first half of the timesteps. Does noise there cost more
+accuracy than in the last half?
 
 The first half must cost 0.02 of accuracy more than the last half.
 
-What is run: the trained networks, with noise and blur in the first half of the timesteps, in the
-last half, and in all; there also under attacks.
+What is run: the trained networks get noise and blur in the first half of the timesteps, in the last
+half, and in all. In all timesteps they are also attacked.
 """
 
 from claims import common, figures, pages

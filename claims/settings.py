@@ -3,10 +3,11 @@
 Does the information move to early timesteps with other architectures, T, neurons, norms,
 optimizers, encodings and amounts of data, too?
 
-In each setting IC must fall, and end below that of a flat curve, both by a ninth of flat.
+In each setting IC must fall. It must end below flat, the centroid of a flat curve. Both differences
+must be more than a ninth of flat.
 
-What is run: a training of each setting and of parts of other data sets, measured in its first and
-last epoch, with the labels of the data and with labels that the network predicts.
+What is run: a training of each setting, and of parts of other data sets. The first and the last
+epoch are measured, with the labels of the data and with labels drawn from the prediction.
 """
 
 from itertools import product
