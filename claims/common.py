@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from drawing import mean_and_deviation
 from fisher import centroid, quotient
 from utils import FISHER_FILE, LOG_FILE, ROBUSTNESS_FILE, read_lines
 
@@ -84,12 +85,6 @@ class Effect(NamedTuple):
 def array(values):
     """The values of the seeds, NaN for None. A number is as one seed."""
     return np.atleast_1d(np.array(values, dtype=float))
-
-
-def mean_and_deviation(values):
-    """The mean and the standard deviation of the seeds; that of one seed is 0."""
-    values = array(values)
-    return values.mean(), values.std(ddof=min(1, len(values) - 1))
 
 
 def difference(first, second):

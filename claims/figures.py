@@ -1,7 +1,6 @@
 """The three kinds of figures of the claims, for the width of a page. Values of seeds are shown as
 mean and standard deviation. "flat" is the centroid of a flat curve, in grey."""
 
-from claims.common import mean_and_deviation
 from drawing import (
     COLOURS,
     GREY,
@@ -10,6 +9,7 @@ from drawing import (
     LogLocator,
     NullLocator,
     matplotlib,
+    mean_and_deviation,
     shades,
     write,
 )

@@ -18,12 +18,8 @@ from train_snn import setup
 from train_snn_fisherinfo import fisher_batches
 from utils import load_checkpoint, load_weights
 
-COLUMNS = {
-    "flat": "flat",
-    "measured": "measured",
-    "law": "by the law",
-    "cut": "with the path cut",
-}
+KINDS = {"measured": "measured", "law": "by the law", "cut": "with the path cut"}
+COLUMNS = {"flat": "flat"} | KINDS
 NETWORK = "whole network"
 
 
@@ -39,20 +35,15 @@ def numbers(study, folders):
     rows, groups = {}, runs(study)
     for name in [key for key in folders if isinstance(key, str)]:
         path, cut = folders[name, WITH], folders[name, CUT]
-        parts = common.measured(cut, "layers")
-        predicted = []
-        for part, run in zip(parts, groups[name, WITH]):
+        curves = {"measured": common.measured(path, "layers"), "law": []}
+        curves["cut"] = common.measured(cut, "layers")
+        for by_layer, run in zip(curves["cut"], groups[name, WITH]):
             factor_of = predict(study, run)
-            predicted.append({layer: np.multiply(part[layer], factor_of[layer]) for layer in part})
+            law = {layer: np.multiply(curve, factor_of[layer]) for layer, curve in by_layer.items()}
+            curves["law"].append(law)
         residuals = common.measured(cut, "prefix_residual")
-        centroids = {
-            "measured": gain_by_layer(common.measured(path, "layers"), residuals),
-            "law": gain_by_layer(predicted, residuals),
-            "cut": gain_by_layer(parts, residuals),
-        }
-        layers = {}
-        for layer in centroids["cut"]:
-            layers[layer] = {kind: centroids[kind][layer] for kind in centroids}
+        gains = {kind: gain_by_layer(curves[kind], residuals) for kind in KINDS}
+        layers = {layer: {kind: gains[kind][layer] for kind in KINDS} for layer in gains["cut"]}
         rows[name] = {"timestep": common.measured(cut, "timestep")[0], "layers": layers}
     return rows
 
@@ -65,14 +56,13 @@ def predict(study, run):
     return factors(model, kernels(model.eval(), fisher_batches(args, train_set)))
 
 
-def gain_by_layer(parts, residuals):
-    """{layer: centroids of its part of the gain, a value a seed}, and of the whole network, from
-    parts of I_t {layer: [T]} and R_t [T] of each seed."""
-    curves = {layer: [part[layer] for part in parts] for layer in parts[0]}
+def gain_by_layer(seeds, residuals):
+    """{layer: centroids of its gain, one per seed}, and of the whole network, from I_t of each
+    layer {layer: [T]} and R_t [T] of each seed."""
+    curves = {layer: [by_layer[layer] for by_layer in seeds] for layer in seeds[0]}
     curves[NETWORK] = np.sum(list(curves.values()), 0)
-    return {
-        layer: common.centroids(common.divided(part, residuals)) for layer, part in curves.items()
-    }
+    gains = {layer: common.divided(curve, residuals) for layer, curve in curves.items()}
+    return {layer: common.centroids(gain) for layer, gain in gains.items()}
 
 
 def page(numbers, path):
@@ -87,8 +77,7 @@ def page(numbers, path):
             if layer != NETWORK:
                 by_layer[name, layer] = centroids | {"flat": row["flat"]}
     panels = {"whole networks, a dot per setting": rows, "layers of all settings": by_layer}
-    kinds = ("measured", "law", "cut")
-    shares = {title: common.shares_of_flat(group, kinds) for title, group in panels.items()}
+    shares = {title: common.shares_of_flat(group, KINDS) for title, group in panels.items()}
     figures.scatter(shares, path)
     plain = numbers[settings.PLAIN]
     layers = common.with_flat(plain["layers"], plain["timestep"])

@@ -4,7 +4,7 @@ import json
 import re
 from typing import NamedTuple
 
-from claims.common import mean_and_deviation
+from drawing import mean_and_deviation
 from utils import write_atomically
 
 

@@ -40,7 +40,10 @@ def numbers(study, folders):
             key = (times if line["times"] else "none", threat, strength)
             seeds.setdefault(key, {})[network] = line["attacked"]
     heads = ("times", "threat", "strength")
-    return [dict(zip(heads, key)) | {"accuracy": [*own.values()]} for key, own in seeds.items()]
+    return [
+        dict(zip(heads, key)) | {"accuracy": [*accuracies.values()]}
+        for key, accuracies in seeds.items()
+    ]
 
 
 def page(numbers, path):

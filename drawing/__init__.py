@@ -5,7 +5,7 @@ import io
 import os
 from pathlib import Path
 
-import torch
+import numpy as np
 
 # The import of matplotlib fails if MPLBACKEND names a backend that is not installed. A notebook may
 # set it. Figures are files and need no backend. So other modules import matplotlib from this one.
@@ -52,11 +52,11 @@ def label(line):
     return str(line.get("epoch", "measurement"))
 
 
-def mean_and_deviation(rows):
-    """Mean and standard deviation over the rows, one for each seed. A single row has deviation 0.
-    None counts as NaN."""
-    values = torch.tensor([[torch.nan if v is None else v for v in row] for row in rows]).double()
-    return values.mean(0), values.std(0, correction=min(1, len(rows) - 1))
+def mean_and_deviation(seeds):
+    """Mean and standard deviation over the seeds, the first dimension. The deviation of one seed
+    is 0. A number counts as one seed, None as NaN."""
+    values = np.atleast_1d(np.array(seeds, dtype=float))
+    return values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
 
 
 def legend_below(axis, columns, title=None):

@@ -68,9 +68,9 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
     or depend on other samples, if T differs between samples, if the gradient of a parameter is
     hidden, as by a reentrant checkpoint, and for arguments or outputs of another form.
 
-    Caveats: two things go unseen if the first batch does not show them. One is an order of samples
-    that depends on their content. The other is a second use of a parameter that Python does not
-    see, such as in a torch.autograd.Function.
+    Caveats: two things can go unseen. One is an order of samples that depends on their content, if
+    passes 1, 2, 4, 8, ... do not show it. The other is a second use of a parameter that Python does
+    not see, such as in a torch.autograd.Function, if the first two samples do not show it.
     """
     return TemporalFisher(model, prefix, chunk, skip)(x, y)
 
@@ -98,6 +98,7 @@ class TemporalFisher:
         self.model, self.prefix, self.chunk = model, prefix, chunk
         self.timesteps = None  # T, known from the first batch on
         self.slow = set()  # parameters that are measured by the definition
+        self.number = -1  # of the last pass; that of the comparison is pass 0
         self.samples = None  # in the last pass
         self.shapes, self.layouts = [], []  # of the calls in the last pass
         self.time_is_outermost = True  # until a signal says otherwise
@@ -182,11 +183,13 @@ class TemporalFisher:
 
         Layouts stay from pass to pass. They are read again if calls have changed, if several
         layouts fit a call, for example a call without a signal, and if there are so few samples
-        that rows sorted by content may be in order by chance.
+        that rows sorted by content may be in order by chance. Passes 2, 4, 8, ... read them too.
         """
         samples, shapes = losses.shape[1], [call.shape for call in calls]
         same = (samples, shapes) == (self.samples, self.shapes)
-        if not same or samples < FEW_SAMPLES or self.unsure():
+        self.number += 1
+        due = self.number & (self.number - 1) == 0  # 0 or a power of 2
+        if not same or due or samples < FEW_SAMPLES or self.unsure():
             self.samples, self.shapes = samples, shapes
             self.layouts = layouts_of(calls, signals, losses[-1])
             if self.unsure() or self.prefix == "instant":  # the last loss is not enough

@@ -5,6 +5,7 @@ import warnings
 import torch
 from torch import nn
 
+import archs
 from fisher import one_by_one, temporal_fisher
 
 
@@ -16,6 +17,11 @@ def settle(model):
         elif name.endswith("running_mean"):
             buffer.normal_(0, 0.1)
     return model.eval()
+
+
+def network(arch="vgg5", timestep=3, size=8, **options):
+    shape = {"num_classes": 4, "in_channels": 2, "image_size": size, "width": 0.1}
+    return settle(archs.build(arch, timestep=timestep, **shape | options))
 
 
 def assert_same(norms, expected, tolerance=1e-9):

@@ -174,3 +174,14 @@ def test_bad_flags_end_a_script_with_one_line_and_status_2(tmp_path):
     assert error == (
         "train_snn.py: error: unknown argument --timestp, see --help; did you mean --timestep?\n"
     )
+
+
+def test_a_dry_run_takes_the_flags_of_a_long_run():
+    argv = ["--epochs", "300", "--save_epochs", "200", "--dry_run"]
+    assert config.parse("train_snn", argv).epochs == 2
+
+
+def test_without_a_run_to_resume_a_new_one_is_announced(tmp_path, capsys):
+    config.parse("train_snn", ["--resume", "--out_dir", str(tmp_path), "--exp_name", "run"])
+    warning = f"warning: there is no run {tmp_path / 'run'}: a new one starts\n"
+    assert capsys.readouterr().err == warning

@@ -75,6 +75,21 @@ def test_images_and_planted_frames_are_standardised_by_channel(name):
     assert (channels.std(1) - 1).abs().max() < 1e-3
 
 
+def test_standardise_chooses_what_is_done_to_images():
+    x = torch.rand(5, 3, 32, 32)
+    rules = ("mean_std", "std", "none")
+    both, scaled, plain = (load("--dataset", "fake", "--standardise", rule)[0] for rule in rules)
+    mean, std = both.mean.view(3, 1, 1), both.std.view(3, 1, 1)
+    torch.testing.assert_close(both.encode(x), (x - mean) / std)
+    torch.testing.assert_close(scaled.encode(x), x / std)
+    torch.testing.assert_close(plain.encode(x), x)
+
+
+def test_a_constant_channel_is_not_divided_by_0():
+    mean, std = data.channel_statistics(torch.full((4, 1, 8, 8), 51, dtype=torch.uint8), 255)
+    assert (mean.item(), std.item()) == (pytest.approx(0.2), 1)
+
+
 def test_frames_are_counts_so_the_largest_stands_for_1_and_zero_stays_zero(tmp_path):
     x_train = np.random.default_rng(0).integers(0, 6, (40, 3, 2, 8, 8)).astype(np.uint8)
     x_test = np.full((2, 3, 2, 8, 8), 9, np.uint8)

@@ -1,12 +1,11 @@
-"""The fast estimator is the definition: on every network here, on networks of other people, or it
-refuses with the cure."""
+"""The fast estimator is the definition: on every network here, and on networks of other people."""
 
 import gc
 
 import pytest
 import torch
 import torch.nn.functional as F
-from models import Function, Loop, Tokens, assert_exact, assert_same, settle
+from models import Function, Loop, Tokens, assert_exact, assert_same, network, settle
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,11 +13,6 @@ import archs
 from fisher import TemporalFisher, one_by_one, temporal_fisher
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def network(arch="vgg5", timestep=3, size=8, **options):
-    shape = {"num_classes": 4, "in_channels": 2, "image_size": size, "width": 0.1}
-    return settle(archs.build(arch, timestep=timestep, **shape | options))
 
 
 @pytest.mark.parametrize("arch", archs.ARCHS)
@@ -218,6 +212,12 @@ def test_a_second_use_that_only_later_samples_show_is_measured_too(second_use, s
     assert_exact(model, x, torch.arange(9) % 3, slow)
 
 
+def test_an_order_by_content_that_the_second_pass_shows_is_measured_too():
+    model, x = Function(sorted_by_content), torch.randn(16, 4, 5)
+    x = x[torch.cat([x[:8, 1, 1].argsort(), torch.arange(8, 16)])]  # the first 8 are in order
+    assert_exact(model, x, torch.arange(16) % 3, slow=["a.weight", "a.bias"], chunk=8)
+
+
 def test_samples_that_end_without_a_loss_have_their_rows():
     model = Function(lambda m, x: samples_first(m.a, x))
     x = torch.randn(32, 4, 5)
@@ -309,106 +309,6 @@ def test_a_hook_of_a_gradient_is_obeyed():
     model.a.weight.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
     x = torch.randn(4, 4, 5) * torch.tensor([0.01, 0.01, 10, 10]).view(-1, 1, 1)
     assert_exact(model, x, torch.arange(4) % 3, slow=["a.weight"])
-
-
-# -------------------------------------------------------------------- what is refused
-
-
-def refused(model, words, x=None, y=None, **options):
-    x = torch.randn(4, 4, 5) if x is None else x
-    y = torch.arange(4) % 3 if y is None else y
-    with pytest.raises(ValueError, match=words):
-        temporal_fisher(model, x, y, **options)
-
-
-MIXING = {
-    "mean": lambda z: z - z.mean(1, keepdim=True),
-    "attention": lambda z: (z @ z.mT).softmax(2) @ z,
-    "chance": lambda z: F.dropout(z, 0.01),
-    "early exit": lambda z: z[: 2 + int((z.detach()[0].amax(1) > 0.7).sum())],
-}
-
-
-@pytest.mark.parametrize("name", MIXING)
-def test_samples_that_depend_on_each_other_or_on_chance_are_refused(name):
-    model = Function(lambda m, x: MIXING[name](m.a(x)))
-    refused(model, r"depend on the others|second model\(x\)|same T")
-
-
-class KeepsItsMembrane(nn.Module):
-    """Its membranes are those that the last call left; while it is silent, outputs do not tell."""
-
-    def __init__(self, silent, detach):
-        super().__init__()
-        self.layer, self.readout, self.v = nn.Linear(5, 6), nn.Linear(6, 3), None
-        self.threshold, self.detach = 100 * silent, detach
-
-    def forward(self, x):
-        v = 0 if self.v is None else self.v[: len(x)] / 2
-        self.v = v + self.layer(x[:, 0])
-        spikes = archs.neuron.Spike.apply(self.v - self.threshold, archs.LIF())
-        self.v = self.v.detach() if self.detach else self.v
-        return self.readout(spikes).unsqueeze(0)
-
-
-@pytest.mark.parametrize("silent", [0, 1])
-@pytest.mark.parametrize("detach", [True, False])
-def test_membranes_that_are_kept_are_refused(silent, detach):
-    refused(KeepsItsMembrane(silent, detach).eval(), r"second model\(x\)")
-
-
-def test_train_mode_is_refused_by_the_name_of_the_layer():
-    model = network()
-    model.bn1.train()
-    refused(model, r"bn1 is in train mode: call model.eval\(\)", torch.randn(4, 2, 8, 8))
-
-
-class Recomputes(torch.autograd.Function):
-    """A layer that recomputes itself in the backward pass, as reversible blocks do."""
-
-    @staticmethod
-    def forward(ctx, x, layer):
-        ctx.layer = layer
-        ctx.save_for_backward(x)
-        return layer(x)
-
-    @staticmethod
-    def backward(ctx, d):
-        x = ctx.saved_tensors[0].detach().requires_grad_()
-        with torch.enable_grad():
-            ctx.layer(x).backward(d)
-        return x.grad, None
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda m, x: Recomputes.apply(x.requires_grad_(), m.a),
-        lambda m, x: checkpoint(m.a, x.requires_grad_(), use_reentrant=True),
-        lambda m, x: checkpoint(torch.tanh, m.a(x), use_reentrant=True),
-    ],
-)
-def test_gradients_that_autograd_grad_does_not_see_are_refused(function):
-    model = Function(function)
-    refused(model, "use_reentrant=False")
-    assert model.a.weight.grad is None
-
-
-def test_arguments_and_outputs_of_another_form_are_refused_with_the_cure():
-    """The test of `measure` has others."""
-    model = Function(lambda m, x: m.a(x))
-    refused(nn.Linear(5, 3).eval(), r"\[T, N, classes\]; it gives \[2, 3\]", torch.randn(4, 5))
-    refused(Function(lambda m, x: m.a(x.mul_(2))), "leave x as it is")
-    pair = Function(lambda m, x: m.a(x))
-    pair.forward = lambda x: (x[0, 0], model(x))
-    refused(pair, r"return only outputs \[T, N, classes\], for example outputs\[1\]")
-    refused(Function(lambda m, x: m.a(x.view(4, 4, 5))), r"model\(x\) fails for 2 samples: shape")
-    refused(model, r"x is samples first and has 6", torch.randn(6, 4, 5))
-    refused(model, "chunk must be from 1 to 64, not -1", chunk=-1)
-    refused(model, "unknown prefix 'all'", prefix="all")
-    refused(model, "no parameter", skip=("*",))
-    model.forward = torch.no_grad()(model.forward)
-    refused(model, "no_grad")
 
 
 # -------------------------------------------------------------------- models of other libraries
