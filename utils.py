@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -168,7 +169,7 @@ class Run:
         elif any(self.folder.glob("*.jsonl")):
             raise BadInput(f"{self.folder} holds a run without its {ARGS_FILE}: restore that file")
         else:
-            record["args"] = vars(args)
+            record["args"] = dict(vars(args))
         try:
             (self.folder / "figures").mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.folder, os.O_RDONLY)
@@ -177,6 +178,8 @@ class Run:
             raise BadInput(f"{self.folder} is in use: wait for the other process") from error
         except OSError as error:
             raise BadInput(f"{self.folder} cannot be written: {error}") from error
+        if record["args"].get("tau") == math.inf:
+            record["args"]["tau"] = "inf"  # JSON has no infinity
         self.write_json(ARGS_FILE, record)
 
     def __enter__(self):
@@ -195,7 +198,8 @@ class Run:
 
     def write_json(self, name, content):
         if rank() == 0:
-            write_atomically(self.folder / name, json.dumps(content, indent=1).encode())
+            text = json.dumps(content, indent=1, allow_nan=False)
+            write_atomically(self.folder / name, text.encode())
 
     def write_lines(self, name, records):
         """Write a JSON-lines file."""
@@ -228,9 +232,12 @@ def read_record(path):
     """The content of an args.json. Raises BadInput if it is damaged."""
     try:
         record = json.loads(Path(path).read_text())
-        return record | {"args": dict(record["args"])}
+        args = dict(record["args"])
     except (ValueError, TypeError, KeyError) as error:
         raise BadInput(f"{path} is damaged: restore it, or remove the folder") from error
+    if args.get("tau") == "inf":
+        args["tau"] = math.inf
+    return record | {"args": args}
 
 
 def environment(device):

@@ -38,6 +38,14 @@ def test_resume_needs_no_flags_and_records_each_start(undrawn, tmp_path):
     assert len(record["resumed"]) == 2
 
 
+def test_an_infinite_time_constant_is_resumed_and_args_json_stays_strict_json(undrawn, tmp_path):
+    folder = run(tmp_path, "--tau", "inf")
+    for _ in range(2):
+        run(tmp_path, "--resume", flags=[])
+        text = (folder / "args.json").read_text()
+        assert json.loads(text, parse_constant=pytest.fail)["args"]["tau"] == "inf"
+
+
 @pytest.mark.parametrize(
     ("script", "argv", "message"),
     [
