@@ -1,4 +1,4 @@
-"""Synaptic operations of a spiking network, and those of the same network without spikes."""
+"""Spikes and synaptic operations of a network, and operations of the same one without spikes."""
 
 from contextlib import contextmanager
 from math import gcd
@@ -7,9 +7,38 @@ import torch
 from torch import nn
 
 from archs import after_each
+from user_code import first_tensor
 from utils import of_all
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+@contextmanager
+def count_spikes(model, names):
+    """In the `with` block, count the spikes of the modules `names` of `model`.
+
+    Yields two dicts {name: number}, complete after the block: spikes, and neurons times timesteps.
+    Both are sums over samples.
+    """
+    spikes, neurons = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+
+    def count(name, module, inputs, output):
+        if name in spikes:
+            output = first_tensor(output)
+            spikes[name] += output.mean() * output.numel()
+            neurons[name] += output.numel()
+
+    with after_each(model, nn.Module, count):
+        yield spikes, neurons
+    for name, number in spikes.items():
+        spikes[name] = float(number)
+
+
+def spike_rates(counts):
+    """Spikes per neuron and timestep, {name: rate}, from the `counts` of `count_spikes` in all
+    processes."""
+    spikes, neurons = (sum_by_layer(shares) for shares in zip(*of_all(counts)))
+    return {name: spikes[name] / neurons[name] for name in spikes}
 
 
 @contextmanager

@@ -43,7 +43,7 @@ import user_code
 import utils
 from drawing.robustness import inputs_figure
 from fisher import prefix_losses, prefix_outputs
-from operations import count_operations, operations_per_image
+from operations import count_operations, count_spikes, operations_per_image, spike_rates
 from parser import expand_epochs
 from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, of_all, processes, rank
 
@@ -198,23 +198,14 @@ def evaluate(model, dataset, args):
     with weights. Several processes share the batches."""
     model.eval()
     loss = correct = torch.zeros(args.timestep, device=dataset.device)
-    names = archs.lif_layers(model) or user_code.spiking_layers(model, dataset, args)
-    spikes, places = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-
-    def count_spikes(name, module, inputs, output):
-        if name in spikes:
-            output = user_code.first_tensor(output)
-            spikes[name] += output.mean() * output.numel()
-            places[name] += output.numel()
-
+    spiking = archs.lif_layers(model) or user_code.spiking_layers(model, dataset, args)
     batches = dataset.batches(args.batch_size, args.seed)
-    with archs.after_each(model, nn.Module, count_spikes), count_operations(model) as operations:
+    with count_spikes(model, spiking) as spikes, count_operations(model) as operations:
         for x, y in islice(batches, rank(), None, processes()):
             outputs = model(dataset.encode(x))  # (T, N, classes)
             loss = loss + prefix_losses(outputs, y).sum(1)
             correct = correct + (prefix_outputs(outputs).argmax(2) == y).sum(1)
-    spikes = {name: float(count) for name, count in spikes.items()}
-    loss_sums, corrects, spikes, places = zip(*of_all((loss.cpu(), correct.cpu(), spikes, places)))
+    loss_sums, corrects = zip(*of_all((loss.cpu(), correct.cpu())))
     prefix_loss = sum(loss_sums) / len(dataset)
     prefix_accuracy = (sum(corrects) / len(dataset)).tolist()
     check_finite(prefix_loss, "validation")
@@ -223,10 +214,7 @@ def evaluate(model, dataset, args):
         "test_accuracy": prefix_accuracy[-1],
         "prefix_loss": prefix_loss.tolist(),
         "prefix_accuracy": prefix_accuracy,
-        "spike_rate": {
-            name: sum(counts[name] for counts in spikes) / sum(counts[name] for counts in places)
-            for name in spikes[0]
-        },
+        "spike_rate": spike_rates(spikes),
     } | operations_per_image(operations, len(dataset), args.timestep)
 
 
