@@ -32,8 +32,8 @@ def runs(study):
 
 def released(study, size):
     """The trained networks, measured by the estimator of the released code with means of `size`
-    samples: of at most 200 means, and of at least two."""
-    samples = max(2 * size, min(200 * size, study.scale.release_samples))
+    samples."""
+    samples = study.scale.release_samples
     flags = ("--fisher_estimator release --fisher_batch", size, "--fisher_samples", samples)
     return study.measure(f"controls {RELEASED} {size}", study.trained(), *flags)
 

@@ -62,7 +62,7 @@ class Scale:
     losses: dict = field(default_factory=lambda: losses("1.5", "3", "4"))
     attacks: str = ""  # flags of every evaluation of robustness
     eps: int = 4  # in 1/255: PGD with it costs a network half of its accuracy or more
-    release_samples: int = 12800  # the released estimator takes no more
+    release_samples: int = 12800  # for the released estimator
     planted: str = LAST  # flags of the trainings on planted information
     planted_times: tuple = ((1, 2), (4, 5), (7, 8), (1, 2, 3, 4, 5, 6, 7, 8))
     searches: tuple = ("full", "fisher", "1", "one_shot")  # of pruning
@@ -124,7 +124,7 @@ SCALES = {
         losses={"ce": "", "tet": "--loss tet"},
         attacks="--robust_samples 16 --attack_steps 1 --attack_surrogate own",
         eps=32,
-        release_samples=64,
+        release_samples=256,
         planted="--epochs 2 --datanum 64 --fisher_samples 8 --fisher_epochs 2",
         planted_times=((1, 2),),
         searches=("full", "fisher"),
