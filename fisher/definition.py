@@ -147,8 +147,9 @@ def centroid(curve):
     return torch.tensordot(steps, curve, 1) / curve.sum(0)
 
 
-def centroid_interval(samples, other=None, draws=2000, level=0.95, seed=0):
-    """Bootstrap percentile interval (low, high) of the centroid, from squared norms [T, N].
+def centroid_interval(samples, other=None, draws=2000, seed=0):
+    """95 % bootstrap percentile interval (low, high) of the centroid, from squared norms [T, N].
+    Draws without information do not count.
 
     `other` [T, N] has the same samples at another moment. Then it is the interval of the difference
     of the two centroids. Both come from the same draw, so what a sample adds to both cancels.
@@ -160,8 +161,7 @@ def centroid_interval(samples, other=None, draws=2000, level=0.95, seed=0):
     drawn = centroid(samples.cpu().double() @ weights.T)
     if other is not None:
         drawn = drawn - centroid(other.cpu().double() @ weights.T)
-    tail = (1 - level) / 2
-    return tuple(drawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist())
+    return tuple(drawn.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist())
 
 
 def quotient(curve, divisor):
@@ -192,7 +192,8 @@ def check_arguments(x, y, prefix):
 
 
 def check_outputs(outputs, x, y):
-    """The outputs of model(x). Raises ValueError if they are not [T, N, classes] with a graph."""
+    """The outputs of model(x), at least in float32. Raises ValueError if they are not [T, N,
+    classes] with a graph."""
     if isinstance(outputs, tuple | list):
         number = next((i for i, o in enumerate(outputs) if getattr(o, "ndim", 0) == 3), 0)
         raise ValueError(
@@ -212,4 +213,4 @@ def check_outputs(outputs, x, y):
         raise ValueError(f"labels are for {len(y)} timesteps, but the model has {len(outputs)}")
     if y.max() >= outputs.shape[2]:
         raise ValueError(f"label {int(y.max())} is none of the model's {outputs.shape[2]} classes")
-    return outputs
+    return at_least_single(outputs)

@@ -1,10 +1,10 @@
-"""The temporal Fisher information in one forward and T or T + 1 backward passes per batch.
+"""The temporal Fisher information from one forward and T + 1 backward passes for each chunk.
 
     from fisher import temporal_fisher
     norms = temporal_fisher(model, x, y)        # {parameter name: [T, N]}
     I = sum(norms.values()).mean(1)             # [T]
 
-For each batch:
+A chunk is at most 64 samples of a batch. For each chunk:
 
  1. The model runs once. A recorder notes the calls that use parameters (record.py).
  2. One more backward pass tells which sample each row of a call belongs to (layout.py).
@@ -33,13 +33,13 @@ from fisher.definition import (
     prefix_losses,
     squared_norm,
 )
-from fisher.layout import gradients, layouts_of, precision
+from fisher.layout import gradients, precision, read_layouts
 from fisher.norms import Norms
 from fisher.record import Recorder
 
-MOST_SAMPLES = 64  # float32 has powers of 2 for so many
-FEW_SAMPLES = 8
-CPU_NUMBERS = 2**24  # in all outputs of one pass: with more, a CPU waits for its memory
+# Samples in a chunk. float32 has powers of 2 for 64 samples, float16 for 16.
+MOST_SAMPLES, HALF_SAMPLES, FEW_SAMPLES = 64, 16, 8
+CPU_NUMBERS = 2**24  # in the outputs of all calls of a chunk: with more, a CPU waits for memory
 KEEPS = (
     "a second model(x) gives other outputs or gradients: reset its membranes in forward, draw no "
     "random numbers there, leave x as it is, or call model.eval()"
@@ -57,8 +57,8 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
         y: labels [N], or [T, N] with a label for each t.
         prefix: "cumulative" predicts by the mean of outputs 1..t (the paper), "instant" only by the
             output at t.
-        chunk: samples in one pass, at most 64; without it 64 on a GPU, 8 to 64 on a CPU. If memory
-            runs out, half as many are tried.
+        chunk: samples that are measured at once, at most 64; without it 64 on a GPU, 8 to 64 on a
+            CPU. If memory runs out, half as many are tried.
         skip: shell patterns of parameters to leave out, for example ("*.w",).
 
     Returns {parameter name: [T, N]} for all that require a gradient, in the order of the network.
@@ -68,9 +68,8 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
     or depend on other samples, if T differs between samples, if the gradient of a parameter is
     hidden, as by a reentrant checkpoint, and for arguments or outputs of another form.
 
-    Caveats: two things can go unseen. One is an order of samples that depends on their content, if
-    passes 1, 2, 4, 8, ... do not show it. The other is a second use of a parameter that Python does
-    not see, such as in a torch.autograd.Function, if the first two samples do not show it.
+    Caveat: a second use of a parameter can go unseen if Python does not see it, as in a
+    torch.autograd.Function, and if the first two samples do not show it.
     """
     return TemporalFisher(model, prefix, chunk, skip)(x, y)
 
@@ -87,20 +86,16 @@ class TemporalFisher:
     """
 
     def __init__(self, model, prefix="cumulative", chunk=None, skip=()):
-        patterns = [skip] if isinstance(skip, str) else skip
-        names = measured(model)
-        skipped = {name for name in names for pattern in patterns if fnmatch(name, pattern)}
-        self.parameters = measured(model, names.keys() - skipped)
-        if not self.parameters:
-            raise ValueError("no parameter is left to measure: check requires_grad and skip")
         if chunk is not None and not 1 <= chunk <= MOST_SAMPLES:
             raise ValueError(f"chunk must be from 1 to {MOST_SAMPLES}, not {chunk}")
-        self.model, self.prefix, self.chunk = model, prefix, chunk
+        self.model, self.prefix = model, prefix
+        self.parameters = measured(model, names_without(skip, list(measured(model))))
+        if not self.parameters:
+            raise ValueError("no parameter is left to measure: check requires_grad and skip")
+        self.chunk = chunk
         self.timesteps = None  # T, known from the first batch on
+        self.numbers = None  # in the outputs of all calls, of one sample
         self.slow = set()  # parameters that are measured by the definition
-        self.number = -1  # of the last pass; that of the comparison is pass 0
-        self.samples = None  # in the last pass
-        self.shapes, self.layouts = [], []  # of the calls in the last pass
         self.time_is_outermost = True  # until a signal says otherwise
 
     def __call__(self, x, y):
@@ -110,30 +105,23 @@ class TemporalFisher:
         with as_written(), torch.enable_grad():
             if self.timesteps is None:
                 self.compare(x, y)
-                self.chunk = self.chunk or self.default_chunk(x.device)
+                self.chunk = self.chunk or default_chunk(x, self.numbers)
             chunks, start = [], 0
             while start < len(x):
                 chunk = slice(start, start + self.chunk)
                 try:
-                    chunks.append(self.measure(x[chunk], y[..., chunk]))
+                    chunks.append(self.measure_chunk(x[chunk], y[..., chunk]))
                     start += self.chunk
                 except RuntimeError as error:
-                    if self.chunk == 1 or "memory" not in str(error):
+                    if self.chunk == 1 or not out_of_memory(error):
                         raise
                     self.chunk //= 2
         return {name: torch.cat([norms[name] for norms in chunks], 1) for name in self.parameters}
 
-    def default_chunk(self, device):
-        """Samples in one pass, chosen by the sizes of the outputs for two samples."""
-        if device.type != "cpu":
-            return MOST_SAMPLES
-        numbers = sum(math.prod(shape) for shape in self.shapes) // 2
-        return min(max(CPU_NUMBERS // max(numbers, 1), FEW_SAMPLES), MOST_SAMPLES)
+    # ---------------------------------------------------------------- one chunk
 
-    # ---------------------------------------------------------------- one batch
-
-    def measure(self, x, y):
-        """{name: [T, N]} of one pass; by the definition for parameters that it does not cover."""
+    def measure_chunk(self, x, y):
+        """{name: [T, N]} of one chunk; by the definition for parameters that no rule covers."""
         count = len(x)
         x, y = at_least_two(x, y)
         try:
@@ -160,10 +148,11 @@ class TemporalFisher:
         signals = gradients(losses[-1].sum(), recorder.calls)
         pairs = [(c, d) for c, d in zip(recorder.calls, signals) if d is not None and d.numel()]
         calls, signals = [call for call, _ in pairs], [d for _, d in pairs]
-        self.read_layouts(calls, signals, losses)
+        self.numbers = sum(math.prod(call.shape) for call in calls) // len(x)
+        read_layouts(calls, signals, losses, self.prefix)
         covered = self.parameters.keys() - self.slow - uncovered(recorder, losses, calls)
         norms = Norms(recorder, calls, covered, losses)
-        later = [torch.tensor(False, device=losses.device)]
+        later = torch.tensor(False, device=losses.device)
         for t in range(self.timesteps, 0, -1):
             if self.time_is_outermost:
                 for call in calls:
@@ -172,35 +161,11 @@ class TemporalFisher:
                 signals = gradients(losses[t - 1].sum(), calls)
                 for call, d in zip(calls, signals):
                     if call.reach.rows is not None:
-                        later.append(d[call.reach.rows :].any())  # read below: a GPU would wait
+                        later |= d[call.reach.rows :].any()  # read below: a GPU would wait
             norms.add(t, [d[: call.reach.rows] for call, d in zip(calls, signals)])
-        if torch.stack(later).any():
+        if later:
             raise LaterSignal
         return norms.by_name
-
-    def read_layouts(self, calls, signals, losses):
-        """Give each call its layout, from the losses [T, N] and the signals of the last loss.
-
-        Layouts stay from pass to pass. They are read again if calls have changed, if several
-        layouts fit a call, for example a call without a signal, and if there are so few samples
-        that rows sorted by content may be in order by chance. Passes 2, 4, 8, ... read them too.
-        """
-        samples, shapes = losses.shape[1], [call.shape for call in calls]
-        same = (samples, shapes) == (self.samples, self.shapes)
-        self.number += 1
-        due = self.number & (self.number - 1) == 0  # 0 or a power of 2
-        if not same or due or samples < FEW_SAMPLES or self.unsure():
-            self.samples, self.shapes = samples, shapes
-            self.layouts = layouts_of(calls, signals, losses[-1])
-            if self.unsure() or self.prefix == "instant":  # the last loss is not enough
-                total = losses.sum(0)
-                self.layouts = layouts_of(calls, gradients(total.sum(), calls), total)
-        for call, layouts in zip(calls, self.layouts):
-            call.layout = layouts[0] if layouts else None
-
-    def unsure(self):
-        """Whether several layouts fit one of the calls."""
-        return any(len(layouts) > 1 for layouts in self.layouts)
 
     def note_slow(self, names):
         """Note parameters that the definition measures from now on, and warn once about each."""
@@ -217,27 +182,29 @@ class TemporalFisher:
         """Compare two samples with the definition. The definition measures parameters that differ.
         Raises ValueError if the information of the model has no meaning."""
         x, y = at_least_two(x[:2].clone(), y[..., :2])
-        self.check_independence(x, y)
+        near = precision(self.check_independence(x, y))
         options = {"prefix": self.prefix, "names": self.parameters}
         try:
             with without_grad(self.model):
                 expected = one_by_one(self.model, x, y, **options)
-                again = one_by_one(self.model, x[1:], y[..., 1:], **options)
-                last = self.norms_of_backward(x[[1, 1]], y[..., [1, 1]])
+                second = one_by_one(self.model, x[1:], y[..., 1:], **options)
+                # Sample 1 twice: their mean loss has the gradient of one.
+                ordinary = self.norms_of_backward(x[[1, 1]], y[..., [1, 1]])
         except RuntimeError as error:
             for words, cure in (("graph a second time", KEEPS), ("use_reentrant", REENTRANT)):
                 if words in str(error):
                     raise ValueError(cure) from error
             raise
-        if differing({name: norms[:, 1:] for name, norms in expected.items()}, again):
+        if differing({name: norms[:, 1:] for name, norms in expected.items()}, second, near):
             raise ValueError(KEEPS)
-        hidden = differing({name: norms[-1, -1] for name, norms in expected.items()}, last)
+        last = {name: norms[-1, 1] for name, norms in expected.items()}
+        hidden = differing(last, ordinary, near)
         if hidden:
             names = ", ".join(hidden)
             raise ValueError(f"torch.autograd.grad does not see gradients of {names}: {REENTRANT}")
         hooked = {name for name, p in self.parameters.items() if p._backward_hooks}
         # A hook of a parameter may act only on other samples.
-        self.note_slow(hooked.union(differing(expected, self.measure(x, y))))
+        self.note_slow(hooked.union(differing(expected, self.measure_chunk(x, y), near)))
 
     def check_modules(self):
         """Raise ValueError for a layer in train mode."""
@@ -247,7 +214,7 @@ class TemporalFisher:
 
     def norms_of_backward(self, x, y):
         """{name: squared norm} of the gradient of the last loss, by an ordinary backward()."""
-        losses = prefix_losses(self.model(x), y, self.prefix)
+        losses = prefix_losses(check_outputs(self.model(x), x, y), y, self.prefix)
         losses[-1].mean().backward(retain_graph=True)  # a second graph may share a part of it
         norms = {}
         for name, p in self.parameters.items():
@@ -255,7 +222,8 @@ class TemporalFisher:
         return norms
 
     def check_independence(self, x, y):
-        """Raise ValueError if outputs depend on other samples, or if a second call gives others."""
+        """Give the type of the outputs. Raises ValueError if outputs depend on other samples, or if
+        a second call gives others."""
         try:
             together = self.model(x)
         except RuntimeError as error:
@@ -266,6 +234,31 @@ class TemporalFisher:
             alone = self.model(pair)
             if not alike(together[:, n], alone[:, n]):
                 raise ValueError(MIXES if alike(alone, self.model(pair)) else KEEPS)
+        return together.dtype
+
+
+def names_without(skip, names):
+    """The names that no shell pattern in `skip` fits. Raises ValueError for a pattern that fits
+    none."""
+    patterns = [skip] if isinstance(skip, str) else skip
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise ValueError(f"skip pattern {pattern!r} fits no parameter: {', '.join(names)}")
+    return [name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)]
+
+
+def default_chunk(x, numbers):
+    """Samples in a chunk, for inputs x and so many numbers in the outputs of all calls."""
+    if x.dtype == torch.float16:
+        return HALF_SAMPLES
+    if x.device.type != "cpu":
+        return MOST_SAMPLES
+    return min(max(CPU_NUMBERS // max(numbers, 1), FEW_SAMPLES), MOST_SAMPLES)
+
+
+def out_of_memory(error):
+    """Whether memory ran out on the GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error)
 
 
 @contextmanager
@@ -313,13 +306,14 @@ def alike(a, b):
     return torch.allclose(a, b, rtol=0, atol=near.item(), equal_nan=True)
 
 
-def differing(expected, norms):
-    """Names whose gradient norms differ. A norm far below the largest may be only rounding."""
+def differing(expected, norms, near):
+    """Names whose gradient norms differ by more than ten times the relative error `near`. A norm
+    far below the largest may be only rounding."""
     largest = max(values.nan_to_num(0, 0, 0).max().sqrt().item() for values in expected.values())
+    rtol = 10 * near
+    bounds = {"rtol": rtol, "atol": 1e-4 * rtol * largest, "equal_nan": True}
     names = []
     for name, values in expected.items():
-        rtol = 10 * precision(values.dtype)
-        near = {"rtol": rtol, "atol": 1e-4 * rtol * largest, "equal_nan": True}
-        if not torch.allclose(norms[name].sqrt().to(values.dtype), values.sqrt(), **near):
+        if not torch.allclose(norms[name].sqrt().to(values.dtype), values.sqrt(), **bounds):
             names.append(name)
     return names

@@ -43,6 +43,18 @@ def gradients(loss, calls):
     return [None if d is None else d.reshape(c.shape) for d, c in zip(signals, calls)]
 
 
+def read_layouts(calls, signals, losses, prefix):
+    """Give each call its layout, or None if rows belong to several samples. `losses` are [T, N],
+    `signals` are of the sum of the last ones."""
+    layouts = layouts_of(calls, signals, losses[-1])
+    unsure = any(len(fits) > 1 for fits in layouts)
+    if unsure or prefix == "instant":  # the last loss is not enough
+        total = losses.sum(0)
+        layouts = layouts_of(calls, gradients(total.sum(), calls), total)
+    for call, fits in zip(calls, layouts):
+        call.layout = fits[0] if fits else None
+
+
 def layouts_of(calls, signals, losses):
     """For each call a list of the Layouts that fit. `signals` are of the sum of the losses [N]. The
     list is empty if rows belong to several samples. It has several Layouts if too few rows have a
@@ -59,8 +71,8 @@ def fitting(call, d, scaled, powers):
     any."""
     samples, near = len(powers), precision(d.dtype)
     d, scaled = (at_least_single(v).unsqueeze(-1) for v in (d, scaled))
-    numbers = tuple(range(max(call.dims, default=0) + 1, d.dim()))  # the dimensions within a row
-    largest = d.abs().amax(numbers, keepdim=True)
+    row = tuple(range(max(call.dims, default=0) + 1, d.dim()))  # the dimensions within a row
+    largest = d.abs().amax(row, keepdim=True)
     silent = largest <= FAINTEST * largest.max()
     layouts = []
     for dim in call.dims:
@@ -69,7 +81,7 @@ def fitting(call, d, scaled, powers):
             if rest == 0 and times % inner == 0:
                 power = powers.to(d.dtype).repeat_interleave(inner).repeat(times // inner)
                 power = power.view(-1, *(1,) * (d.dim() - dim - 1))  # along `dim`
-                off = (scaled - d * power).abs().amax(numbers, keepdim=True)
+                off = (scaled - d * power).abs().amax(row, keepdim=True)
                 if (silent | (off <= near * largest * power)).all():
                     layouts.append(Layout(dim, samples, inner))
     return layouts

@@ -26,6 +26,7 @@ from fisher.definition import (
     prefix_losses,
     prefix_residuals,
     quotient,
+    squared_norm,
 )
 from fisher.fast import TemporalFisher
 
@@ -126,6 +127,8 @@ def first(batches, samples, whole):
         if len(x) == 0 or (whole and len(x) < size):
             return
         yield x, y
+        if samples == 0:
+            return  # before another batch is loaded
 
 
 def weighted_labels(outputs, y, labels, prefix, seed, before):
@@ -175,7 +178,7 @@ def summarise(norms, loss, residual, right, parameters, about, start):
     for name, values in norms.items():
         layer = name.rpartition(".")[0]
         layers[layer] = layers.get(layer, 0) + values.mean(1)
-        scales[layer] = scales.get(layer, 0) + parameters[name].square().sum().item()
+        scales[layer] = scales.get(layer, 0) + squared_norm(parameters[name]).item()
     scale_free = {layer: (values * scales[layer]).tolist() for layer, values in layers.items()}
     gain = quotient(per_sample, residual).mean(1) if about["estimator"] == "exact" else None
     return Measurement(

@@ -107,6 +107,11 @@ def test_the_bootstrap_interval_covers_the_centroid_as_often_as_it_says():
     assert centroid_interval(samples[0]) == centroid_interval(samples[0])
 
 
+def test_draws_without_information_do_not_count():
+    one_of_four = torch.tensor([[1.0, 0, 0, 0], [1.0, 0, 0, 0]])
+    assert centroid_interval(one_of_four) == (1.5, 1.5)
+
+
 def test_a_paired_difference_of_centroids_is_sharper_than_two_intervals():
     samples = torch.tensor([4.0, 2, 1]).view(3, 1) * torch.empty(3, 100).exponential_()
     later = samples * torch.tensor([1.0, 1, 1.5]).view(3, 1)

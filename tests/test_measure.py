@@ -12,7 +12,15 @@ import archs
 import config
 import data
 import plots
-from fisher import PREFIXES, batch_means, centroid, draw_labels, measure
+from fisher import (
+    PREFIXES,
+    batch_means,
+    centroid,
+    draw_labels,
+    measure,
+    prefix_losses,
+    prefix_residuals,
+)
 from train_snn_fisherinfo import fisher_batches
 from utils import read_lines
 
@@ -66,6 +74,15 @@ def test_the_released_estimator_is_of_the_gradients_of_batch_means(float64):
         measure(model, batches, estimator="release")
     with pytest.raises(ValueError, match="needs labels from"):
         measure(model, batches, estimator="release", labels="exact")
+
+
+def test_predictions_of_a_network_in_half_precision_are_computed_in_single():
+    model, (x, y, _) = Readout(5, 3).bfloat16().eval(), samples()
+    x = 8 * x.bfloat16()  # so that many predictions are near 0 or 1
+    outputs = model(x).float()
+    measured = measure(model, [(x, y)])
+    assert measured.prefix_residual == pytest.approx(prefix_residuals(outputs, y).mean(1).tolist())
+    assert measured.prefix_loss == pytest.approx(prefix_losses(outputs, y).mean(1).tolist())
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_arguments_and_outputs_of_another_form_are_refused_with_the_cure():
     refused(model, r"x is samples first and has 6", torch.randn(6, 4, 5))
     refused(model, "chunk must be from 1 to 64, not -1", chunk=-1)
     refused(model, "unknown prefix 'all'", prefix="all")
-    refused(model, "no parameter", skip=("*",))
+    refused(model, "no parameter is left", skip=("*",))
+    refused(model, r"skip pattern 'b\.\*' fits no parameter: a\.weight", skip=("a.*", "b.*"))
     model.forward = torch.no_grad()(model.forward)
     refused(model, "no_grad")
