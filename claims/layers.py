@@ -34,7 +34,7 @@ def numbers(study, folders):
         layers[name] = {
             "ic_first": common.centroids(of_layer(name, trained, line=0)),
             "ic": common.centroids(curves),
-            "share": [sum(curve) / sum(fisher) for curve, fisher in sums],
+            "share": [sum(curve) / (sum(fisher) or 1) for curve, fisher in sums],
             "ic_gain": gain(curves, trained),
             "ic_gain_cut": gain(of_layer(name, cut), cut),
         }

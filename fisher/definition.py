@@ -68,6 +68,21 @@ def draw_labels(outputs, generator, prefix="cumulative"):
     return labels.clamp(max=classes - 1).to(outputs.device)
 
 
+@torch.enable_grad()
+def squared_gradients(model, x, y, prefix, parameters):
+    """Squared norms of the gradients of the mean losses of one batch: {parameter name: [T]}."""
+    outputs = check_outputs(model(x), x, y)
+    losses = prefix_losses(outputs, y, prefix).mean(1)
+    norms = {name: [] for name in parameters}
+    for loss in losses:
+        gradients = torch.autograd.grad(
+            loss, parameters.values(), retain_graph=True, materialize_grads=True
+        )
+        for name, gradient in zip(parameters, gradients):
+            norms[name].append(squared_norm(gradient))
+    return {name: torch.stack(squares) for name, squares in norms.items()}
+
+
 def one_by_one(model, x, y, *, prefix="cumulative", names=None):
     """The terms of the sum in equation 6: a forward pass for each sample, a backward for each t.
 
@@ -100,46 +115,6 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
     return {name: torch.stack(columns, 1) for name, columns in norms.items()}
 
 
-def at_least_two(x, y):
-    """The batch; a single sample twice, whose mean loss has the same gradient. In a batch of one,
-    torch 2.13's BatchNorm on a CPU gives wrong gradients if they come in transposed."""
-    return (x, y) if len(x) > 1 else (torch.cat([x, x]), torch.cat([y, y], -1))
-
-
-@torch.enable_grad()
-def squared_gradients(model, x, y, prefix, parameters):
-    """Squared norms of the gradients of the mean losses of one batch: {parameter name: [T]}."""
-    outputs = check_outputs(model(x), x, y)
-    losses = prefix_losses(outputs, y, prefix).mean(1)
-    norms = {name: [] for name in parameters}
-    for loss in losses:
-        gradients = torch.autograd.grad(
-            loss, parameters.values(), retain_graph=True, materialize_grads=True
-        )
-        for name, gradient in zip(parameters, gradients):
-            norms[name].append(squared_norm(gradient))
-    return {name: torch.stack(squares) for name, squares in norms.items()}
-
-
-def squared_norm(gradient):
-    """The squared norm of a gradient, which may be sparse."""
-    return torch.linalg.vector_norm(at_least_single(gradient.to_dense())).square()
-
-
-def at_least_single(tensor):
-    """The tensor, in float32 if it is of half precision, where squares overflow."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def measured(model, names=None):
-    """{name: parameter} of all that require a gradient, or of `names`, in the network's order."""
-    return {
-        name: p
-        for name, p in model.named_parameters()
-        if p.requires_grad and (names is None or name in names)
-    }
-
-
 def centroid(curve):
     """Information centroid (equation 7) of a curve I_1 .. I_T along the first dimension: [T, ...]
     -> [...]. It is NaN if there is no information."""
@@ -167,6 +142,34 @@ def centroid_interval(samples, other=None, draws=2000, seed=0):
 def quotient(curve, divisor):
     """curve / divisor, both of one shape. 0 where the divisor is 0: there the gradient is 0 too."""
     return torch.where(divisor > 0, curve / divisor, 0)
+
+
+# ---------------------------------------------------------------- helpers
+
+
+def measured(model, names=None):
+    """{name: parameter} of all that require a gradient, or of `names`, in the network's order."""
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad and (names is None or name in names)
+    }
+
+
+def at_least_two(x, y):
+    """The batch; a single sample twice, whose mean loss has the same gradient. In a batch of one,
+    torch 2.13's BatchNorm on a CPU gives wrong gradients if they come in transposed."""
+    return (x, y) if len(x) > 1 else (torch.cat([x, x]), torch.cat([y, y], -1))
+
+
+def squared_norm(gradient):
+    """The squared norm of a gradient, which may be sparse."""
+    return torch.linalg.vector_norm(at_least_single(gradient.to_dense())).square()
+
+
+def at_least_single(tensor):
+    """The tensor, in float32 if it is of half precision, where squares overflow."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 # ---------------------------------------------------------------- bad arguments

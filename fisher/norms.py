@@ -8,7 +8,11 @@ from fisher.uses import Weight
 
 
 class Norms:
-    """Squared gradient norms of one batch, {name: [T, N]}, from the signals of each t in turn."""
+    """Squared gradient norms of one chunk, {name: [T, N]}, from the signals of each t in turn.
+
+    A `made` source is computed from parameters, such as sigmoid(w). The norms of these parameters
+    need gradients, so they have no Gram matrix.
+    """
 
     def __init__(self, recorder, calls, names, losses):
         self.recorder = recorder

@@ -42,7 +42,9 @@ class Call:
             return None  # rows beyond have gradient 0, but a place in the parameter
         rows, dim = self.shape[0], self.layout.dim
         blocks = rows if dim else rows // (self.layout.samples * self.layout.inner)
-        return rows // timesteps * t if dim < 2 and blocks == timesteps else None
+        if dim > 1 or blocks != timesteps:
+            return None
+        return rows // timesteps * t
 
 
 class FirstRows(torch.autograd.Function):
@@ -88,26 +90,20 @@ class Recorder(TorchFunctionMode):
         if torch._C._are_functorch_transforms_active():
             self.others |= names
             return function(*args, **kwargs)
-        made_of_sources = all(id(v) in self.sources or id(v) in self.constants for v in tensors)
-        rule = RULES.get(function)
-        if isinstance(function, torch._ops.OpOverload):
-            rule = Recorder.operator
-        elif function.__name__ in ELEMENTWISE and len(args) == 2 and not kwargs:
-            rule = Recorder.elementwise
-        if rule and not made_of_sources:
-            before = len(self.calls)
-            z = rule(self, function, *args, **kwargs)
-            if z is not NotImplemented:  # the input of a layer may be a source too
-                self.others |= names.difference(*(call.names for call in self.calls[before:]))
-                return z
+        if all(id(v) in self.sources or id(v) in self.constants for v in tensors):
+            z = function(*args, **kwargs)
+            for v in differentiable(changed_by(function, args, z)):
+                self.sources[id(v)], self.names[id(v)] = v, names
+            return z
+        recorded = len(self.calls)
+        rule = rule_of(function, args, kwargs)
+        z = rule(self, function, *args, **kwargs) if rule else NotImplemented
+        if z is not NotImplemented:  # the input of a layer may be a source too
+            self.others |= names.difference(*(call.names for call in self.calls[recorded:]))
+            return z
         z = function(*args, **kwargs)
-        changed = args[0] if function is torch.Tensor.__setitem__ else z
-        for v in tree_leaves(changed):
-            if isinstance(v, torch.Tensor) and v.requires_grad:
-                if made_of_sources:
-                    self.sources[id(v)], self.names[id(v)] = v, names
-                else:
-                    self.others |= names
+        if differentiable(changed_by(function, args, z)):
+            self.others |= names
         return z
 
     def is_source(self, v):
@@ -227,10 +223,10 @@ class Recorder(TorchFunctionMode):
             return NotImplemented
         operands = [v.detach() if isinstance(v, torch.Tensor) else v for v in (a, b)]
         place = 0 if self.is_source(a) else 1
-        source, shape = (a, b)[place], operands[place].shape
-        operands[place] = operands[place].to(z.dtype).expand_as(z).requires_grad_()
+        source = (a, b)[place]
+        operands[place] = source.detach().to(z.dtype).expand_as(z).requires_grad_()
         (factor,) = torch.autograd.grad(function(*operands).sum(), operands[place])
-        shape = (*(1,) * (z.dim() - len(shape)), *shape)
+        shape = (*(1,) * (z.dim() - source.dim()), *source.shape)
         outer = shape[: max(z.dim() - 1, 1)]
         dims = [dim for dim, size in enumerate(outer) if size == 1]
         return self.record(z, dims, Elementwise(source, shape, factor))
@@ -245,6 +241,26 @@ RULES = {
     F.layer_norm: Recorder.layer_norm,
 }
 ELEMENTWISE = {"add", "sub", "mul", "div"}  # names of functions; + is add
+
+
+def rule_of(function, args, kwargs):
+    """The rule for a call of the function, or None."""
+    if isinstance(function, torch._ops.OpOverload):
+        return Recorder.operator
+    if function.__name__ in ELEMENTWISE and len(args) == 2 and not kwargs:
+        return Recorder.elementwise
+    return RULES.get(function)
+
+
+def changed_by(function, args, z):
+    """What a call of the function, with the result z, has made or changed."""
+    return args[0] if function is torch.Tensor.__setitem__ else z
+
+
+def differentiable(values):
+    """The tensors among the values that have a gradient."""
+    tensors = [v for v in tree_leaves(values) if isinstance(v, torch.Tensor)]
+    return [v for v in tensors if v.requires_grad]
 
 
 def each(value, dims):

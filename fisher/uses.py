@@ -91,8 +91,8 @@ class Operator:
     alone: list | None = None  # (source, z) of each sample, from the first gradient on
 
     def dims(self):
-        """Dimensions of z along which samples may lie. An argument has the shape of z, or that of
-        one timestep z[t], as a membrane, or is a number; otherwise there is none."""
+        """Dimensions of z along which samples may lie. Arguments have the shape of z, or that of
+        one timestep z[t], as a membrane, or are numbers. Otherwise the operator is not covered."""
         tensors = [v for v in tree_leaves(self.args) if isinstance(v, torch.Tensor)]
         others = [v for v in tensors if v is not self.source and v.numel() > 1]
         if any(v.shape not in (self.shape, self.shape[1:]) for v in others):
