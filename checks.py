@@ -15,7 +15,7 @@ from utils import BadInput, load_checkpoint, read_record
 
 # fmt: off
 # Flags of one start of a script: a resumed run may have others.
-START_FLAGS = {"resume", "dry_run", "device", "out_dir", "exp_name", "script"}
+START_FLAGS = {"resume", "device", "out_dir", "exp_name", "script"}
 # Flags that a checkpoint has saved: of its input, and of its network.
 INPUT_FLAGS = {
     "dataset", "data_file", "standardise", "fake_shape", "planted_time", "encode", "timestep"}

@@ -41,7 +41,6 @@ RECIPES = {
 NOT_IN_CHANGES = START_FLAGS | {
     "dataset", "arch", "timestep", "seed", "epochs", "data_dir", "checkpoints"}
 LONGEST_CHANGES = 150  # characters; a file system allows 255 in a name
-FILLED_IN = {"noise_level", "prefix_time", "final_rounds", "rewind_epoch"}  # by fill_in
 
 # ---------------------------------------------------------------- the flags: name, default, help
 EPOCHS = {"nargs": "+", "type": epochs_entry, "metavar": "E"}
@@ -105,7 +104,6 @@ def shared_flags(parser):
     flag("--resume", False, "go on with the run of that name and its flags; --epochs may be larger")
     flag("--seed", 0, "seed of all random numbers", type=number(int, 0))
     flag("--device", "auto", "auto, cpu, cuda, cuda:1, mps, ...")
-    flag("--dry_run", False, "try two steps of everything, in a temporary folder")
 
 
 def training_flags(parser):
@@ -241,11 +239,14 @@ def parse(script, argv=None, description=None):
     if script == "eval_snn_robustness":
         saved.pop("seed", None)  # the attack has its own
     args = merge(script, parser.defaults, saved, typed)
-    record = Path(args.out_dir) / run_name(args) / ARGS_FILE
+    usual = vars(merge(script, parser.defaults, {}, {"dataset": args.dataset}))
+    exp_name = args.exp_name or default_name(args, typed, usual)
+    record = Path(args.out_dir) / exp_name / ARGS_FILE
     resumed = args.resume and record.exists()
     if resumed:
         saved = flags_of_run(record, script)
         args = merge(script, parser.defaults, saved, typed)
+    args.exp_name = exp_name
     user_code.check_named(vars(args), typed, record if resumed else "the checkpoint")
     if script != "eval_snn_robustness":
         fill_in(args, typed)
@@ -254,8 +255,6 @@ def parse(script, argv=None, description=None):
         check_same(args, typed, typed.keys() - lengthened(args, saved), record, saved)
     elif args.resume and rank() == 0:
         print(f"warning: there is no run {record.parent}: a new one starts", file=sys.stderr)
-    if args.dry_run and script != "eval_snn_robustness":
-        shorten(args)
     return args
 
 
@@ -266,43 +265,22 @@ def merge(script, defaults, saved, typed):
     return Namespace(**defaults | known | saved | typed, script=script)
 
 
-def run_name(args):
-    """Name of the run folder: --exp_name, or made of the flags that differ from the recipe."""
-    if args.exp_name:
-        return args.exp_name
-    if args.script == "eval_snn_robustness":
-        return f"{Path(args.checkpoints[0]).resolve().parent.name}_robustness"
-    settings = Namespace(**vars(args))
-    fill_in(settings, {})
-    changes = changed_words(vars(settings), usual_flags(args), NOT_IN_CHANGES)
-    changed = "".join(f"_{word}" for word in changes)[:LONGEST_CHANGES]
-    start = f"{as_word(args.dataset)}_{as_word(args.arch)}_T{args.timestep}"
-    name = f"{start}{changed}_seed{args.seed}"
-    if args.script == "prune_snn":
-        return f"{name}_pruning"
-    return f"{name}_checkpoints" if vars(args).get("checkpoints") else name
-
-
-def usual_flags(args):
-    """The flags of a run without changes: the recipe, and what `fill_in` derives from `args`."""
-    recipe = merge(args.script, make_parser(args.script).defaults, {}, {"dataset": args.dataset})
-    derived = {name: value for name, value in vars(recipe).items() if name in FILLED_IN}
-    filled = Namespace(**vars(args) | derived)
-    fill_in(filled, {})
-    return vars(recipe) | {name: getattr(filled, name) for name in derived}
-
-
-def changed_words(values, usual, ignored):
-    """Flags whose values differ from the usual ones: ["detach_membrane", "reset-soft", "tau4"]."""
-    words = []
-    for name in sorted(usual.keys() - ignored):
-        value = values[name]
-        if value is True:
-            words.append(name)
-        elif value != usual[name]:
-            joint = "" if isinstance(value, int | float) else "-"
-            words.append(f"{name}{joint}{as_word(value)}")
-    return words
+def default_name(args, typed, usual):
+    """The default name of a run: data set, network, T, the typed flags that differ from the `usual`
+    ones, and seed. For --checkpoints, the folder of the first instead of data set, network and T."""
+    changed = ""
+    for name, value in sorted(typed.items()):
+        if name in NOT_IN_CHANGES or value == usual[name]:
+            continue
+        joint = "" if isinstance(value, int | float) else "-"
+        changed += f"_{name}" if value is True else f"_{name}{joint}{as_word(value)}"
+    changed = changed[:LONGEST_CHANGES]
+    if "checkpoints" in typed:
+        folder = Path(typed["checkpoints"][0]).resolve().parent.name
+        kind = "robustness" if args.script == "eval_snn_robustness" else "checkpoints"
+        return f"{folder}{changed}_{kind}"
+    name = f"{as_word(args.dataset)}_{as_word(args.arch)}_T{args.timestep}{changed}_seed{args.seed}"
+    return f"{name}_pruning" if args.script == "prune_snn" else name
 
 
 def as_word(value):
@@ -322,12 +300,3 @@ def fill_in(args, typed):
         args.final_rounds = sorted(args.final_rounds or [args.rounds])
         if "rewind_epoch" not in typed:  # a recipe has it for a longer run
             args.rewind_epoch = min(args.rewind_epoch, args.epochs - 1)
-
-
-def shorten(args):
-    """Make a run short, for --dry_run."""
-    args.epochs = 2
-    if args.script == "prune_snn":
-        args.rounds, args.final_rounds, args.rewind_epoch = 1, [1], 1
-    if vars(args).get("fisher_estimator") == "release":  # there are two batches
-        args.fisher_batch = min(args.fisher_batch or args.batch_size, args.batch_size)

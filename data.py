@@ -181,7 +181,7 @@ def load(args, device):
     frames = x_train.dim() == 5
     largest = 255.0 if x_train.dtype == torch.uint8 else 1.0
     if frames and args.dataset != "planted" and x_train.min() >= 0:  # counts of events
-        largest = float(x_train.max()) or 1.0
+        largest = x_train.max().item() or 1
         x_test = x_test.clamp(max=largest)
     mean, std = statistics(args, x_train, largest)
     classes = int(torch.cat([y_train, y_test]).max()) + 1
@@ -203,8 +203,6 @@ def load(args, device):
         train = train.subset(index)
     if args.label_corrupt_prob:
         train, replaced = replace_labels(train, index, args.label_corrupt_prob, args.seed)
-    if args.dry_run:
-        train, test = (dataset.subset(slice(2 * args.batch_size)) for dataset in (train, test))
     return train.to(device), test.to(device), replaced
 
 

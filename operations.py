@@ -25,7 +25,7 @@ def count_spikes(model, names):
     def count(name, module, inputs, output):
         if name in spikes:
             output = first_tensor(output)
-            spikes[name] += output.mean() * output.numel()
+            spikes[name] += output.sum(dtype=torch.float32)
             neurons[name] += output.numel()
 
     with after_each(model, nn.Module, count):

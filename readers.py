@@ -21,9 +21,12 @@ FAKE_CLASSES = 10
 def read(args):
     """Read x_train, y_train, x_test, y_test of the data set that `args` names: images [N, C, H, W]
     or frames [N, T, C, H, W], uint8 or float32; labels [N] int64. Raises BadInput."""
-    made = {"digits": read_digits, "npz": read_npz, "fake": read_fake, "planted": read_planted}
-    reader = user_code.read_arrays if user_code.is_code(args.dataset) else read_torchvision
-    arrays = made.get(args.dataset, reader)(args)
+    if user_code.is_code(args.dataset):
+        arrays = user_code.read_arrays(args)
+    elif args.dataset in TORCHVISION:
+        arrays = read_torchvision(args)
+    else:
+        arrays = MADE[args.dataset](args)
     x_train, y_train, x_test, y_test = (as_tensor(args, array) for array in arrays)
     x_train, x_test = (x if x.dtype == torch.uint8 else x.float() for x in (x_train, x_test))
     check(args, x_train, y_train, x_test, y_test)
@@ -32,7 +35,8 @@ def read(args):
 
 def as_tensor(args, array):
     """An array, memory map or tensor as a tensor, without a copy. Raises BadInput."""
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of read-only maps
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of read-only maps
         try:
             return torch.as_tensor(array)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -117,6 +121,9 @@ def read_npz(args):
         raise BadInput(
             f"{args.data_file} is not an .npz with arrays of numbers {', '.join(names)} ({error})"
         ) from error
+
+
+MADE = {"digits": read_digits, "npz": read_npz, "fake": read_fake, "planted": read_planted}
 
 
 def read_torchvision(args):

@@ -10,6 +10,7 @@
     images  a VGG on 1000 images of Fashion-MNIST, up to two hours a claim on two cores
     medium  a VGG on all of CIFAR-10, many hours
     paper   the recipe of the release (ResNet19, CIFAR-10, T = 10), for GPUs
+    dry     tiny runs on noise, to try this script
 
 Each run is one command line in its own process. The run folders are under --out_dir. The same
 command skips complete runs and goes on with stopped ones. Pages, figures and numbers go to
@@ -18,11 +19,10 @@ command skips complete runs and goes on with stopped ones. Pages, figures and nu
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
-from claims import CLAIMS, CONTROLS, OF_THE_PAPER
+from claims import CLAIMS, LONG
 from claims.pages import words_of, write_numbers, write_page
 from claims.runs import Study
 from claims.scales import SCALES
@@ -74,7 +74,7 @@ def make_parser():
     parser.add_argument("claim", choices=[*CLAIMS, "all", "list"], help="all: except gain and law")
     threads = 1 if torch.cuda.is_available() else torch.get_num_threads()
     flag = parser.group("runs")
-    flag("--scale", "small", "see above", choices=["small", "images", "medium", "paper"])
+    flag("--scale", "small", "see above", choices=list(SCALES))
     flag("--seeds", 3, "number of seeds: 0, 1, ...", type=COUNT)
     flag("--jobs", threads, "runs at the same time", type=COUNT)
     flag("--out_dir", "runs/reproduce", "folder of the run folders")
@@ -82,7 +82,6 @@ def make_parser():
     flag("--data_dir", None, "folder of CIFAR-10 and Fashion-MNIST, or for their download; without "
          "it, the claim settings leaves them out at --scale small")  # fmt: skip
     flag("--redraw", False, "make page and figure again from the .json beside the page")
-    flag("--dry_run", False, "tiny runs on noise, in a temporary folder; ignores --scale")
     return parser
 
 
@@ -92,14 +91,12 @@ def main(argv=None):
         for name, claim in CLAIMS.items():
             print(f"{name:15} {words_of(claim)[0]}")
         return
-    names = [args.claim] if args.claim in CLAIMS else [*OF_THE_PAPER, *CONTROLS]
-    with TemporaryDirectory() as temporary:
-        if args.dry_run:
-            args.scale, args.seeds = "dry", min(args.seeds, 2)
-            args.out_dir = args.results = temporary
-        out_dir, results = Path(args.out_dir) / args.scale, Path(args.results) / args.scale
-        for name in names:
-            report(name, args, out_dir, results)
+    names = [args.claim]
+    if args.claim == "all":
+        names = [name for name in CLAIMS if name not in LONG]
+    out_dir, results = Path(args.out_dir) / args.scale, Path(args.results) / args.scale
+    for name in names:
+        report(name, args, out_dir, results)
 
 
 if __name__ == "__main__":

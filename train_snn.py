@@ -23,7 +23,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
@@ -86,27 +85,22 @@ def setup(args):
         raise BadInput(
             f"--compile compiles archs.LIF neurons; {args.arch} has none: leave out --compile"
         )
-    latest = Path(args.out_dir) / config.run_name(args) / LATEST
-    if args.init and not (args.resume and latest.exists()):
+    latest = Path(args.out_dir) / args.exp_name / LATEST
+    if args.init and not latest.exists():  # a resumed run has its own weights
         utils.load_weights(model, utils.load_checkpoint(args.init), args.init, args)
     return model, train_set, test_set, replaced
 
 
 @contextmanager
 def run_folder(args, test_set, replaced=None):
-    """Open the Run of `args`, and save the replaced labels and a figure of corrupted inputs. A dry
-    run has a temporary folder."""
-    with TemporaryDirectory() as temporary:
-        out_dir = of_all(temporary)[0] if args.dry_run else args.out_dir
-        with Run(Path(out_dir) / config.run_name(args), args, test_set.device) as run:
-            if replaced:
-                run.save(LABELS_FILE, replaced)
-            if test_set.corruption:
-                sets = {"clean": replace(test_set, corruption=None), "corrupted": test_set}
-                inputs_figure(run, sets, args.seed)
-            yield run
-    if args.dry_run:
-        print("the dry run found no fault; its folder is deleted")
+    """Open the Run of `args`, and save the replaced labels and a figure of corrupted inputs."""
+    with Run(Path(args.out_dir) / args.exp_name, args, test_set.device) as run:
+        if replaced:
+            run.save(LABELS_FILE, replaced)
+        if test_set.corruption:
+            sets = {"clean": replace(test_set, corruption=None), "corrupted": test_set}
+            inputs_figure(run, sets, args.seed)
+        yield run
 
 
 # ---------------------------------------------------------------- an epoch
@@ -163,7 +157,7 @@ def train_epoch(args, model, optimizer, train_set, epoch):
     batches = train_set.batches(args.batch_size, args.seed, epoch, augment=not args.no_augment)
     for x, y in tqdm(batches, f"epoch {epoch}", disable=utils.no_bar(), leave=False):
         if args.adv_train:
-            with autocast:
+            with autocast:  # a context of its own: it keeps weights cast without a graph
                 x = adversarial(args, network, train_set, x, y)
         with autocast:
             outputs = model(train_set.encode(x)).float()  # (T, N, classes)
@@ -197,10 +191,11 @@ def evaluate(model, dataset, args):
     spikes per neuron and timestep of each spiking layer, and operations per image of each layer
     with weights. Several processes share the batches."""
     model.eval()
-    loss = correct = torch.zeros(args.timestep, device=dataset.device)
+    loss = torch.zeros(args.timestep, device=dataset.device)
+    correct = torch.zeros_like(loss)
     spiking = archs.lif_layers(model) or user_code.spiking_layers(model, dataset, args)
     batches = dataset.batches(args.batch_size, args.seed)
-    with count_spikes(model, spiking) as spikes, count_operations(model) as operations:
+    with count_spikes(model, spiking) as spike_counts, count_operations(model) as counts:
         for x, y in islice(batches, rank(), None, processes()):
             outputs = model(dataset.encode(x))  # (T, N, classes)
             loss = loss + prefix_losses(outputs, y).sum(1)
@@ -214,8 +209,8 @@ def evaluate(model, dataset, args):
         "test_accuracy": prefix_accuracy[-1],
         "prefix_loss": prefix_loss.tolist(),
         "prefix_accuracy": prefix_accuracy,
-        "spike_rate": spike_rates(spikes),
-    } | operations_per_image(operations, len(dataset), args.timestep)
+        "spike_rate": spike_rates(spike_counts),
+    } | operations_per_image(counts, len(dataset), args.timestep)
 
 
 # ---------------------------------------------------------------- a run

@@ -176,12 +176,12 @@ def spiking_layers(model, dataset, args):
         values = first_tensor(output)
         kinds = [kind for kind in type(module).__mro__ if kind is not nn.Module]
         of_torch = any(kind.__module__.startswith("torch.nn") for kind in kinds)
-        skipped = of_torch or name.endswith("surrogate_function")
-        if skipped or not isinstance(values, torch.Tensor):
-            binary[name] = False
-        elif binary.get(name, True):
-            # 0 if a value is 0 or 1, up to the rounding of a straight-through estimator.
-            binary[name] = (values * (1 - values)).abs().lt(1e-6).all().item()
+        if of_torch or name.endswith("surrogate_function") or not isinstance(values, torch.Tensor):
+            return
+        values = values.float()
+        # 0 if a value is 0 or 1, up to the rounding of a straight-through estimator.
+        spikes = (values * (1 - values)).abs().lt(1e-6).all().item()
+        binary[name] = spikes and binary.get(name, True)
 
     x, _ = next(dataset.batches(args.batch_size, args.seed))
     with after_each(model, nn.Module, look):

@@ -51,9 +51,11 @@ def test_a_run_that_fails_says_why(study):
         study.perform(study.train("bad", "--tau 0.5"))
 
 
-def test_a_claim_runs_from_end_to_end(capsys):
-    reproduce.main(["concentration", "--dry_run", "--seeds", "1", "--jobs", "1"])
+def test_a_claim_runs_from_end_to_end(tmp_path, capsys):
+    folders = ["--out_dir", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    reproduce.main(["concentration", "--scale", "dry", "--seeds", "1", "--jobs", "1", *folders])
     assert "concentration.md" in capsys.readouterr().out
+    assert (tmp_path / "dry" / "concentration.png").exists()
 
 
 def test_a_signal_ends_the_runs_too(tmp_path):

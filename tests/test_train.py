@@ -133,13 +133,6 @@ def test_a_layer_that_hardly_spikes_is_warned_about(undrawn, tmp_path, capsys):
     assert "lif_fc1 has a spike rate of 0 after epoch 1" in capsys.readouterr().err
 
 
-def test_a_dry_run_of_a_long_run_goes_through_and_leaves_nothing(tmp_path, capsys):
-    run(tmp_path, "--dry_run", "--epochs", "300")
-    shown = capsys.readouterr().out
-    assert "training.png" in shown and "after 2 epochs" in shown
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 def test_compiled_neurons_and_checkpointed_activations_train_as_the_others(undrawn, tmp_path):
     flags = ["--epochs", "1", "--datanum", "64"]  # batches of one size
