@@ -60,26 +60,31 @@ def check_same(args, typed, names, source, saved):
         refuse(value != saved[name], f"--{name} {value} must be {saved[name]}, as in {source}")
 
 
-def lengthened(args, saved):
-    """{"epochs"} if a resumed training gets more epochs than it had, else nothing."""
+def is_longer(args, saved):
+    """Whether a resumed training gets more epochs than it had."""
     training = args.script in ("train_snn", "train_snn_fisherinfo")
-    return {"epochs"} if training and args.epochs > saved.get("epochs", math.inf) else set()
+    return training and args.epochs > saved.get("epochs", math.inf)
 
 
 def check_checkpoints(args, typed, groups):
     """Raise BadInput for flags that differ from those of --checkpoints, or are for training."""
-    if args.script == "eval_snn_robustness":  # each network is built by its own flags
-        fixed = INPUT_FLAGS | typed.keys() & MODEL_FLAGS - {"seed"}
+    evaluation = args.script == "eval_snn_robustness"
+    if evaluation:  # each network is built by its own flags
+        fixed = INPUT_FLAGS | (typed.keys() & (MODEL_FLAGS - {"seed"}))
     else:
         idle = groups["training"] | groups["loss"] | groups["attack"] | {"fisher_epochs"}
         for name in sorted(typed.keys() & idle):
             raise BadInput(f"--checkpoints trains nothing: leave out --{name}")
-        drawn = args.datanum or args.label_corrupt_prob  # then the seed chose the training data
+        # With these flags, the seed chose the training data.
+        drawn = args.datanum or args.label_corrupt_prob
         fixed = MODEL_FLAGS if drawn else MODEL_FLAGS - {"seed"}
     for path in args.checkpoints:
         saved = saved_flags(path)
         user_code.check_named(saved, typed, path)
-        check_same(args, typed, fixed, path, saved)
+        built_in = not is_code(saved.get("arch", "resnet19"))
+        # A user's --arch is only for the checkpoints that name one.
+        ignored = {"arch"} if evaluation and built_in and is_code(args.arch) else set()
+        check_same(args, typed, fixed - ignored, path, saved)
 
 
 # ---------------------------------------------------------------- flags of one command line
@@ -98,8 +103,8 @@ def check(args, typed, parser):
         refuse(last > args.timestep, f"--{name} {last} is past --timestep {args.timestep}")
     refuse(args.dataset == "npz" and not args.data_file, "--dataset npz needs --data_file x.npz")
     refuse(len(args.fake_shape) not in (3, 4), "--fake_shape takes C H W, or T C H W")
-    if_neuron = args.tau == math.inf and "undecayed_input" in typed
-    refuse(if_neuron, "--tau inf has no decay: leave out --undecayed_input")
+    undecayed = args.tau == math.inf and "undecayed_input" in typed
+    refuse(undecayed, "--tau inf has no decay: leave out --undecayed_input")
     if is_code(args.arch):
         user_code.check_flags(args, typed)
     exact = "exact" in flags.get("fisher_labels", []) and args.fisher_estimator == "release"
@@ -130,6 +135,7 @@ def check_training(args, typed):
     if args.loss == "centroid":
         refuse(args.target_ic is None, "--loss centroid needs --target_ic")
         refuse(args.loss_threshold is not None, "--loss centroid takes no --loss_threshold")
+        refuse(args.lossskiptime, "--loss centroid takes no --lossskiptime")
     first = min([args.timestep, *(args.prefix_time or [])])
     skipped = not kept_steps(first, args.lossskiptime)
     refuse(skipped, f"--lossskiptime skips all of the first {first} timesteps: keep one")

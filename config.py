@@ -17,7 +17,7 @@ from archs import ARCHS
 from archs.layers import NORMS
 from archs.neuron import RESETS, SURROGATES
 from attacks import METHODS, parse_surrogate
-from checks import START_FLAGS, check, check_same, flags_of_run, lengthened, saved_flags
+from checks import START_FLAGS, check, check_same, flags_of_run, is_longer, saved_flags
 from data import DATASETS
 from fisher import PREFIXES
 from losses import LOSSES
@@ -95,20 +95,22 @@ def shared_flags(parser):
     flag("--surrogate_alpha", None, "slope of the surrogate; without it, peak 1", type=POSITIVE)
     flag("--undecayed_input", False, "do not divide the input by tau: h = v (1 - 1/tau) + x")
     flag("--undetached_reset", False, "let the gradient flow through the reset, too")
-    flag("--detach_membrane", False, "stop the gradient between timesteps")
+    flag("--detach_membrane", False, "stop the gradient between timesteps; --checkpoints does not "
+         "take it over")
 
     flag = parser.group("run")
     flag("--out_dir", "runs", "folder of the run folders")
     flag("--exp_name", None, "name of the run folder; without it, made of data set, arch, T, "
          "changed flags and seed")
-    flag("--resume", False, "go on with the run of that name and its flags; --epochs may be larger")
+    flag("--resume", False, "go on with the run of that name and its flags")
     flag("--seed", 0, "seed of all random numbers", type=number(int, 0))
     flag("--device", "auto", "auto, cpu, cuda, cuda:1, mps, ...")
 
 
 def training_flags(parser):
     flag = parser.group("training")
-    flag("--epochs", 300, "passes over the training set", type=COUNT)
+    flag("--epochs", 300, "passes over the training set; a resumed training may get more",
+         type=COUNT)
     flag("--optimizer", "sgd", "the optimizer", choices=["sgd", "adam", "adamw"])
     flag("--learning_rate --lr", 0.3, "peak learning rate", type=POSITIVE)
     flag("--momentum", 0.9, "momentum", type=SHARE, needs="--optimizer sgd")
@@ -252,7 +254,10 @@ def parse(script, argv=None, description=None):
         fill_in(args, typed)
     check(args, typed, parser)
     if resumed:
-        check_same(args, typed, typed.keys() - lengthened(args, saved), record, saved)
+        fixed = set(typed)
+        if is_longer(args, saved):
+            fixed.discard("epochs")
+        check_same(args, typed, fixed, record, saved)
     elif args.resume and rank() == 0:
         print(f"warning: there is no run {record.parent}: a new one starts", file=sys.stderr)
     return args
@@ -267,7 +272,7 @@ def merge(script, defaults, saved, typed):
 
 def default_name(args, typed, usual):
     """The default name of a run: data set, network, T, the typed flags that differ from the `usual`
-    ones, and seed. For --checkpoints, the folder of the first instead of data set, network and T."""
+    ones, and seed. With --checkpoints it starts with the folder of the first."""
     changed = ""
     for name, value in sorted(typed.items()):
         if name in NOT_IN_CHANGES or value == usual[name]:

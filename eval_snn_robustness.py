@@ -146,7 +146,7 @@ def threats(args):
 def load_network(args, path, dataset):
     """Load the network of a checkpoint, with its own flags, in eval mode."""
     saved = saved_flags(path)
-    if user_code.is_code(args.arch):
+    if user_code.is_code(saved.get("arch")):
         saved["arch"] = args.arch  # the file that the command line names
     args = Namespace(**vars(args) | saved)
     model = build_model(args, dataset)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from fisher import prefix_residuals
 from utils import processes
 
 TET_TARGET = 1.0  # phi of Deng et al., the threshold of their neurons
@@ -75,28 +76,20 @@ def tet(outputs, y, *, lam, skip=(), level=None, smoothing=0.0):
 def prefix(outputs, y, *, times, weight, skip=(), level=None, smoothing=0.0):
     """(1 - w) CE_T + w mean of CE_t over t in `times`. Flooding is only for these CE_t."""
     early = cross_entropies(prefix_means(outputs, times, skip), y, smoothing)
-    return (1 - weight) * ce(outputs, y, skip=skip, smoothing=smoothing) + weight * flooded(
-        early, level, len(y)
-    ).mean()
+    early = flooded(early, level, len(y)).mean()
+    whole = ce(outputs, y, skip=skip, smoothing=smoothing)
+    return (1 - weight) * whole + weight * early
 
 
-def residuals(outputs, y, skip=()):
-    """R_t = mean over N of ||p_t - y||^2: [T]. p_t is the softmax prediction of prefix t, y is
-    one-hot. R_t is 0 if no output is left. The gradient of CE_t by a weight is a Jacobian times
-    p_t - y."""
-    first = kept_steps(len(outputs), skip)[0]
-    probabilities = prefix_means(outputs, range(first, len(outputs) + 1), skip).softmax(2)
-    squares = (probabilities - F.one_hot(y, outputs.shape[2])).square().sum(2).mean(1)
-    return F.pad(squares, (first - 1, 0))
-
-
-def centroid(outputs, y, *, target, skip=(), smoothing=0.0):
-    """CE_T + (c - target)^2, c = sum_t t R_t / sum_t R_t with the `residuals` R_t. This need not be
-    the centroid of the information: its gradient would be one of second order."""
-    r = over_all(residuals(outputs, y, skip), len(y))
+def centroid(outputs, y, *, target, smoothing=0.0):
+    """CE_T + (c - target)^2, c = sum_t t R_t / sum_t R_t with R_t = mean over N of ||p_t - y||^2:
+    p_t is the softmax prediction of prefix t, y is one-hot. The gradient of CE_t by a weight is a
+    Jacobian times p_t - y. This c need not be the centroid of the information: its gradient would
+    be one of second order."""
+    r = over_all(prefix_residuals(outputs, y).mean(1), len(y))  # (T,)
     steps = torch.arange(1, len(r) + 1, device=r.device, dtype=r.dtype)
     c = (steps * r).sum() / r.sum().clamp(min=torch.finfo(r.dtype).tiny)
-    return ce(outputs, y, skip=skip, smoothing=smoothing) + CENTROID_WEIGHT * (c - target).square()
+    return ce(outputs, y, smoothing=smoothing) + CENTROID_WEIGHT * (c - target).square()
 
 
 LOSSES = ("ce", "tet", "prefix", "centroid")
@@ -104,10 +97,10 @@ LOSSES = ("ce", "tet", "prefix", "centroid")
 
 def make(args):
     """Make the loss that `args` names: a function of outputs [T, N, classes] and labels [N]."""
-    common = dict(skip=frozenset(args.lossskiptime), smoothing=args.label_smoothing)
     if args.loss == "centroid":
-        return partial(centroid, target=args.target_ic, **common)
-    common["level"] = args.loss_threshold
+        return partial(centroid, target=args.target_ic, smoothing=args.label_smoothing)
+    common = {"skip": frozenset(args.lossskiptime), "level": args.loss_threshold,
+              "smoothing": args.label_smoothing}  # fmt: skip
     if args.loss == "tet":
         return partial(tet, lam=args.tet_lambda, **common)
     if args.loss == "prefix":

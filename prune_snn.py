@@ -114,7 +114,6 @@ class Search:
         sets = [first_steps(dataset, steps) for dataset in (self.train_set, self.test_set)]
         with Run(self.folder / name, args, self.train_set.device) as run:
             fit(args, run, model, *sets, lambda line: None, masks=masks, start=start["epoch"])
-            run.write_json("masks.json", pruning.counts(masks))
             rates = [line["images_per_second"] for line in run.lines(LOG_FILE)[1:]]
         # A resumed round with nothing left to train leaves the network in train mode.
         return model.eval(), sum(len(self.train_set) / rate for rate in rates)

@@ -19,11 +19,11 @@ def all_kept(model):
 def prune(model, masks, rate):
     """Prune the share `rate` of the kept weights: those with the smallest |w| over all layers
     (global magnitude; Frankle and Carbin 2019, arXiv:1803.03635). Returns the new masks."""
-    joined = torch.cat([mask.flatten() for mask in masks.values()])  # the new masks
-    sizes = torch.cat([model.get_parameter(name).detach().abs().flatten() for name in masks])
-    order = sizes.masked_fill(~joined, torch.inf).argsort(stable=True)  # smallest first
-    joined[order[: round(rate * joined.sum().item())]] = False
-    layers = joined.split([mask.numel() for mask in masks.values()])
+    keep = torch.cat([mask.flatten() for mask in masks.values()])
+    magnitudes = torch.cat([model.get_parameter(name).detach().abs().flatten() for name in masks])
+    order = magnitudes.masked_fill(~keep, torch.inf).argsort(stable=True)  # smallest first
+    keep[order[: round(rate * keep.sum().item())]] = False
+    layers = keep.split([mask.numel() for mask in masks.values()])
     return {name: layer.view_as(mask) for (name, mask), layer in zip(masks.items(), layers)}
 
 
@@ -39,12 +39,7 @@ def hold(optimizer, model, masks):
     optimizer.register_step_post_hook(lambda *_: apply(model, masks))
 
 
-def counts(masks):
-    """{weight name: {"kept": kept weights, "total": all weights}}."""
-    return {name: {"kept": m.sum().item(), "total": m.numel()} for name, m in masks.items()}
-
-
 def sparsity(masks):
     """The share of pruned weights among the prunable ones."""
-    numbers = counts(masks).values()
-    return 1 - sum(n["kept"] for n in numbers) / sum(n["total"] for n in numbers)
+    kept = sum(mask.sum().item() for mask in masks.values())
+    return 1 - kept / sum(mask.numel() for mask in masks.values())

@@ -278,11 +278,13 @@ def save(args, run, model, optimizer, masks, log):
 
 def resume(args, run, model, optimizer, start):
     """Load checkpoint_latest.pt into model and optimizer. Returns its epoch, or `start`."""
-    path = run.folder / LATEST
+    path, epochs = run.folder / LATEST, len(run.lines(LOG_FILE))
     if not path.exists():
-        if len(run.lines(LOG_FILE)) > 2:  # a kill in the first epoch leaves two lines at most
+        if epochs > 2:  # a kill in the first epoch leaves the lines of epochs 0 and 1
             raise BadInput(f"{run.folder} has epochs in {LOG_FILE} but no {LATEST}: restore it")
         return start
+    if epochs == 0:
+        raise BadInput(f"{run.folder} has {LATEST} but no {LOG_FILE}: restore it")
     checkpoint = utils.load_checkpoint(path)
     utils.load_weights(model, checkpoint, path, args)
     if "optimizer" not in checkpoint:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import config
 from claims.scales import Scale
-from utils import LATEST, BadInput, write_atomically
+from utils import LATEST, BadInput, report, write_atomically
 
 TRAIN, EVALUATE, PRUNE = "train_snn_fisherinfo", "eval_snn_robustness", "prune_snn"
 LAST_FIGURE = {TRAIN: "fisher.png", EVALUATE: "robustness.png", PRUNE: "pruning.png"}
@@ -160,4 +160,5 @@ class Study:
 
 def interrupt(number, frame):
     """Answer a signal with an exception, so that `perform` ends its processes."""
-    raise KeyboardInterrupt(number)
+    report(f"reproduce.py: stopped by {signal.Signals(number).name}; the same command goes on")
+    sys.exit(128 + number)

@@ -66,23 +66,13 @@ def test_a_loss_is_its_formula(skip, level):
         assert_same(loss, value, outputs)
 
 
-@pytest.mark.parametrize("skip", [[], [1]])
-def test_centroid_adds_the_squared_distance_of_the_residuals_centroid(skip):
+def test_centroid_adds_the_squared_distance_of_the_residuals_centroid():
     outputs, y = make_batch()
-    r = losses.residuals(outputs, y, skip)
+    means = torch.stack([outputs[:t].mean(0) for t in range(1, T + 1)])
+    r = (means.softmax(2) - F.one_hot(y, K)).square().sum(2).mean(1)
     centroid = (torch.arange(1, T + 1) * r).sum() / r.sum()
-    expected = cross_entropy(used(outputs, T, skip).mean(0), y) + (centroid - 1.5).square()
-    assert_same(loss_of("centroid", outputs, y, lossskiptime=skip), expected, outputs)
-
-
-def test_a_residual_is_the_gradient_by_the_bias_of_the_read_out():
-    outputs, y = make_batch()
-    r = losses.residuals(outputs, y, skip=[1])
-    assert r[0] == 0  # no output is left
-    for t in range(2, T + 1):
-        output = used(outputs, t, [1]).mean(0)
-        (gradient,) = torch.autograd.grad(F.cross_entropy(output, y, reduction="sum"), output)
-        torch.testing.assert_close(r[t - 1], gradient.square().sum(1).mean())
+    expected = cross_entropy(outputs.mean(0), y) + (centroid - 1.5).square()
+    assert_same(loss_of("centroid", outputs, y), expected, outputs)
 
 
 def losses_with_gradients(samples):

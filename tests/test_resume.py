@@ -81,13 +81,12 @@ def test_a_finished_run_is_trained_for_longer(undrawn, tmp_path):
     assert lines(folder, "log.jsonl") == log
 
 
-@pytest.mark.parametrize("name", ["args.json", "checkpoint_latest.pt"])
+@pytest.mark.parametrize("name", ["args.json", "log.jsonl", "checkpoint_latest.pt"])
 def test_a_run_that_lacks_a_file_is_left_alone(name, unbroken, tmp_path):
     folder = shutil.copytree(unbroken, tmp_path / "run")
     (folder / name).unlink()
     with pytest.raises(BadInput, match="restore"):
         run(tmp_path, "--resume", script="train_snn_fisherinfo")
-    assert lines(folder, "log.jsonl") == lines(unbroken, "log.jsonl")
     assert not (folder / name).exists()
 
 

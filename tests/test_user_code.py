@@ -1,12 +1,13 @@
 """A user's own network and data: trained, resumed, measured, evaluated, pruned, or refused."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from helpers import FAKE, ROOT, TINY, TINY_FISHER, lines, run
 
 import user_code
-from utils import BadInput, load_checkpoint, load_run, read_record
+from utils import BadInput, load_checkpoint, load_run, read_lines, read_record
 
 SHORT = [*FAKE, *TINY[TINY.index("--timestep") :]]  # without --arch and --width
 OWN = ROOT / "tests" / "own.py"
@@ -73,6 +74,14 @@ def test_a_file_that_has_moved_is_loaded_from_where_the_command_line_says(traine
     saved = [*moved, "--checkpoints", str(trained), "--exp_name", "evaluated"]
     run(tmp_path, *saved, *ATTACK, script="eval_snn_robustness", flags=[])
     assert str(tmp_path / "own.py") in user_code.sys.modules
+
+
+def test_a_users_network_and_one_from_here_are_evaluated_together(trained, tmp_path):
+    built_in = run(tmp_path / "built_in", flags=TINY)
+    saved = [*NETWORK, "--checkpoints", str(trained), str(built_in)]
+    folder = run(tmp_path, *saved, *ATTACK, script="eval_snn_robustness", flags=[])
+    clean = [x for x in read_lines(folder / "robustness.jsonl") if x["threat"] == "clean"]
+    assert [Path(line["checkpoint"]).parent for line in clean] == [trained, built_in]
 
 
 def test_a_notebook_names_the_code_of_a_run(trained):
