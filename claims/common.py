@@ -12,8 +12,13 @@ from drawing import mean_and_deviation
 from fisher import centroid, quotient
 from utils import FISHER_FILE, LOG_FILE, ROBUSTNESS_FILE, read_lines
 
-# What the columns of `summary` are called.
-CENTROIDS = {"ic": "IC", "ic_residual": "R_t", "ic_loss": "I_t / L_t", "ic_gain": "I_t / R_t"}
+# What the columns of `summary` are called: the centroids of these curves.
+CENTROIDS = {
+    "ic": "IC",
+    "ic_residual": "centroid of R_t",
+    "ic_loss": "of I_t / L_t",
+    "ic_gain": "of the gain I_t / R_t",
+}
 
 # ---------------------------------------------------------------- numbers of run folders
 

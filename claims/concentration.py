@@ -5,7 +5,7 @@ Does the temporal Fisher information move to early timesteps during training?
 The information centroid IC must fall from the first measured epoch to the last one. It must end
 below flat, the centroid of a flat curve. Both differences must be more than a ninth of flat.
 
-What is run: the plain training, measured at several epochs.
+The plain training, measured at several epochs.
 """
 
 from claims import common, figures, pages

@@ -5,7 +5,7 @@ Is the gain I_t / R_t late, and is it not late without the path through the memb
 The centroid of the gain must be past flat by more than a ninth of flat. With the path cut (only in
 the measurement) it must be past flat by less.
 
-What is run: the last network of each setting is measured with and without that path. The training
+The last network of each setting is measured with and without that path. The training
 may have had the path or not. The prediction takes the mean of outputs 1..t, or only output t.
 """
 
@@ -24,10 +24,10 @@ COLUMNS = {"flat": "flat", "ic": "IC", "ic_cut": "IC, cut"} | {way: f"gain, {way
 
 
 def runs(study):
-    return measured(study, settings.trainings(study), WAYS)
+    return measure_ways(study, settings.trainings(study), WAYS)
 
 
-def measured(study, groups, ways):
+def measure_ways(study, groups, ways):
     """{setting: trainings}, and {(setting, way): measurements} of their networks."""
     again = {}
     for (name, trainings), way in product(groups.items(), ways):
@@ -38,7 +38,7 @@ def measured(study, groups, ways):
 
 def numbers(study, folders):
     rows = {}
-    for name in [key for key in folders if isinstance(key, str)]:
+    for name in settings.trainings(study):
         seeds = {way: folders[name, way] for way in WAYS}
         rows[name] = {
             "timestep": common.measured(seeds[WITH], "timestep")[0],

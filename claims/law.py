@@ -5,14 +5,14 @@ Do slopes and spikes of the forward pass predict how late the gain I_t / R_t is?
 The law predicts a centroid of the gain. It must differ from the measured one by less than a ninth
 of flat. Networks with shortcuts have several paths, and are left out.
 
-What is run: the measurements of `gain`, with and without the path through the membranes.
+The measurements of `gain`, with and without the path through the membranes.
 claims/kernels.py has the law.
 """
 
 import numpy as np
 
 from claims import common, figures, pages, settings
-from claims.gain import CUT, WITH, measured
+from claims.gain import CUT, WITH, measure_ways
 from claims.kernels import factors, kernels
 from train_snn import setup
 from train_snn_fisherinfo import fisher_batches
@@ -23,17 +23,19 @@ COLUMNS = {"flat": "flat"} | KINDS
 NETWORK = "whole network"
 
 
+def chains(study):
+    """{setting: trainings} of networks without shortcuts."""
+    groups = settings.trainings(study).items()
+    return {name: runs for name, runs in groups if "resnet" not in study.arguments(runs[0]).arch}
+
+
 def runs(study):
-    groups = settings.trainings(study)
-    for name, trainings in list(groups.items()):
-        if study.arguments(trainings[0]).arch.startswith("resnet"):
-            del groups[name]
-    return measured(study, groups, (WITH, CUT))
+    return measure_ways(study, chains(study), (WITH, CUT))
 
 
 def numbers(study, folders):
     rows, groups = {}, runs(study)
-    for name in [key for key in folders if isinstance(key, str)]:
+    for name in chains(study):
         path, cut = folders[name, WITH], folders[name, CUT]
         curves = {"measured": common.measured(path, "layers"), "law": []}
         curves["cut"] = common.measured(cut, "layers")

@@ -5,7 +5,7 @@ Does the information of each layer move to early timesteps during training?
 The IC of each layer must fall. It must end below flat, the centroid of a flat curve. Both
 differences must be more than a ninth of flat.
 
-What is run: the plain training. Its last networks are measured again without the gradient that goes
+The plain training. Its last networks are measured again without the gradient that goes
 from one timestep to another.
 """
 

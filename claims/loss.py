@@ -5,9 +5,11 @@ Can a loss move the information at little cost, and does robustness change with 
 A loss must cost less than 0.01 of accuracy against `ce`. One of these losses moves IC furthest. It
 must move IC by a ninth of flat, and accuracy under PGD by 0.05.
 
-What is run: a training with each loss and kind of BatchNorm. Its networks are tested under PGD and
+A training with each loss and kind of BatchNorm. Its networks are tested under PGD and
 noise.
 """
+
+from itertools import product
 
 from claims import common, figures, pages
 from claims.scales import LAST
@@ -26,18 +28,17 @@ COLUMNS = common.CENTROIDS | {
 def runs(study):
     strengths = f"--eps {study.scale.eps:g} --noise_levels 0.2 --blur_levels"
     groups = {}
-    for norm in NORMS:
-        for loss, flags in study.scale.losses.items():
-            name = f"loss {norm} {loss}"
-            trainings = study.train(name, LAST, "--norm", norm, flags)
-            attacked = study.evaluate(f"{name} robustness", trainings, strengths)
-            groups |= {(norm, loss): trainings, (norm, loss, "attacked"): attacked}
+    for norm, (loss, flags) in product(NORMS, study.scale.losses.items()):
+        name = f"loss {norm} {loss}"
+        trainings = study.train(name, LAST, "--norm", norm, flags)
+        attacked = study.evaluate(f"{name} robustness", trainings, strengths)
+        groups |= {(norm, loss): trainings, (norm, loss, "attacked"): attacked}
     return groups
 
 
 def numbers(study, folders):
     by_norm = {norm: {} for norm in NORMS}
-    for norm, loss in [key for key in folders if len(key) == 2]:
+    for norm, loss in product(NORMS, study.scale.losses):
         seeds, threats = folders[norm, loss], common.threats(folders[norm, loss, "attacked"][0])
         pgd = [threats[folder.name, "pgd", study.scale.eps] for folder in seeds]
         noise = [threats[folder.name, "gaussian_noise", 0.2] for folder in seeds]

@@ -60,11 +60,11 @@ def write_page(path, claim, record):
     text = [f"# {title}", f"{question} {answer}", f"![{title}]({path.stem}.png)", rule]
     rows = [[words, *effect_cells(effect), verdict] for words, effect, verdict in page.conditions]
     conditions = ("Conditions", ["condition", "effect", "95 % interval", "verdict"], rows)
-    for title, heads, rows in (conditions, *page.tables):
+    for heading, heads, cells in (conditions, *page.tables):
         align = ["---", *["---:"] * (len(heads) - 1)]
-        lines = [f"| {' | '.join(map(str, row))} |" for row in (heads, align, *rows)]
-        text += [f"## {title}", "\n".join(lines)]
-    text += ["## How it was run", what, *how(record, path.stem)]
+        lines = [f"| {' | '.join(map(str, row))} |" for row in (heads, align, *cells)]
+        text += [f"## {heading}", "\n".join(lines)]
+    text += ["## What was run", what, *how(record, path.stem)]
     text.append("\n".join(f"    python {command}" for command in record["runs"]))
     write_atomically(path, ("\n\n".join(text) + "\n").encode())
     return page

@@ -4,7 +4,7 @@ The input shows the class at some timesteps only. Is IC near these timesteps?
 
 IC must end near the middle of these timesteps. It must differ by less than a ninth of flat.
 
-What is run: trainings on frames that show the class at some timesteps only. The other frames are
+Trainings on frames that show the class at some timesteps only. The other frames are
 noise of the same distribution.
 """
 

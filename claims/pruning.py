@@ -6,7 +6,7 @@ less time?
 The search `fisher` must lose less than 0.005 of accuracy against `full` at every sparsity, and be
 more than 1.5 times as fast.
 
-What is run: iterative pruning. Its search runs all timesteps, or those that a rule chooses.
+Iterative pruning. Its search runs all timesteps, or those that a rule chooses.
 """
 
 from claims import common, figures, pages

@@ -5,7 +5,7 @@ accuracy than in the last half?
 
 The first half must cost 0.02 of accuracy more than the last half.
 
-What is run: the trained networks get noise and blur in the first half of the timesteps, in the last
+The trained networks get noise and blur in the first half of the timesteps, in the last
 half, and in all. In all timesteps they are also attacked.
 """
 

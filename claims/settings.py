@@ -6,7 +6,7 @@ optimizers, encodings and amounts of data, too?
 In each setting IC must fall. It must end below flat, the centroid of a flat curve. Both differences
 must be more than a ninth of flat.
 
-What is run: a training of each setting, and of parts of other data sets. The first and the last
+A training of each setting, and of parts of other data sets. The first and the last
 epoch are measured, with the labels of the data and with labels drawn from the prediction.
 """
 
