@@ -68,16 +68,18 @@ def test_another_start_neither_resumes_a_run_nor_changes_it(
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
 
 
-def test_a_finished_run_is_trained_for_longer(undrawn, tmp_path):
+def test_a_finished_run_is_trained_for_longer(undrawn, tmp_path, capsys):
     folder = run(tmp_path)
     before = lines(folder, "log.jsonl")
     run(tmp_path, "--resume", "--epochs", "4", flags=[])
+    assert "\nresuming after epoch 2\n" in capsys.readouterr().out
     log = lines(folder, "log.jsonl")
     assert log[:3] == before
     rates = [line["lr"] for line in log[1:]]  # cosine of 2 epochs, then of 4
     assert rates == pytest.approx([0.1, 0.05, 0.05, 0.1 * (1 - 0.5**0.5) / 2])
     assert json.loads((folder / "args.json").read_text())["args"]["epochs"] == 4
-    run(tmp_path, "--resume", flags=[])
+    run(tmp_path, "--resume", flags=[])  # which has nothing left to do
+    assert "resuming" not in capsys.readouterr().out
     assert lines(folder, "log.jsonl") == log
 
 

@@ -24,11 +24,3 @@ def test_a_training_prints_a_row_for_each_epoch(tmp_path, capsys):
 
     run(tmp_path, "--init", str(folder / "checkpoint_latest.pt"))
     assert printed_rows(capsys)[1][0] == "0"  # these weights are not untrained
-
-
-def test_a_resumed_run_says_after_which_epoch_it_goes_on(tmp_path, capsys):
-    run(tmp_path)
-    run(tmp_path, "--resume", "--epochs", "3")
-    assert "\nresuming after epoch 2\n" in capsys.readouterr().out
-    run(tmp_path, "--resume", "--epochs", "3")  # which has nothing left to do
-    assert "resuming" not in capsys.readouterr().out

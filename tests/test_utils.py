@@ -10,7 +10,6 @@ import pytest
 import torch
 from helpers import run, start
 
-import archs
 import data
 import train_snn
 import utils
@@ -92,16 +91,6 @@ def test_a_file_that_is_no_checkpoint_says_why(tmp_path):
     torch.save({"weights": {}}, tmp_path / "other.pt")
     with pytest.raises(BadInput, match=r"other\.pt is not a checkpoint: it needs"):
         utils.load_checkpoint(tmp_path / "other.pt")
-
-
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
-def test_weights_of_a_wrapped_model_are_read(prefix):
-    shape = {"timestep": 2, "num_classes": 3, "image_size": 8, "width": 0.1}
-    saved, model = archs.build("fc", **shape), archs.build("fc", **shape)
-    state = {prefix + name: value for name, value in saved.state_dict().items()}
-    args = Namespace(arch="fc", timestep=2)
-    utils.load_weights(model, {"state_dict": state}, "x.pt", args)
-    assert torch.equal(model.fc1.weight, saved.fc1.weight)
 
 
 def test_a_run_is_loaded_for_a_notebook(unbroken):
