@@ -55,15 +55,16 @@ class Attack:
                 u = 2 * torch.rand_like(x) - 1
                 point = (x + self.eps * u).clamp(low, high)
             for step in range(self.steps + 1):
-                with torch.set_grad_enabled(step < self.steps):
-                    point = point.detach().requires_grad_(step < self.steps)
+                moves = step < self.steps  # the last point is only looked at
+                with torch.set_grad_enabled(moves):
+                    point = point.detach().requires_grad_(moves)
                     outputs = self.predict(model, point)
                     loss = F.cross_entropy(outputs, y, reduction="sum")
                 reached = margin(outputs, y)
                 better = reached > highest
                 highest[better] = reached[better]
                 strongest[better] = point[better]
-                if step < self.steps:
+                if moves:
                     (gradient,) = torch.autograd.grad(loss, point)
                     point = (point + self.step_size * gradient.sign()).clamp(low, high)
         return strongest

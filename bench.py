@@ -208,8 +208,9 @@ def train(args, x, y):
     model = build(args, args.timestep)
     model.to(memory_format=archs.fastest_layout(model))
 
-    def way(model, amp=False, compiled=False):
+    def way(model, amp=False, compiled=False, checkpointed=False):
         model = copy.deepcopy(model).to(x.device).train()
+        model.checkpoint_activations = checkpointed
         if compiled:
             compile_neurons(model)
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=True)
@@ -226,9 +227,7 @@ def train(args, x, y):
 
     ways = {"step by step": way(StepByStep(build(args, 1), args.timestep))}
     for precision, amp in (("float32", False), ("bf16", True)):
-        model.checkpoint_activations = True
-        ways[f"{precision}, checkpointed"] = way(model, amp)
-        model.checkpoint_activations = False
+        ways[f"{precision}, checkpointed"] = way(model, amp, checkpointed=True)
         ways[f"{precision}, compiled"] = way(model, amp, compiled=True)
         ways[precision] = way(model, amp)
     for name, neurons in foreign_neurons().items():

@@ -54,14 +54,15 @@ def masking_signs(lines):
             signs.append(f"an unbounded attack leaves an accuracy of {attacked:.3f}")
         if line["threat"] != method:
             continue
-        for low, high, sentence in (
-            (fgsm.get(line["strength"]), attacked, f"one step (fgsm) is stronger than {method}"),
-            (line["random"], attacked, f"random points are stronger than {method}"),
-            (line["transfer"], attacked, f"a transferred attack is stronger than {method}"),
-            (min(surrogates.values()), surrogates.get("own"), "its own surrogate is weaker"),
-        ):
-            if clearly_below(low, high, line["samples"]):
-                signs.append(f"{sentence} at eps {line['strength']:g}")
+        samples, place = line["samples"], f"at eps {line['strength']:g}"
+        if clearly_below(fgsm.get(line["strength"]), attacked, samples):
+            signs.append(f"one step (fgsm) is stronger than {method} {place}")
+        if clearly_below(line["random"], attacked, samples):
+            signs.append(f"random points are stronger than {method} {place}")
+        if clearly_below(line["transfer"], attacked, samples):
+            signs.append(f"a transferred attack is stronger than {method} {place}")
+        if clearly_below(min(surrogates.values()), surrogates.get("own"), samples):
+            signs.append(f"its own surrogate is weaker {place}")
     return signs
 
 
@@ -90,8 +91,9 @@ def under_attack(args, model, source, dataset, attack, unbounded):
     """Whether predictions are right under all attackers, bool [T, N], and the fields of a line that
     describe the attack. An `unbounded` attack stops when an attacker leaves no sample right."""
     prefix = (args.attack_prefix or args.timestep) - 1  # the attack is on this one
+    names = args.attack_surrogate if archs.lif_layers(model) else ["own"]
     surrogates, results = {}, []
-    for surrogate in args.attack_surrogate if archs.lif_layers(model) else ["own"]:
+    for surrogate in names:
         attacker = attacks.with_surrogate(model, surrogate)
         results.append(right(model, dataset, args, attack, attacker))
         surrogates[surrogate] = results[-1][prefix].float().mean().item()

@@ -70,50 +70,60 @@ class Search:
 
     def search(self):
         """Go through the rounds, and train the networks of --final_rounds with all timesteps."""
-        args, last = self.args, self.args.final_rounds[-1]
+        args = self.args
         model = build_model(args, self.train_set)
         masks = pruning.all_kept(model)
-        start = {"state_dict": model.state_dict(), "epoch": 0}
+        early = {"state_dict": model.state_dict(), "epoch": 0}
         steps = int(self.rule) if self.rule.isdigit() else args.timestep
-        model, seconds = self.train("round_00", steps, masks, start)
+        model, seconds = self.train("round_00", steps, masks, early)
         clock = time.perf_counter()
         later_steps = self.fewest_timesteps(model, steps)
         rule_seconds = time.perf_counter() - clock
         self.record("search", 0, steps, model, masks, seconds, rule_seconds)
         if args.rewind_epoch:
-            start = self.early_checkpoint(args.rewind_epoch)
+            early = self.early_checkpoint(args.rewind_epoch)
         if self.rule == "one_shot":
-            for number in args.final_rounds:
-                rate = 1 - (1 - args.prune_rate) ** number
-                self.round("final", number, args.timestep, pruning.prune(model, masks, rate), start)
-            return
-        for number in range(1, last + 1):
-            masks = pruning.prune(model, masks, args.prune_rate)
-            if number < last:
-                model = self.round("search", number, later_steps, masks, start)
-            if number in args.final_rounds:
-                self.round("final", number, args.timestep, masks, start)
+            self.prune_once(model, masks, early)
+        else:
+            self.prune_in_rounds(model, masks, early, later_steps)
 
-    def round(self, stage, number, steps, masks, start):
+    def prune_once(self, model, masks, early):
+        """Prune the trained model to each sparsity of --final_rounds at once."""
+        for number in self.args.final_rounds:
+            rate = 1 - (1 - self.args.prune_rate) ** number
+            pruned = pruning.prune(model, masks, rate)
+            self.round("final", number, self.args.timestep, pruned, early)
+
+    def prune_in_rounds(self, model, masks, early, steps):
+        """Prune the model, rewind to the checkpoint `early` and train, again and again."""
+        last = self.args.final_rounds[-1]
+        for number in range(1, last + 1):
+            masks = pruning.prune(model, masks, self.args.prune_rate)
+            if number < last:
+                model = self.round("search", number, steps, masks, early)
+            if number in self.args.final_rounds:
+                self.round("final", number, self.args.timestep, masks, early)
+
+    def round(self, stage, number, steps, masks, early):
         """Train a network and write its line of pruning.jsonl. Returns the network."""
         # A search with all timesteps has trained the final network already.
         kind = "final" if stage == "final" and self.rule != "full" else "round"
-        model, seconds = self.train(f"{kind}_{number:02d}", steps, masks, start)
+        model, seconds = self.train(f"{kind}_{number:02d}", steps, masks, early)
         self.record(stage, number, steps, model, masks, seconds)
         return model
 
-    def train(self, name, steps, masks, start):
-        """Train a network from the checkpoint `start`. Returns it and the seconds it took."""
+    def train(self, name, steps, masks, early):
+        """Train a network from the checkpoint `early`. Returns it and the seconds it took."""
         args = copy.copy(self.args)
         args.out_dir, args.exp_name, args.resume = str(self.folder), name, True
         args.timestep = steps
         args.save_epochs = [*args.save_epochs, str(KL_EPOCH), str(args.rewind_epoch)]
         model = build_model(args, self.train_set, args.checkpoint_activations)
-        model.load_state_dict(start["state_dict"])
+        model.load_state_dict(early["state_dict"])
         pruning.apply(model, masks)
         sets = [first_steps(dataset, steps) for dataset in (self.train_set, self.test_set)]
         with Run(self.folder / name, args, self.train_set.device) as run:
-            fit(args, run, model, *sets, lambda line: None, masks=masks, start=start["epoch"])
+            fit(args, run, model, *sets, lambda line: None, masks=masks, start=early["epoch"])
             rates = [line["images_per_second"] for line in run.lines(LOG_FILE)[1:]]
         # A resumed round with nothing left to train leaves the network in train mode.
         return model.eval(), sum(len(self.train_set) / rate for rate in rates)

@@ -77,6 +77,7 @@ class LIF(nn.Module):
             raise ValueError("an LIF neuron needs tau > 1, threshold > 0 and surrogate_alpha > 0")
         self.tau, self.threshold, self.reset = tau, threshold, reset
         self.surrogate, self.surrogate_alpha = surrogate, alpha
+        # With tau = inf, (x - v) / tau would lose the input.
         self.decay_input, self.detach_reset = decay_input and tau < math.inf, detach_reset
         self.detach_membrane, self.compiled = detach_membrane, None
 

@@ -68,13 +68,13 @@ def draw_attacked_prefixes(axis, networks):
 def inputs_figure(run, sets, seed):
     """Draw figures/inputs.png of a run: a row with the first sample of each of `sets` {name: data
     set}, and one column per timestep. A single frame is the same at every timestep."""
+    if rank():
+        return
     rows = {}
     for name, dataset in sets.items():
         x, _ = next(dataset.subset(slice(1)).batches(1, seed))
         x = dataset.encode(x) if dataset.poisson_steps else x
         rows[name] = x[0] if x.dim() == 5 else x  # (S, C, H, W)
-    if rank():
-        return
     columns = max(map(len, rows.values()))
     figure = Figure(figsize=(1.6 + columns, 1.05 * len(rows) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
