@@ -46,6 +46,11 @@ def numbers(study, folders):
     ]
 
 
+def in_words(difference):
+    """A difference of accuracy: "0.1 more", or "0.1 less"."""
+    return f"{abs(difference):.3f} {'more' if difference > 0 else 'less'}"
+
+
 def page(numbers, path):
     rows, accuracy = {}, {}
     for row in sorted(numbers, key=lambda row: (row["threat"], row["strength"])):
@@ -59,8 +64,8 @@ def page(numbers, path):
         )
         first, last = (accuracy[times, threat, strength] for times in (FIRST, LAST))
         conditions.append(common.condition(words, last, first, low=COST))
-    noise, blur = (condition.effect.mean for condition in conditions)
-    answer = f"The first half costs {noise:.3f} more with noise and {blur:.3f} more with blur."
+    noise, blur = (in_words(condition.effect.mean) for condition in conditions)
+    answer = f"Noise in the first half costs {noise} than in the last half. Blur costs {blur}."
     columns = {"accuracy": "accuracy"}
     figures.dots(rows, columns, {"accuracy, by the corrupted timesteps": ("accuracy",)}, path)
     table = pages.table("Accuracy", "threat, strength, corrupted timesteps", rows, columns)
