@@ -161,7 +161,8 @@ class ImageSet:
 
     def encode(self, x):
         """Pixels -> the input of a network: standardised pixels, or Poisson spikes of the raw
-        pixels. A pixel is the probability of its spikes, and their gradient by it is 1."""
+        pixels. A pixel is the probability of its spikes. The gradient of a spike by its pixel is
+        taken as 1."""
         if not self.poisson_steps:
             return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
         frames = x if x.dim() == 5 else x.unsqueeze(1)

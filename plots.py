@@ -10,7 +10,9 @@ deviation. The legend names the flags that differ between the runs.
 from pathlib import Path
 
 import drawing
-from drawing import GREY, Figure, compare, label, legend_below, pruning, robustness, shades
+from drawing import GREY, Figure, compare, label, legend_below, shades
+from drawing.pruning import error_figure
+from drawing.robustness import accuracy_figure
 from parser import Parser
 from utils import (
     FISHER_FILE,
@@ -92,7 +94,7 @@ def draw_centroids(axis, kinds):
             axis.plot(x, per_loss, "s:", ms=3, color="0.4", label="of $I_t$ / loss $L_t$")
             name = "of $I_t$ / squared residual $R_t$"
             axis.plot(x, per_residual, "^:", ms=3, color="0.4", label=name)
-    timestep = lines[-1]["timestep"]
+    timestep = next(iter(kinds.values()))[0]["timestep"]
     flat = (timestep + 1) / 2
     axis.axhline(flat, color=GREY, ls="--", lw=1, label=f"of a flat curve: {flat:g}")
     axis.set(xlabel=x_label, ylabel="information centroid (95 % interval)")
@@ -198,9 +200,9 @@ def figures_of(folder):
     if (folder / FISHER_FILE).exists():
         paths.append(fisher_of(folder))
     if (folder / ROBUSTNESS_FILE).exists():
-        paths.append(robustness.accuracy_figure(folder))
+        paths.append(accuracy_figure(folder))
     if (folder / PRUNING_FILE).exists():
-        paths.append(pruning.error_figure([folder], folder / "figures" / "pruning.png"))
+        paths.append(error_figure([folder], folder / "figures" / "pruning.png"))
     if not paths:
         raise BadInput(f"{folder} holds no run: name a folder that a training script wrote")
     return paths

@@ -139,8 +139,12 @@ def check_network(args, model, dataset):
             raise ValueError(f"it gives {classes} classes, the data set has {dataset.num_classes}")
         check_second_call(twin.train(), x)
     except Exception as error:
-        reason = error if isinstance(error, ValueError) else fault(error, args.arch)
-        reason = KEEPS if "graph a second time" in str(error) else reason
+        if "graph a second time" in str(error):
+            reason = KEEPS
+        elif isinstance(error, ValueError):
+            reason = error
+        else:
+            reason = fault(error, args.arch)
         raise BadInput(f"{args.arch} breaks the contract of a network: {reason}") from error
 
 

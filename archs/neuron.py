@@ -115,7 +115,8 @@ class LIF(nn.Module):
             return self.loop(x)
         if not (self.compiled and self.training):
             return AllSteps.apply(x, self)
-        # As rows in the order of memory all layers look the same, so torch compiles one kernel.
+        # As rows all layers look the same, so torch compiles one kernel. Channels come last, as in
+        # memory, so that `flatten` makes no copy.
         channels_last = x.dim() == 5 and x[0].is_contiguous(memory_format=torch.channels_last)
         x = x.movedim(2, -1) if channels_last else x
         spikes = self.compiled(self, x.flatten(1)).view(x.shape)

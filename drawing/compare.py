@@ -91,9 +91,10 @@ def group(folders):
     groups, seen = {}, {}
     for folder, flags in zip(folders, runs):
         words = ", ".join(in_words(name, flags[name]) for name in names)
-        twin = seen.setdefault((words, flags["seed"]), folder)
-        if twin is not folder:
-            raise BadInput(f"{twin} and {folder} have the same flags and seed: name only one")
+        key = words, flags["seed"]
+        if key in seen:
+            raise BadInput(f"{seen[key]} and {folder} have the same flags and seed: name only one")
+        seen[key] = folder
         groups.setdefault(words, []).append(folder)
     return groups
 
