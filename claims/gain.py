@@ -57,5 +57,7 @@ def page(numbers, path):
         words = f"{name}: with the path cut it is past flat by less than {margin:.3g}"
         conditions.append(common.condition(words, gain[CUT], flat, high=margin))
         rows[name] = gain | {"flat": flat, "ic": row["ic"][WITH], "ic_cut": row["ic"][CUT]}
-    figures.dots(rows, COLUMNS, {"centroid": (CUT, WITH, "flat")}, path)
+    shares = common.shares_of_flat(rows, (CUT, WITH))
+    panels = {"centroid / centroid of a flat curve": (CUT, WITH, "flat")}
+    figures.dots(shares, COLUMNS, panels, path)
     return pages.Page(conditions, [pages.table("Centroids", "setting", rows, COLUMNS)])
