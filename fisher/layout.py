@@ -45,10 +45,13 @@ def gradients(loss, calls):
 
 def read_layouts(calls, signals, losses, prefix):
     """Give each call its layout, or None if rows belong to several samples. `losses` are [T, N],
-    `signals` are of the sum of the last ones."""
-    layouts = layouts_of(calls, signals, losses[-1])
-    unsure = any(len(fits) > 1 for fits in layouts)
-    if unsure or prefix == "instant":  # the last loss is not enough
+    `signals` are of the sum of the last ones. If these leave rows without a signal, two more
+    backward passes are of all losses."""
+    unsure = prefix == "instant"  # the last loss is only of the last output
+    if not unsure:
+        layouts = layouts_of(calls, signals, losses[-1])
+        unsure = any(len(fits) > 1 for fits in layouts)
+    if unsure:
         total = losses.sum(0)
         layouts = layouts_of(calls, gradients(total.sum(), calls), total)
     for call, fits in zip(calls, layouts):
