@@ -66,7 +66,8 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
 
     Raises ValueError if a layer is in train mode, if outputs or gradients change in a second call
     or depend on other samples, if T differs between samples, if the gradient of a parameter is
-    hidden, as by a reentrant checkpoint, and for arguments or outputs of another form.
+    hidden, as by a reentrant checkpoint, if a pattern of `skip` fits no parameter, and for
+    arguments or outputs of another form.
 
     Caveat: a second use of a parameter can go unseen if Python does not see it, as in a
     torch.autograd.Function, and if the first two samples do not show it.
