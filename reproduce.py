@@ -6,7 +6,7 @@
 
 --scale says what the runs train:
 
-    small   a VGG on the digits, for two CPU cores
+    small   a VGG on the digits; on two CPU cores, `all` takes one or two hours
     images  a VGG on 1000 images of Fashion-MNIST, up to two hours a claim on two cores
     medium  a VGG on all of CIFAR-10, many hours
     paper   the recipe of the release (ResNet19, CIFAR-10, T = 10), for GPUs

@@ -55,9 +55,10 @@ def page(numbers, path):
         errors[search] = {}
         for sparsity, accuracy in zip(row["sparsity"], row["accuracy"]):
             errors[search][100 - 100 * sparsity] = 100 - 100 * common.array(accuracy)
-        for sparsity in sparsities:
-            fall = common.difference(rows["full"][sparsity], rows[search][sparsity])
-            falls[search, sparsity] = fall
+        if search != "full":
+            for sparsity in sparsities:
+                fall = common.difference(rows["full"][sparsity], rows[search][sparsity])
+                falls[search, sparsity] = fall
     figures.curves({("weights left (%)", "test error (%)"): errors}, path, log=True)
     conditions = []
     for sparsity in sparsities:
