@@ -64,8 +64,9 @@ def scatter(panels, path):
 
 
 @matplotlib.rc_context(STYLE)
-def curves(panels, path, log=False):
-    """A panel for each of `panels` {(xlabel, ylabel): {series: {x: values of the seeds}}}."""
+def curves(panels, path, logarithmic=""):
+    """A panel for each of `panels` {(xlabel, ylabel): {series: {x: values of the seeds}}}.
+    `logarithmic` names axes, such as "xy"."""
     figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, ((xlabel, ylabel), series) in zip(axes, panels.items()):
@@ -79,9 +80,10 @@ def curves(panels, path, log=False):
             axis.errorbar(list(points), means, deviations, label=name, **style)
         axis.set(xlabel=xlabel, ylabel=ylabel)
         axis.legend()
-        if log:
-            axis.set_xscale("log")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.xaxis.set_minor_locator(NullLocator())
+        for side in logarithmic:
+            axis.set(**{f"{side}scale": "log"})
+            ticks = axis.xaxis if side == "x" else axis.yaxis
+            ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ticks.set_major_formatter("{x:g}")
+            ticks.set_minor_locator(NullLocator())
     write(figure, path)

@@ -59,7 +59,7 @@ def page(numbers, path):
             for sparsity in sparsities:
                 fall = common.difference(rows["full"][sparsity], rows[search][sparsity])
                 falls[search, sparsity] = fall
-    figures.curves({("weights left (%)", "test error (%)"): errors}, path, log=True)
+    figures.curves({("weights left (%)", "test error (%)"): errors}, path, "xy")
     conditions = []
     for sparsity in sparsities:
         words = f"{sparsity} pruned: accuracy falls by less than {AS_GOOD}"

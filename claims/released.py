@@ -62,7 +62,7 @@ def page(numbers, path):
         f"of I_t. A flat curve has {flat:g}."
     )
     labels = ("samples B in a mean (1 is I_t itself)", "IC / IC of a flat curve")
-    figures.curves({labels: scales(path)}, path, log=True)
+    figures.curves({labels: scales(path)}, path, "x")
     tables = [
         pages.table("Centroids at the end", "samples in a mean, B", rows, {"ic": "IC"}),
         pages.table(
