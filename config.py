@@ -123,7 +123,8 @@ def training_flags(parser):
     flag("--warmup_epochs", 0, "epochs in which the learning rate rises", type=number(int, 0))
     flag("--no_augment", False, "train without random crops and flips")
     flag("--test_samples", None, "validate with so many; without it, with all", type=COUNT)
-    flag("--amp", None, "train in bfloat16; slow on CPUs without bf16 instructions", nargs="?", const="bf16", choices=["bf16"])
+    flag("--amp", None, "train in bfloat16; slow on CPUs without bf16 instructions", nargs="?",
+         const="bf16", choices=["bf16"])
     flag("--compile", False, "compile the neurons; the start takes half a minute longer")
     flag("--checkpoint_activations", False, "store only inputs of blocks: less memory, more time")
     flag("--init", None, "start with the weights of this checkpoint")
