@@ -182,10 +182,10 @@ def spiking_layers(model, dataset, args):
         of_torch = any(kind.__module__.startswith("torch.nn") for kind in kinds)
         if of_torch or name.endswith("surrogate_function") or not isinstance(values, torch.Tensor):
             return
-        values = values.float()
-        # 0 if a value is 0 or 1, up to the rounding of a straight-through estimator.
-        spikes = (values * (1 - values)).abs().lt(1e-6).all().item()
-        binary[name] = spikes and binary.get(name, True)
+        if binary.get(name, True):
+            values = values.float()
+            # 0 if a value is 0 or 1, up to the rounding of a straight-through estimator.
+            binary[name] = (values * (1 - values)).abs().lt(1e-6).all().item()
 
     x, _ = next(dataset.batches(args.batch_size, args.seed))
     with after_each(model, nn.Module, look):

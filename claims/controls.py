@@ -4,9 +4,9 @@ Is the information still early if other explanations are removed?
 
 With each control, IC must end below flat, the centroid of a flat curve, by more than a ninth of it.
 
-The trained networks are measured in other ways. These are: with all labels, on
-held-out samples, by only the output at t, without the path through the membranes, and by the
-estimator of the released code.
+The trained networks are measured in other ways. These are: with all labels, on held-out samples, by
+only the output at t, without the path through the membranes, and by the estimator of the released
+code.
 """
 
 import numpy as np

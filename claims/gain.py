@@ -5,8 +5,8 @@ Is the gain I_t / R_t late, and is it not late without the path through the memb
 The centroid of the gain must be past flat by more than a ninth of flat. With the path cut (only in
 the measurement) it must be past flat by less.
 
-The last network of each setting is measured with and without that path. The training
-may have had the path or not. The prediction takes the mean of outputs 1..t, or only output t.
+The last network of each setting is measured with and without that path. The training may have had
+the path or not. The prediction takes the mean of outputs 1..t, or only output t.
 """
 
 from itertools import product

@@ -5,8 +5,8 @@ Do slopes and spikes of the forward pass predict how late the gain I_t / R_t is?
 The law predicts a centroid of the gain. It must differ from the measured one by less than a ninth
 of flat. Networks with shortcuts have several paths, and are left out.
 
-The measurements of `gain`, with and without the path through the membranes.
-claims/kernels.py has the law.
+The measurements of `gain`, with and without the path through the membranes. claims/kernels.py has
+the law.
 """
 
 import numpy as np

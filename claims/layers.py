@@ -5,8 +5,8 @@ Does the information of each layer move to early timesteps during training?
 The IC of each layer must fall. It must end below flat, the centroid of a flat curve. Both
 differences must be more than a ninth of flat.
 
-The plain training. Its last networks are measured again without the gradient that goes
-from one timestep to another.
+The plain training. Its last networks are measured again without the gradient that goes from one
+timestep to another.
 """
 
 from claims import common, controls, figures, pages

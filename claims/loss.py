@@ -5,8 +5,7 @@ Can a loss move the information at little cost, and does robustness change with 
 A loss must cost less than 0.01 of accuracy against `ce`. One of these losses moves IC furthest. It
 must move IC by a ninth of flat, and accuracy under PGD by 0.05.
 
-A training with each loss and kind of BatchNorm. Its networks are tested under PGD and
-noise.
+A training with each loss and kind of BatchNorm. Its networks are tested under PGD and noise.
 """
 
 from itertools import product

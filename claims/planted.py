@@ -4,8 +4,8 @@ The input shows the class at some timesteps only. Is IC near these timesteps?
 
 IC must end near the middle of these timesteps. It must differ by less than a ninth of flat.
 
-Trainings on frames that show the class at some timesteps only. The other frames are
-noise of the same distribution.
+Trainings on frames that show the class at some timesteps only. The other frames are noise of the
+same distribution.
 """
 
 from claims import common, figures, pages

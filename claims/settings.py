@@ -6,8 +6,8 @@ optimizers, encodings and amounts of data, too?
 In each setting IC must fall. It must end below flat, the centroid of a flat curve. Both differences
 must be more than a ninth of flat.
 
-A training of each setting, and of parts of other data sets. The first and the last
-epoch are measured, with the labels of the data and with labels drawn from the prediction.
+A training of each setting, and of parts of other data sets. The first and the last epoch are
+measured, with the labels of the data and with labels drawn from the prediction.
 """
 
 from itertools import product

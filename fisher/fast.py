@@ -183,7 +183,7 @@ class TemporalFisher:
         """Compare two samples with the definition. The definition measures parameters that differ.
         Raises ValueError if the information of the model has no meaning."""
         x, y = at_least_two(x[:2].clone(), y[..., :2])
-        near = precision(self.check_independence(x, y))
+        self.check_independence(x, y)
         options = {"prefix": self.prefix, "names": self.parameters}
         try:
             with without_grad(self.model):
@@ -196,16 +196,16 @@ class TemporalFisher:
                 if words in str(error):
                     raise ValueError(cure) from error
             raise
-        if differing({name: norms[:, 1:] for name, norms in expected.items()}, second, near):
+        if differing({name: norms[:, 1:] for name, norms in expected.items()}, second):
             raise ValueError(KEEPS)
         last = {name: norms[-1, 1] for name, norms in expected.items()}
-        hidden = differing(last, ordinary, near)
+        hidden = differing(last, ordinary)
         if hidden:
             names = ", ".join(hidden)
             raise ValueError(f"torch.autograd.grad does not see gradients of {names}: {REENTRANT}")
         hooked = {name for name, p in self.parameters.items() if p._backward_hooks}
         # A hook of a parameter may act only on other samples.
-        self.note_slow(hooked.union(differing(expected, self.measure_chunk(x, y), near)))
+        self.note_slow(hooked.union(differing(expected, self.measure_chunk(x, y))))
 
     def check_modules(self):
         """Raise ValueError for a layer in train mode."""
@@ -223,8 +223,7 @@ class TemporalFisher:
         return norms
 
     def check_independence(self, x, y):
-        """Give the type of the outputs. Raises ValueError if outputs depend on other samples, or if
-        a second call gives others."""
+        """Raise ValueError if outputs depend on other samples, or if a second call gives others."""
         try:
             together = self.model(x)
         except RuntimeError as error:
@@ -235,7 +234,6 @@ class TemporalFisher:
             alone = self.model(pair)
             if not alike(together[:, n], alone[:, n]):
                 raise ValueError(MIXES if alike(alone, self.model(pair)) else KEEPS)
-        return together.dtype
 
 
 def names_without(skip, names):
@@ -307,14 +305,13 @@ def alike(a, b):
     return torch.allclose(a, b, rtol=0, atol=near.item(), equal_nan=True)
 
 
-def differing(expected, norms, near):
-    """Names whose gradient norms differ by more than ten times the relative error `near`. A norm
-    far below the largest may be only rounding."""
+def differing(expected, norms):
+    """Names whose gradient norms differ. A norm far below the largest may be only rounding."""
     largest = max(values.nan_to_num(0, 0, 0).max().sqrt().item() for values in expected.values())
-    rtol = 10 * near
-    bounds = {"rtol": rtol, "atol": 1e-4 * rtol * largest, "equal_nan": True}
     names = []
     for name, values in expected.items():
-        if not torch.allclose(norms[name].sqrt().to(values.dtype), values.sqrt(), **bounds):
+        rtol = 10 * precision(values.dtype)
+        near = {"rtol": rtol, "atol": 1e-4 * rtol * largest, "equal_nan": True}
+        if not torch.allclose(norms[name].sqrt().to(values.dtype), values.sqrt(), **near):
             names.append(name)
     return names

@@ -101,6 +101,7 @@ def test_frames_are_counts_so_the_largest_stands_for_1_and_zero_stays_zero(tmp_p
     torch.testing.assert_close(encoded.std((0, 1, 3, 4)), torch.ones(2), rtol=1e-3, atol=0)
     above, _ = next(test.batches(2, seed=0))
     assert torch.equal(above, torch.ones_like(above))
+    assert train.images.dtype == test.images.dtype == torch.uint8
 
 
 def test_poisson_spikes_have_the_pixel_as_rate_and_1_as_gradient():

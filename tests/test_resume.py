@@ -87,8 +87,12 @@ def test_a_finished_run_is_trained_for_longer(undrawn, tmp_path, capsys):
 def test_a_run_that_lacks_a_file_is_left_alone(name, unbroken, tmp_path):
     folder = shutil.copytree(unbroken, tmp_path / "run")
     (folder / name).unlink()
+    before = {
+        path: path.read_bytes() for path in folder.glob("*.[jp]*") if path.name != "args.json"
+    }
     with pytest.raises(BadInput, match="restore"):
         run(tmp_path, "--resume", script="train_snn_fisherinfo")
+    assert {path: path.read_bytes() for path in before} == before
     assert not (folder / name).exists()
 
 

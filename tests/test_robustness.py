@@ -65,6 +65,21 @@ def network(trained):
     return args, model, other, replace(dataset, images=dataset.images.double())
 
 
+def test_what_is_right_under_attack_is_right_for_inputs_attacked_one_by_one(network):
+    args, model, _, dataset = network
+    args.batch_size = 9
+    attack = attacks.Attack(0.03, 3, 0.02, random_start=False)
+    attacker = attacks.with_surrogate(model, "triangle:0.5")
+    right = robustness.right(model, dataset, args, attack, attacker)
+    for n in range(20):
+        x, y = dataset.images[n : n + 1] / 255, dataset.labels[n : n + 1]
+        x = attack(lambda pixels: attacker(dataset.encode(pixels)), x, y)
+        outputs = model(dataset.encode(x))
+        for t in (1, 2):
+            assert right[t - 1, n] == (outputs[:t].mean(0).argmax(1) == y).item()
+    assert 0 < right.sum() < right.numel()
+
+
 def test_a_sample_counts_as_right_if_it_is_right_under_every_attacker(network):
     args, model, other, dataset = network
     attack = attacks.fgsm(0.03)

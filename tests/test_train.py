@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TINY, arguments, assert_close, lines, run
+from helpers import ALL, TINY, arguments, assert_close, assert_identical, lines, run
 
 import config
 import data
@@ -98,6 +98,13 @@ def test_a_training_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint_latest.pt")
     assert checkpoint["epoch"] == 1
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_validation_on_fewer_samples_does_not_change_the_training(unbroken, undrawn, tmp_path):
+    folder = run(tmp_path, *ALL, "--test_samples", "8")
+    assert lines(folder, "log.jsonl")[2]["test_accuracy"] * 8 % 1 == 0
+    few, all_samples = (load_checkpoint(f / "checkpoint_latest.pt") for f in (folder, unbroken))
+    assert_identical(few["state_dict"], all_samples["state_dict"])
 
 
 def test_the_best_checkpoint_is_the_first_of_the_highest_accuracy(undrawn, tmp_path):
