@@ -32,7 +32,7 @@ DECAY = "--weight_decay 5e-4 --dampening 0"
 VGG = "--arch vgg5 --width 0.25 --timestep 5 --learning_rate 0.1"
 SOME = f"{VGG} --no_augment --test_samples 1000"
 SOME_1000 = f"{SOME} --datanum 1000 --batch_size 32 --fisher_samples 256"
-SOME_5000 = f"{SOME} --datanum 5000 --amp bf16"
+SOME_5000 = f"{SOME} --datanum 5000"
 
 
 LOSSES = {
@@ -98,7 +98,7 @@ SCALES = {
     ),
     "medium": Scale(
         networks="VGG5, all of CIFAR-10",
-        training=f"--dataset cifar10 {VGG} {DECAY} --epochs 20 --amp bf16",
+        training=f"--dataset cifar10 {VGG} {DECAY} --epochs 20",
         measured="--fisher_epochs 1 2 5 10 20",
         subsets={
             "5000 images": f"{SOME_5000} {DECAY} --epochs 10",
