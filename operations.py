@@ -92,15 +92,3 @@ def operations_per_image(counts, images, timestep):
 def sum_by_layer(shares):
     """[{layer: number} of each process] -> {layer: sum}."""
     return {name: sum(share[name] for share in shares) for name in shares[0]}
-
-
-@torch.no_grad()
-def synaptic_operations(model, batches):
-    """Estimated additions per image, of all layers and timesteps, for batches [(x, y), ...].
-
-    If the first layer sees the same image at every timestep, it runs once and counts once.
-    """
-    with count_operations(model) as (additions, _, _):
-        for x, _ in batches:
-            model(x)
-    return sum(additions.values()) / sum(len(x) for x, _ in batches)

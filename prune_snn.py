@@ -28,7 +28,6 @@ import config
 import pruning
 from drawing.pruning import error_figure
 from fisher import measure, prefix_outputs
-from operations import synaptic_operations
 from train_snn import build_model, evaluate, fit, run_folder, setup
 from train_snn_fisherinfo import fisher_batches
 from utils import LOG_FILE, PRUNING_FILE, Run, load_checkpoint, run_script
@@ -152,17 +151,17 @@ class Search:
             return
         whole = build_model(self.args, self.train_set)
         whole.load_state_dict(model.state_dict())
-        accuracy = evaluate(whole, self.test_set, self.args)["prefix_accuracy"]
+        validation = evaluate(whole, self.test_set, self.args)
         measured = measure(whole, self.batches, chunk=self.args.fisher_batch)
         line = names | {
             "sparsity": pruning.sparsity(masks),
             "timestep": steps,
-            "test_accuracy": accuracy[-1],
-            "prefix_accuracy": accuracy,
+            "test_accuracy": validation["test_accuracy"],
+            "prefix_accuracy": validation["prefix_accuracy"],
             "ic": measured.ic,
             "fisher": measured.fisher,
             "rule_seconds": rule_seconds,
-            "synaptic_operations": synaptic_operations(whole, self.batches),
+            "synaptic_operations": sum(validation["synaptic_operations"].values()),
             "seconds": seconds,
         }
         self.run.append(PRUNING_FILE, line)

@@ -5,8 +5,16 @@ import torch
 
 import archs
 import pruning
-from operations import count_operations, operations_per_image, synaptic_operations
+from operations import count_operations, operations_per_image
 from utils import read_lines
+
+
+@torch.no_grad()
+def counted(model, x, timestep=1, images=7):
+    with count_operations(model) as counts:
+        model(x)
+    operations = operations_per_image(counts, images, timestep)
+    return [list(by_layer.values()) for by_layer in operations.values()]
 
 
 def test_synaptic_operations_are_the_kept_multiply_accumulates_of_active_inputs():
@@ -14,10 +22,10 @@ def test_synaptic_operations_are_the_kept_multiply_accumulates_of_active_inputs(
     model = torch.nn.Sequential(conv, torch.nn.Flatten(), torch.nn.Linear(48, 5))
     x = torch.ones(7, 2, 4, 4)
     first, second = 2 * 9 * 3 * 16, 48 * 5
-    assert synaptic_operations(model, [(x, None)]) == pytest.approx(first + second)
+    assert counted(model, x)[0] == pytest.approx([first, second])
     pruning.apply(model, pruning.prune(model, pruning.all_kept(model), 0.5))
     x[:, 0] = 0
-    assert synaptic_operations(model, [(x, None)]) == pytest.approx(first / 2 + second / 2)
+    assert sum(counted(model, x)[0]) == pytest.approx(first / 2 + second / 2)
 
 
 @pytest.mark.parametrize("frames", [False, True])
@@ -26,12 +34,9 @@ def test_each_layer_has_its_additions_and_the_products_of_one_timestep(frames):
     model = torch.nn.Sequential(vgg.conv1, vgg.repeat, vgg.lif1, vgg.conv2)
     x = torch.rand(3 if frames else 1, 4, 3, 8, 8)  # (T, N, C, H, W)
     rate = model[:3](x).mean().item()
-    with torch.no_grad(), count_operations(model) as counts:
-        model(x)
-    counted = operations_per_image(counts, images=4, timestep=3)
+    additions, dense = counted(model, x, timestep=3, images=4)
     first, second = 3 * 9 * 6 * 64, 6 * 9 * 13 * 64
-    assert list(counted["multiply_accumulates"].values()) == [first, second]
-    additions = list(counted["synaptic_operations"].values())
+    assert dense == [first, second]
     assert 0 < rate < 1
     assert additions == pytest.approx([first * (3 if frames else 1), 3 * second * rate])
 
