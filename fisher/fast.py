@@ -22,7 +22,6 @@ from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatch
 
 import torch
-from torch.utils.checkpoint import CheckpointError
 
 from fisher.definition import (
     at_least_two,
@@ -127,7 +126,7 @@ class TemporalFisher:
         x, y = at_least_two(x, y)
         try:
             norms = self.measure_fast(x, y)
-        except (LaterSignal, CheckpointError):  # a checkpoint does not run FirstRows again
+        except LaterSignal:
             self.time_is_outermost = False
             norms = self.measure_fast(x, y)
         slow = self.parameters.keys() - norms.keys()

@@ -45,49 +45,49 @@ def gradients(loss, calls):
 
 def read_layouts(calls, signals, losses, prefix):
     """Give each call its layout, or None if rows belong to several samples. `losses` are [T, N],
-    `signals` are of the sum of the last ones. If these leave rows without a signal, two more
-    backward passes are of all losses."""
-    unsure = prefix == "instant"  # the last loss is only of the last output
-    if not unsure:
-        layouts = layouts_of(calls, signals, losses[-1])
-        unsure = any(len(fits) > 1 for fits in layouts)
-    if unsure:
-        total = losses.sum(0)
-        layouts = layouts_of(calls, gradients(total.sum(), calls), total)
-    for call, fits in zip(calls, layouts):
-        call.layout = fits[0] if fits else None
-
-
-def layouts_of(calls, signals, losses):
-    """For each call a list of the Layouts that fit. `signals` are of the sum of the losses [N]. The
-    list is empty if rows belong to several samples. It has several Layouts if too few rows have a
-    signal."""
-    samples = len(losses)
+    `signals` are of the sum of the last ones. If these leave rows without a signal, the sum is of
+    all losses."""
+    weighed = losses[-1]
+    # With prefix="instant" the last loss is only of the last output.
+    if prefix == "instant" or any(silent(*pair).any() for pair in zip(calls, signals)):
+        weighed = losses.sum(0)
+        signals = gradients(weighed.sum(), calls)
+    samples = len(weighed)
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
     powers = torch.exp2((order - samples // 2).to(losses.device, losses.dtype))
-    scaled = gradients((losses * powers).sum(), calls)
-    return [fitting(*triple, powers) for triple in zip(calls, signals, scaled)]
+    scaled = gradients((weighed * powers).sum(), calls)
+    for call, d, multiple in zip(calls, signals, scaled):
+        call.layout = fitting(call, d, multiple, powers)
+
+
+def silent(call, d):
+    """Which rows of the signal d have only zeros, or numbers too faint to count."""
+    largest = largest_in_rows(call, d)
+    return largest <= FAINTEST * largest.max()
+
+
+def largest_in_rows(call, d):
+    """The largest |d| in each row. The dimensions within a row have size 1."""
+    within = tuple(range(max(call.dims, default=0) + 1, d.dim()))
+    return d.abs().amax(within, keepdim=True) if within else d.abs()
 
 
 def fitting(call, d, scaled, powers):
-    """The Layouts by which `scaled` is d times the power of each row's sample. A silent row fits
-    any."""
+    """The Layout by which `scaled` is d times the power of each row's sample, or None. A silent row
+    fits any."""
     samples, near = len(powers), precision(d.dtype)
-    d, scaled = (at_least_single(v).unsqueeze(-1) for v in (d, scaled))
-    row = tuple(range(max(call.dims, default=0) + 1, d.dim()))  # the dimensions within a row
-    largest = d.abs().amax(row, keepdim=True)
-    silent = largest <= FAINTEST * largest.max()
-    layouts = []
+    d, scaled = at_least_single(d), at_least_single(scaled)
+    largest, ignored = largest_in_rows(call, d), silent(call, d)
     for dim in call.dims:
         times, rest = divmod(call.shape[dim], samples)
         for inner in range(1, times + 1):
             if rest == 0 and times % inner == 0:
                 power = powers.to(d.dtype).repeat_interleave(inner).repeat(times // inner)
                 power = power.view(-1, *(1,) * (d.dim() - dim - 1))  # along `dim`
-                off = (scaled - d * power).abs().amax(row, keepdim=True)
-                if (silent | (off <= near * largest * power)).all():
-                    layouts.append(Layout(dim, samples, inner))
-    return layouts
+                off = largest_in_rows(call, scaled - d * power)
+                if (ignored | (off <= near * largest * power)).all():
+                    return Layout(dim, samples, inner)
+    return None
 
 
 def precision(dtype):

@@ -96,7 +96,8 @@ class Recorder(TorchFunctionMode):
                 self.sources[id(v)], self.names[id(v)] = v, names
             return z
         recorded = len(self.calls)
-        rule = rule_of(function, args, kwargs)
+        conjugated = any(v.is_complex() for v in tensors)  # in derivatives
+        rule = None if conjugated else rule_of(function, args, kwargs)
         z = rule(self, function, *args, **kwargs) if rule else NotImplemented
         if z is not NotImplemented:  # the input of a layer may be a source too
             self.others |= names.difference(*(call.names for call in self.calls[recorded:]))
@@ -130,7 +131,10 @@ class Recorder(TorchFunctionMode):
         the output and its Reach."""
         reach = Reach()
         others = [p for p in parameters if p is not None and not self.is_source(p)]
-        if self.first_rows and a.requires_grad and not any(p.requires_grad for p in others):
+        only_a = a.requires_grad and not any(p.requires_grad for p in others)
+        # A checkpoint hooks what a layer saves. It does not run FirstRows again.
+        hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        if self.first_rows and only_a and not hooked:
             return FirstRows.apply(a, reach, forward, backward), reach
         return forward(a), reach
 
@@ -219,8 +223,6 @@ class Recorder(TorchFunctionMode):
     def elementwise(self, function, a, b):
         """a + b, a - b, a * b or a / b, of tensors that may be broadcast, or of a number."""
         z = function(a, b)
-        if z.is_complex():  # the derivative needs a conjugation
-            return NotImplemented
         operands = [v.detach() if isinstance(v, torch.Tensor) else v for v in (a, b)]
         place = 0 if self.is_source(a) else 1
         source = (a, b)[place]

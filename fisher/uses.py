@@ -98,7 +98,8 @@ class Operator:
         if any(v.shape not in (self.shape, self.shape[1:]) for v in others):
             return range(0)
         steps = any(v.shape == self.shape[1:] for v in others)
-        return range(1 if steps else 0, len(self.shape) - 1)
+        shape = (*(1,) * (len(self.shape) - self.source.dim()), *self.source.shape)
+        return [dim for dim in range(int(steps), len(self.shape) - 1) if shape[dim] == 1]
 
     def gradient(self, d, layout):
         """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""

@@ -110,6 +110,7 @@ def uses():
     a, b = ("a.weight", "a.bias"), ("b.weight", "b.bias")
     mask = nn.Parameter(torch.ones(6, 1), requires_grad=False)
     complex_number = nn.Parameter(torch.randn((), dtype=torch.cdouble))
+    complex_matrix = nn.Parameter(torch.randn(6, 6, dtype=torch.cdouble))
     gru, matrix, g, h = nn.GRU(6, 6), nn.Linear(6, 6, bias=False), parameter(6), parameter(1, 6)
     return {
         "a number": (lambda m, x: m.a(x) * m.g, {"g": parameter()}, ()),
@@ -121,6 +122,11 @@ def uses():
         ),
         "by time": (lambda m, x: m.a(x) * m.g, {"g": parameter(4, 1, 6)}, ()),
         "complex": (lambda m, x: (m.a(x) * m.g).imag, {"g": complex_number}, ("g",)),
+        "complex layer": (
+            lambda m, x: F.linear(m.a(x).cdouble(), m.g).abs(),
+            {"g": complex_matrix},
+            ("g",),
+        ),
         "a slice": (lambda m, x: m.a(x) + m.g[:4, None].exp(), {"g": parameter(7, 6)}, ()),
         "learned neuron": (learned_neuron, {"w": g, "threshold": parameter(6)}, ()),
         "two kinds": (two_kinds, {"b": matrix}, ()),
@@ -218,11 +224,38 @@ def test_an_order_by_content_that_the_second_pass_shows_is_measured_too():
     assert_exact(model, x, torch.arange(16) % 3, slow=["a.weight", "a.bias"], chunk=8)
 
 
-def test_samples_that_end_without_a_loss_have_their_rows():
-    model = Function(lambda m, x: samples_first(m.a, x))
-    x = torch.randn(32, 4, 5)
+def in_order_of_content(m, x):
+    order = x[1, :, 1].argsort()
+    return m.a(x[:, order])[:, order.argsort()]
+
+
+@pytest.mark.parametrize(
+    "function, slow",
+    [
+        (lambda m, x: samples_first(m.a, x), []),
+        (in_order_of_content, ["a.weight", "a.bias"]),
+    ],
+)
+def test_samples_that_end_without_a_loss_have_their_rows(function, slow):
+    model, x = Function(function), torch.randn(32, 4, 5)
+    x[:2, 1, 1] = torch.tensor([-9.0, -8.0])  # the first two are in order
     x[2:, -1] *= 1e7  # the last prediction is 0 or 1, and the label is the 1
-    assert_exact(model, x, model(x).mean(0).argmax(1), chunk=8)
+    assert_exact(model, x, model(x).mean(0).argmax(1), slow, chunk=8)
+
+
+def test_a_checkpoint_around_a_block_changes_nothing():
+    def recomputed(m, x):
+        z = m.a(x.flatten(0, 1)).unsqueeze(2).expand(-1, -1, 4)
+        return checkpoint(m.block, z, use_reentrant=False).mean(2).unflatten(0, x.shape[:2])
+
+    norm = nn.BatchNorm1d(6)
+    norm.bias.data.fill_(-0.1)
+    model = Function(recomputed, block=nn.Sequential(conv(6, 6), norm, nn.ReLU()))
+    x = torch.randn(9, 4, 5)
+    x[:2] = 0  # these are silent, so they do not show how the block is recomputed
+    model.a.bias.data.zero_()
+    model.block[0].bias.data.zero_()
+    assert_exact(model, x, torch.arange(9) % 3)
 
 
 def test_the_number_of_samples_and_positions_may_change_between_batches():
