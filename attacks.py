@@ -6,7 +6,7 @@ surrogate gradient, because a network can look robust when its own gradient is m
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ class Attack:
         """Attack the pixels x. model: pixels [N, ...] -> outputs [T, N, classes], with BatchNorm in
         eval mode; y: labels [N]. Returns the new pixels. Parameters get no gradient."""
         low, high = (x - self.eps).clamp(min=0), (x + self.eps).clamp(max=1)
-        strongest, highest = x.clone(), margin(self.predict(model, x), y)
+        strongest, highest = x, margin(self.predict(model, x), y)
         for _ in range(self.restarts):
             point = x
             if self.random_start:
@@ -62,8 +62,9 @@ class Attack:
                     loss = F.cross_entropy(outputs, y, reduction="sum")
                 reached = margin(outputs, y)
                 better = reached > highest
-                highest[better] = reached[better]
-                strongest[better] = point[better]
+                highest = torch.where(better, reached, highest)
+                by_sample = better.view(-1, *(1 for _ in x.shape[1:]))
+                strongest = torch.where(by_sample, point, strongest)
                 if moves:
                     (gradient,) = torch.autograd.grad(loss, point)
                     point = (point + self.step_size * gradient.sign()).clamp(low, high)
@@ -80,11 +81,6 @@ def fgsm(eps, prefix=None):
     return Attack(eps, 1, eps, random_start=False, prefix=prefix)
 
 
-def random_search(attack, tries):
-    """An attack with the strongest of `tries` random points of the ball of `attack`."""
-    return replace(attack, steps=0, random_start=True, restarts=tries)
-
-
 def make(args, method, eps):
     """Make the attack that `args` describe; eps in 1/255."""
     if method == "fgsm":
@@ -94,21 +90,13 @@ def make(args, method, eps):
 
 
 def with_surrogate(model, surrogate):
-    """A copy of the network whose LIF layers have the surrogate gradient name:alpha ("atan:0.5").
-    For "own", the network itself."""
+    """A copy of the network whose LIF layers have the surrogate gradient name:alpha ("atan:0.5")
+    or name, with peak 1. For "own", the network itself."""
     if surrogate == "own":
         return model
     model = copy.deepcopy(model)
+    name, _, alpha = surrogate.partition(":")
     for module in model.modules():
         if isinstance(module, LIF):
-            module.surrogate, module.surrogate_alpha = parse_surrogate(surrogate)
+            module.surrogate, module.surrogate_alpha = name, float(alpha or PEAK_ONE_ALPHA[name])
     return model
-
-
-def parse_surrogate(text):
-    """ "atan:0.5" -> ("atan", 0.5), "atan" -> ("atan", alpha of peak 1). Raises ValueError."""
-    name, _, alpha = text.partition(":")
-    if name not in PEAK_ONE_ALPHA or (alpha and not 0 < float(alpha) < float("inf")):
-        names = ", ".join(["own", *PEAK_ONE_ALPHA])
-        raise ValueError(f"unknown {text!r}: choose from {names}, or add :alpha, as in atan:0.5")
-    return name, float(alpha) if alpha else PEAK_ONE_ALPHA[name]

@@ -256,8 +256,8 @@ def convolutions(function, device):
 
 
 def main(argv=None):
-    parser = Parser("bench", __doc__)
-    parser.add_argument("table", choices=["fisher", "train", "neuron"])
+    parser = Parser("bench", __doc__, "TABLE ")
+    parser.add_argument("table", choices=["fisher", "train", "neuron"], help="see above")
     flag = parser.group("comparison")
     flag("--arch", "resnet19", "network", choices=archs.ARCHS, code=True)
     flag("--width", 1.0, "factor on the number of channels", type=POSITIVE)

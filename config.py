@@ -9,14 +9,14 @@ BadInput. `utils.run_script` turns it into one line on stderr and status 2.
 import math
 import re
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 import user_code
 from archs import ARCHS
 from archs.layers import NORMS
 from archs.neuron import RESETS, SURROGATES
-from attacks import METHODS, parse_surrogate
+from attacks import METHODS
 from checks import START_FLAGS, check, check_same, flags_of_run, is_longer, saved_flags
 from data import DATASETS
 from fisher import PREFIXES
@@ -49,13 +49,12 @@ RULES = ["full", "fisher", "kl", "one_shot"]
 
 
 def surrogate(text):
-    """An argparse type: own, or the name of a surrogate gradient."""
-    try:
-        if text != "own":
-            parse_surrogate(text)
-    except ValueError as error:
-        raise ArgumentTypeError(error) from error
-    return text
+    """An argparse type: own, or the name of a surrogate gradient, as in atan or atan:0.5."""
+    name, colon, alpha = text.lower().partition(":")
+    one_of(SURROGATES if colon else ["own", *SURROGATES])(name)
+    if colon:
+        POSITIVE(alpha)
+    return text.lower()
 
 
 def search_rule(text):

@@ -18,6 +18,7 @@ from argparse import Namespace
 from dataclasses import replace
 
 import torch
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 import archs
@@ -26,21 +27,13 @@ import config
 import data
 import user_code
 from checks import saved_flags
-from drawing.robustness import accuracy_figure, inputs_figure
+from drawing.robustness import accuracy_figure
 from fisher import prefix_outputs
 from train_snn import build_model, run_folder
 from utils import ROBUSTNESS_FILE, load_checkpoint, load_weights, pick_device, run_script, seed_all
 
 Z = 1.96  # standard errors in a 95 % interval
 UNBOUNDED_STEPS = 50
-
-
-def interval(accuracy, samples):
-    """95 % interval (low, high) of a share of that many samples (Wilson 1927)."""
-    centre = accuracy + Z**2 / (2 * samples)
-    half = Z * math.sqrt(accuracy * (1 - accuracy) / samples + (Z / (2 * samples)) ** 2)
-    shrink = 1 + Z**2 / samples
-    return max(0.0, (centre - half) / shrink), min(1.0, (centre + half) / shrink)
 
 
 def masking_signs(lines):
@@ -101,7 +94,8 @@ def under_attack(args, model, source, dataset, attack, unbounded):
             break
     fields = {"surrogates": surrogates}
     if not unbounded:
-        points = attacks.random_search(attack, args.attack_steps)
+        # The strongest of random points of the ball.
+        points = replace(attack, steps=0, random_start=True, restarts=args.attack_steps)
         fields["random"] = right(model, dataset, args, points, model)[prefix].float().mean().item()
         fields["transfer"] = None
         if source:
@@ -117,6 +111,7 @@ def measure(args, model, source, dataset, attack, unbounded):
     else:
         correct, fields = right(model, dataset, args), {}
     accuracy = correct.double().mean(1).tolist()
+    counts = correct.sum(1).tolist()
     return {
         "timestep": args.timestep,
         "samples": len(dataset),
@@ -124,7 +119,7 @@ def measure(args, model, source, dataset, attack, unbounded):
         "times": args.noisetime if dataset.corruption else [],
         "attacked": accuracy[(args.attack_prefix or args.timestep) - 1],
         "accuracy": accuracy,
-        "accuracy_ci": [interval(value, len(dataset)) for value in accuracy],
+        "accuracy_ci": [binomtest(k, len(dataset)).proportion_ci(method="wilson") for k in counts],
         **fields,
     }
 
@@ -216,11 +211,6 @@ def main(argv=None):
     dataset = dataset.subset(torch.randperm(len(dataset))[: args.robust_samples])
     seeds = {path: load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints}
     with run_folder(args, dataset) as run:
-        sets = {}
-        for kind, level, corruption, attack in threats(args):
-            if not attack:
-                sets[f"{kind} {level:g}"] = replace(dataset, corruption=corruption)
-        inputs_figure(run, sets, args.seed)
         for path in args.checkpoints:
             evaluate_network(args, run, path, another_seed(path, seeds), dataset)
         print(f"run folder {run.folder}\nfigure     {accuracy_figure(run.folder)}")

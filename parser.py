@@ -75,13 +75,14 @@ def suggestion(word, known):
 class Parser(argparse.ArgumentParser):
     """argparse with BadInput for errors, defaults in the help, and hyphens as underscores.
 
-    `defaults` is {flag: default}, `groups` {title: flags}, `needs` {flag: the flag that it needs}.
+    `words` are what the usage shows before the flags. `defaults` is {flag: default}, `groups`
+    {title: flags}, `needs` {flag: the flag that it needs}.
     """
 
-    def __init__(self, script, description=None):
+    def __init__(self, script, description=None, words=""):
         super().__init__(
             prog=f"{script}.py",
-            usage=f"python {script}.py [--flag value ...]",
+            usage=f"python {script}.py {words}[--flag value ...]",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

@@ -33,8 +33,6 @@ MOST_LABELS = 12  # curves in a legend
 def fisher_of(folder):
     """Draw figures/fisher.png of a run folder. Returns the path."""
     lines = read_lines(Path(folder) / FISHER_FILE)
-    if not lines:
-        raise BadInput(f"{folder} has no measurement in {FISHER_FILE}")
     return fisher(lines, Path(folder) / "figures" / "fisher.png")
 
 
@@ -130,16 +128,12 @@ def training(folder):
     """Draw figures/training.png: loss, accuracy of prefixes, spike rates and synaptic operations of
     each layer, all by epoch. Returns the path."""
     lines = read_lines(Path(folder) / LOG_FILE)
-    if not lines:
-        raise BadInput(f"{folder} has no epoch in {LOG_FILE}")
     figure = Figure(figsize=(17, 5), layout="constrained")
     loss, accuracy, rates, operations = figure.subplots(1, 4)
     draw_loss(loss, lines)
     draw_prefix_accuracy(accuracy, lines)
     draw_spike_rates(rates, lines)
-    counted = [line for line in lines if "synaptic_operations" in line]
-    if counted:  # older runs have none
-        draw_operations(operations, counted)
+    draw_operations(operations, lines)
     for axis in (loss, accuracy, rates, operations):
         axis.set_xlabel("epoch")
     return drawing.write(figure, Path(folder) / "figures" / "training.png")
@@ -202,22 +196,18 @@ def figures_of(folder):
     if (folder / ROBUSTNESS_FILE).exists():
         paths.append(accuracy_figure(folder))
     if (folder / PRUNING_FILE).exists():
-        paths.append(error_figure([folder], folder / "figures" / "pruning.png"))
+        paths.append(error_figure(folder))
     if not paths:
         raise BadInput(f"{folder} holds no run: name a folder that a training script wrote")
     return paths
 
 
 def main(argv=None):
-    parser = Parser("plots", __doc__)
-    parser.usage = "python plots.py RUN [RUN ...] [--out FILE.png]"
+    parser = Parser("plots", __doc__, "RUN [RUN ...] ")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     flag = parser.group("comparison")
     flag("--out", None, "file of the figure, .png or .pdf", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
-    for folder in args.runs:
-        if not folder.is_dir():
-            raise BadInput(f"there is no folder {folder}")
     if len(args.runs) > 1:
         print(compare.comparison(args.runs, args.out))
         return

@@ -181,8 +181,7 @@ def main(argv=None):
         print("  search   stage round steps  sparsity  accuracy     IC   seconds  operations")
         for rule in args.search_timestep:
             Search(args, run, rule, train_set, test_set, batches).search()
-        figure = error_figure([run.folder], run.folder / "figures" / "pruning.png")
-        print(f"run folder {run.folder}\nfigure     {figure}")
+        print(f"run folder {run.folder}\nfigure     {error_figure(run.folder)}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def fisher_batches(args, dataset, size=BATCH):
     """Draw --fisher_samples samples of the data set, the same at every epoch, and encode them.
     Returns batches [(x, y), ...] of `size` samples."""
     utils.seed_all(args.seed, "subset")
-    index = torch.randperm(len(dataset))[: args.fisher_samples].to(dataset.device)
+    index = torch.randperm(len(dataset))[: args.fisher_samples]
     x, y = next(dataset.subset(index).batches(len(index), args.seed))
     x = dataset.encode(x)
     return list(zip(x.split(size), y.split(size)))
@@ -80,9 +80,9 @@ def measure_all(args, run, model, batches, about, accuracy):
         line |= measurement.line()
         path = run.folder / SAMPLES_FILE
         samples = utils.read_tensors(path) if lines and rank() == 0 else {}
-        before = [key(old) for old in lines if (old["split"], old["labels"]) == (split, labels)]
-        if before and before[-1] in samples:
-            line |= change(measurement.per_sample, samples[before[-1]].double())
+        before = [old for old in lines if (old["split"], old["labels"]) == (split, labels)]
+        if before and None not in (line["ic"], before[-1]["ic"]):
+            line |= change(measurement.per_sample, samples[key(before[-1])].double())
         run.save(SAMPLES_FILE, samples | {key(line): measurement.per_sample.float()})
         run.append(FISHER_FILE, line)
         tables.print_measurement(args, line, accuracy)
@@ -90,9 +90,7 @@ def measure_all(args, run, model, batches, about, accuracy):
 
 def change(per_sample, before):
     """The change of the information centroid since the squared norms `before` [T, N] of the same
-    samples. Returns {} if the number of samples differs or all gradients are 0."""
-    if per_sample.shape != before.shape or not (per_sample.any() and before.any()):
-        return {}
+    samples, as fields of a line."""
     difference = centroid(per_sample.mean(1)) - centroid(before.mean(1))
     return {
         "ic_change": difference.item(),

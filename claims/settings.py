@@ -15,7 +15,6 @@ from itertools import product
 from claims import common, figures, pages
 from claims.runs import DRAWN_LABELS
 from claims.scales import ENDS
-from utils import ARGS_FILE, read_record
 
 PLAIN = "as it is"  # the setting without a change
 OTHER_DATA = {"Fashion-MNIST": "fashion_mnist", "CIFAR-10": "cifar10"}
@@ -51,7 +50,6 @@ def numbers(study, folders):
     rows = {}
     for name, seeds in folders.items():
         rows[name] = common.summary(seeds) | {
-            "dataset": read_record(seeds[0] / ARGS_FILE)["args"]["dataset"],
             "ic_first": common.measured(seeds, "ic", line=0),
             "ic_gain_first": common.measured(seeds, "ic_per_residual", line=0),
             "ic_true": common.measured(seeds, "ic", labels="model"),

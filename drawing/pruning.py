@@ -3,57 +3,35 @@
 from pathlib import Path
 
 import drawing
-from drawing import Figure, LogLocator, NullLocator, mean_and_deviation
+from drawing import Figure, LogLocator, NullLocator
 from utils import PRUNING_FILE, read_lines
 
 
-def error_figure(folders, path):
-    """Draw the test error with all timesteps against the share of weights left, and against the
-    seconds of the search. Each search has a colour. Points are mean and standard deviation over
-    `folders` (seeds). Returns the path."""
-    searches = {}
-    for folder in folders:
-        lines = read_lines(Path(folder) / PRUNING_FILE)
-        for line in lines:
-            if line["stage"] == "final":
-                left, error = 100 * (1 - line["sparsity"]), 100 * (1 - line["test_accuracy"])
-                point = (left, search_seconds(lines, line), error)
-                rounds = searches.setdefault(line["search"], {})
-                rounds.setdefault(line["round"], []).append(point)
+def error_figure(folder):
+    """Draw figures/pruning.png: the test error with all timesteps against the share of weights
+    left, and against the seconds of the search. Each search has a colour. Returns the path."""
+    lines, searches = read_lines(Path(folder) / PRUNING_FILE), {}
+    for line in lines:
+        if line["stage"] == "final":
+            left, error = 100 * (1 - line["sparsity"]), 100 * (1 - line["test_accuracy"])
+            point = (left, search_seconds(lines, line), error)
+            searches.setdefault(line["search"], []).append(point)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    weights, seconds = figure.subplots(1, 2, sharey=True)
-    draw_error_by_weights(weights, searches)
-    draw_error_by_seconds(seconds, searches)
-    return drawing.write(figure, path)
-
-
-def draw_error_by_weights(axis, searches):
-    """Test error against the share of weights left, both on logarithmic axes."""
-    draw_error(axis, searches, 0)
-    axis.set(xscale="log", yscale="log", xlabel="weights left (%)")
-    axis.set_ylabel("test error with all timesteps (%)")
-    for side in (axis.xaxis, axis.yaxis):
+    by_weights, by_seconds = figure.subplots(1, 2, sharey=True)
+    for search, points in searches.items():
+        left, seconds, error = zip(*points)
+        by_weights.plot(left, error, "o-", ms=4, label=search)
+        by_seconds.plot(seconds, error, "o-", ms=4)
+    by_weights.set(xscale="log", yscale="log", xlabel="weights left (%)")
+    by_weights.set_ylabel("test error with all timesteps (%)")
+    for side in (by_weights.xaxis, by_weights.yaxis):
         side.set_major_locator(LogLocator(subs=(1, 2, 5)))
         side.set_major_formatter("{x:g}")
         side.set_minor_locator(NullLocator())
-    axis.invert_xaxis()
-    axis.legend(title="search runs")
-
-
-def draw_error_by_seconds(axis, searches):
-    """Test error against the seconds of the search."""
-    draw_error(axis, searches, 1)
-    axis.set(xlabel="seconds of the search")
-
-
-def draw_error(axis, searches, column):
-    """Test error against a column of the points (weights left, seconds, error). `searches` is
-    {name: {round: [one point per seed]}}."""
-    for number, (search, rounds) in enumerate(searches.items()):
-        means, deviations = zip(*(mean_and_deviation(rounds[name]) for name in sorted(rounds)))
-        x, error = [mean[column] for mean in means], [mean[2] for mean in means]
-        style = {"marker": "o", "ms": 4, "capsize": 2, "color": f"C{number}", "label": search}
-        axis.errorbar(x, error, [deviation[2] for deviation in deviations], **style)
+    by_weights.invert_xaxis()
+    by_weights.legend(title="search runs")
+    by_seconds.set(xlabel="seconds of the search")
+    return drawing.write(figure, Path(folder) / "figures" / "pruning.png")
 
 
 def search_seconds(lines, final):

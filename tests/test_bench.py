@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from helpers import ROOT
 
 import archs
 import bench
@@ -41,16 +42,8 @@ def test_the_network_step_by_step_computes_the_same(float64):
     torch.testing.assert_close(bench.StepByStep(single, 3)(x), model(x))
 
 
-def test_a_network_of_a_file_is_measured_in_chosen_ways(tmp_path, capsys):
-    source = """
-from archs import build
-
-
-def net(timestep, num_classes):
-    return build("fc", timestep=timestep, num_classes=num_classes, width=0.1, image_size=8)
-"""
-    (tmp_path / "net.py").write_text(source)
-    network = ["--arch", f"{tmp_path}/net.py:net", "--image_size", "8"]
+def test_a_network_of_a_file_is_measured_in_chosen_ways(capsys):
+    network = ["--arch", f"{ROOT}/tests/own.py:build", "--image_size", "8"]
     bench.main(["fisher", *network, *TINY, "--ways", "estimator"])
     table = capsys.readouterr().out
     assert "\nP " in table and "\nestimator " in table and "released" not in table

@@ -12,7 +12,6 @@ import reproduce
 from claims import CLAIMS, common, law, pages, released
 from claims.runs import Study
 from claims.scales import SCALES
-from utils import BadInput
 
 
 def test_a_condition_is_judged_by_its_whole_interval():
@@ -77,7 +76,6 @@ def make_up(study, run):
              for epoch, ic in enumerate((9, 5, 2 + seed / 5)) for kind in kinds]  # fmt: skip
     write_lines(folder / "fisher.jsonl", lines)
     write_lines(folder / "log.jsonl", [{"train_loss": 0.5, "test_accuracy": 0.9}])
-    (folder / "args.json").write_text(json.dumps({"args": {"dataset": "fake"}}))
     noise = [("gaussian_noise", 0.2), ("gaussian_noise", 0.4)]
     threats = [("clean", 0), *noise, ("blur", 1), ("pgd", 32)]
     attacked = 0.7 if "first" in run.name else 0.8
@@ -121,11 +119,6 @@ def test_page_and_figure_are_drawn_again_from_the_numbers(name, made_up, tmp_pat
     verdicts = capsys.readouterr().out.splitlines()[1:-1]
     assert all(f"| {line[15:]} |" in page for line in verdicts)
     assert (tmp_path / "small" / f"{name}.png").stat().st_size > 1000
-
-
-def test_nothing_is_drawn_again_without_numbers(tmp_path):
-    with pytest.raises(BadInput, match="run the claim without --redraw"):
-        reproduce.main(["gain", "--redraw", "--results", str(tmp_path)])
 
 
 def test_a_control_has_its_own_curve(made_up):

@@ -47,7 +47,6 @@ def test_a_measurement_of_several_kinds_has_a_centroid_for_each(unbroken, figure
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["missing"], "there is no folder missing"),
         (["."], "holds no run"),
         ([".", "--out", "x.png"], "--out is for several runs"),
     ],

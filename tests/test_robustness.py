@@ -102,10 +102,6 @@ def test_an_evaluation_that_is_killed_goes_on_where_it_was(evaluated, trained, u
     assert lines(folder, path.name) == lines(evaluated, path.name)
 
 
-def test_the_interval_is_wilsons():
-    assert robustness.interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-
-
 def attacked(threat, strength, accuracy, random=0.9, transfer=0.8, **surrogates):
     """A line about an attack."""
     line = {"threat": threat, "strength": strength, "attacked": accuracy, "samples": 400}

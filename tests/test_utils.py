@@ -63,7 +63,10 @@ def test_a_folder_in_use_or_out_of_reach_is_bad_input(tmp_path):
 
 
 def test_a_script_needs_no_special_terminal(tmp_path):
-    environment = {"PYTHONIOENCODING": "ascii", "MPLBACKEND": "module://nowhere"}
+    environment = {
+        "PYTHONIOENCODING": "ascii",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
     process = start(tmp_path, "--help", script="eval_snn_robustness", flags=[], **environment)
     shown, error = process.communicate()
     assert (process.returncode, error) == (0, "")
