@@ -237,17 +237,17 @@ def parse(script, argv=None, description=None):
     BadInput."""
     parser = make_parser(script, description)
     typed = parser.typed(argv)
-    saved = saved_flags(typed["checkpoints"][0]) if "checkpoints" in typed else {}
+    of_checkpoint = saved_flags(typed["checkpoints"][0]) if "checkpoints" in typed else {}
     if script == "eval_snn_robustness":
-        saved.pop("seed", None)  # the attack has its own
-    args = merge(script, parser.defaults, saved, typed)
+        of_checkpoint.pop("seed", None)  # the attack has its own
+    args = merge(script, parser.defaults, of_checkpoint, typed)
     usual = vars(merge(script, parser.defaults, {}, {"dataset": args.dataset}))
     exp_name = args.exp_name or default_name(args, typed, usual)
     record = Path(args.out_dir) / exp_name / ARGS_FILE
     resumed = args.resume and record.exists()
     if resumed:
-        saved = flags_of_run(record, script)
-        args = merge(script, parser.defaults, saved, typed)
+        of_run = flags_of_run(record, script)
+        args = merge(script, parser.defaults, of_run, typed)
     args.exp_name = exp_name
     user_code.check_named(vars(args), typed, record if resumed else "the checkpoint")
     if script != "eval_snn_robustness":
@@ -255,9 +255,9 @@ def parse(script, argv=None, description=None):
     check(args, typed, parser)
     if resumed:
         fixed = set(typed)
-        if is_longer(args, saved):
+        if is_longer(args, of_run):
             fixed.discard("epochs")
-        check_same(args, typed, fixed, record, saved)
+        check_same(args, typed, fixed, record, of_run)
     elif args.resume and rank() == 0:
         print(f"warning: there is no run {record.parent}: a new one starts", file=sys.stderr)
     return args
