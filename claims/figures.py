@@ -79,7 +79,7 @@ def curves(panels, path, logarithmic=""):
                 style = {"fmt": "--", "color": GREY}
             axis.errorbar(list(points), means, deviations, label=name, **style)
         axis.set(xlabel=xlabel, ylabel=ylabel)
-        axis.legend()
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1)
         for side in logarithmic:
             axis.set(**{f"{side}scale": "log"})
             ticks = axis.xaxis if side == "x" else axis.yaxis
