@@ -198,10 +198,11 @@ def check_outputs(outputs, x, y):
     """The outputs of model(x), at least in float32. Raises ValueError if they are not [T, N,
     classes] with a graph."""
     if isinstance(outputs, tuple | list):
-        number = next((i for i, o in enumerate(outputs) if getattr(o, "ndim", 0) == 3), 0)
+        number = next((i for i, o in enumerate(outputs) if getattr(o, "ndim", 0) == 3), None)
+        cure = "torch.stack(outputs)" if number is None else f"outputs[{number}]"
         raise ValueError(
             f"model(x) gives {len(outputs)} values: return only outputs [T, N, classes], for "
-            f"example outputs[{number}]"
+            f"example {cure}"
         )
     tensor = isinstance(outputs, torch.Tensor)
     if not tensor or outputs.dim() != 3 or outputs.shape[1] != len(x):

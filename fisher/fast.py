@@ -44,7 +44,10 @@ KEEPS = (
     "random numbers there, leave x as it is, or call model.eval()"
 )
 REENTRANT = "pass use_reentrant=False to torch.utils.checkpoint"
-MIXES = "outputs of a sample depend on the others in its batch: make samples independent"
+MIXES = (
+    "outputs of a sample depend on the others in its batch: make samples independent, and return "
+    "outputs [T, N, classes]"
+)
 
 
 def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
@@ -68,8 +71,9 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
     hidden, as by a reentrant checkpoint, if a pattern of `skip` fits no parameter, and for
     arguments or outputs of another form.
 
-    Caveat: a second use of a parameter can go unseen if Python does not see it, as in a
-    torch.autograd.Function, and if the first two samples do not show it.
+    Caveats: a second use of a parameter can go unseen if Python does not see it, as in a
+    torch.autograd.Function, and if the first two samples do not show it. Samples that depend on
+    each other only in batches of more than two are not refused.
     """
     return TemporalFisher(model, prefix, chunk, skip)(x, y)
 
@@ -92,6 +96,9 @@ class TemporalFisher:
         self.parameters = measured(model, names_without(skip, list(measured(model))))
         if not self.parameters:
             raise ValueError("no parameter is left to measure: check requires_grad and skip")
+        for name, p in self.parameters.items():
+            if p._post_accumulate_grad_hooks:  # as of an optimizer in the backward pass
+                raise ValueError(f"remove the hook of {name}: a measurement would run it")
         self.chunk = chunk
         self.timesteps = None  # T, known from the first batch on
         self.numbers = None  # in the outputs of all calls, of one sample

@@ -12,8 +12,6 @@ import torch
 
 from fisher.definition import at_least_single
 
-FAINTEST = 2.0**-64  # of the largest signal: below, float32 may round a multiple to 0
-
 
 @dataclass
 class Layout:
@@ -61,9 +59,9 @@ def read_layouts(calls, signals, losses, prefix):
 
 
 def silent(call, d):
-    """Which rows of the signal d have only zeros, or numbers too faint to count."""
-    largest = largest_in_rows(call, d)
-    return largest <= FAINTEST * largest.max()
+    """Which rows of the signal d have only zeros, or numbers whose squares are 0."""
+    d = at_least_single(d)
+    return largest_in_rows(call, d) <= torch.finfo(d.dtype).tiny ** 0.5
 
 
 def largest_in_rows(call, d):

@@ -90,6 +90,8 @@ def measure(model, batches, *, samples=None, labels="data", prefix="cumulative",
     for value, known in ((labels, LABELS), (estimator, ESTIMATORS)):
         if value not in known:
             raise ValueError(f"unknown {value!r}: choose from {', '.join(known)}")
+    if samples is not None and samples < 2:
+        raise ValueError(f"an error bar needs at least two samples, not {samples}")
     if labels == "exact" and estimator == "release":
         raise ValueError("the released estimator needs labels from the data or the model")
     start = time.perf_counter()
@@ -124,9 +126,10 @@ def first(batches, samples, whole):
             x, y = x[:samples], y[:samples]
             samples -= len(x)
         size = size or len(x)
-        if len(x) == 0 or (whole and len(x) < size):
+        if whole and len(x) < size:
             return
-        yield x, y
+        if len(x):
+            yield x, y
         if samples == 0:
             return  # before another batch is loaded
 

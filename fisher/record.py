@@ -167,7 +167,7 @@ class Recorder(TorchFunctionMode):
 
     def linear(self, function, input, weight, bias=None):
         """F.linear: input [..., C]."""
-        if weight.dim() != 2:
+        if weight.dim() != 2 or (bias is not None and len(bias) != len(weight)):
             return NotImplemented
         z = function(input, weight, bias)
         dims = range(z.dim() - 1)

@@ -132,6 +132,11 @@ def uses():
         "two kinds": (two_kinds, {"b": matrix}, ()),
         "of another's shape": (lambda m, x: m.a(x) * m.g.expand_as(m.h), {"g": g, "h": h}, ()),
         "masked": (lambda m, x: F.linear(x, m.a.weight * m.mask), {"mask": mask}, ()),
+        "one bias for all": (
+            lambda m, x: F.linear(m.a(x), m.g, m.h),
+            {"g": parameter(6, 6), "h": parameter(1)},
+            ("g", "h"),
+        ),
         "in place": (lambda m, x: F.relu(m.a(x), inplace=True), {}, ()),
         "in place on a view": (lambda m, x: F.relu(m.a(x.contiguous()), inplace=True), {}, ()),
         "recomputed": (recomputed, {"c": conv(6, 6)}, ()),

@@ -63,6 +63,8 @@ def test_the_first_samples_of_any_batches_are_measured(float64):
     first = measure(model, [(x[:5], y[:5])])
     assert first.samples == 5
     torch.testing.assert_close(measure(model, batches, samples=5).per_sample, first.per_sample)
+    parts = [(x[:2], y[:2]), (x[:0], y[:0]), (x[2:5], y[2:5])]
+    torch.testing.assert_close(measure(model, parts).per_sample, first.per_sample)
 
 
 def test_the_released_estimator_is_of_the_gradients_of_batch_means(float64):

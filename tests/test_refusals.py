@@ -93,6 +93,13 @@ def test_gradients_that_autograd_grad_does_not_see_are_refused(function):
     assert model.a.weight.grad is None
 
 
+def test_a_hook_that_would_take_a_step_in_the_backward_pass_is_refused():
+    model = Function(lambda m, x: m.a(x))
+    model.a.weight.register_post_accumulate_grad_hook(lambda p: p.data.zero_())
+    refused(model, r"remove the hook of a\.weight")
+    assert model.a.weight.any()
+
+
 def test_arguments_and_outputs_of_another_form_are_refused_with_the_cure():
     """The test of `measure` has others."""
     model = Function(lambda m, x: m.a(x))
@@ -107,5 +114,8 @@ def test_arguments_and_outputs_of_another_form_are_refused_with_the_cure():
     refused(model, "unknown prefix 'all'", prefix="all")
     refused(model, "no parameter is left", skip=("*",))
     refused(model, r"skip pattern 'b\.\*' fits no parameter: a\.weight", skip=("a.*", "b.*"))
+    steps = Function(lambda m, x: m.a(x))
+    steps.forward = lambda x: list(model(x))
+    refused(steps, r"for example torch\.stack\(outputs\)")
     model.forward = torch.no_grad()(model.forward)
     refused(model, "no_grad")
