@@ -1,5 +1,5 @@
 """The losses for training: functions of outputs [T, N, classes] and labels [N], in nats. Means are
-over N; with several processes, over this process's share.
+over N; with several processes, over the samples of all of them.
 
 CE_t is the cross-entropy of the mean of outputs 1..t (the prefix t). CE(o_t) is that of output t.
 No loss uses the outputs of `skip`: the mean for prefix t is over the others of 1..t. With a `level`
@@ -10,9 +10,11 @@ We Need Zero Training Loss After Achieving Zero Training Error?").
 from functools import partial
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from fisher import prefix_residuals
+from utils import processes
 
 TET_TARGET = 1.0  # phi of Deng et al., the threshold of their neurons
 
@@ -28,9 +30,20 @@ def at_steps(outputs, times):
     return torch.stack([outputs[t - 1] for t in times])
 
 
-def flooded(loss, level):
-    """|loss - level| + level for each of the mean losses; without a level, `loss` itself."""
-    return loss if level is None else (loss - level).abs() + level
+def over_all(means, samples):
+    """Means over this process's samples -> means over the samples of all processes. Each process
+    has its part of the gradient. Losses that are not linear in a mean need this."""
+    if processes() == 1:
+        return means
+    sums = torch.cat([means.detach() * samples, means.new_full((1,), samples)])
+    dist.all_reduce(sums)
+    return means + (sums[:-1] / sums[-1] - means.detach())
+
+
+def flooded(loss, level, samples):
+    """|loss - level| + level for each of the mean losses over that many samples; without a level,
+    `loss` itself."""
+    return loss if level is None else (over_all(loss, samples) - level).abs() + level
 
 
 def prefix_means(outputs, times, skip=()):
@@ -47,7 +60,7 @@ def cross_entropies(outputs, y, smoothing):
 def ce(outputs, y, *, skip=(), level=None, smoothing=0.0):
     """CE_T: cross-entropy of the mean output."""
     whole = prefix_means(outputs, [len(outputs)], skip)
-    return flooded(cross_entropies(whole, y, smoothing), level)[0]
+    return flooded(cross_entropies(whole, y, smoothing), level, len(y))[0]
 
 
 def tet(outputs, y, *, lam, skip=(), level=None, smoothing=0.0):
@@ -55,14 +68,14 @@ def tet(outputs, y, *, lam, skip=(), level=None, smoothing=0.0):
     (Deng et al. 2022, "Temporal Efficient Training of Spiking Neural Network via Gradient
     Re-weighting", eq. 9 to 11)."""
     counted = at_steps(outputs, kept_steps(len(outputs), skip))
-    per_step = flooded(cross_entropies(counted, y, smoothing), level).mean()
+    per_step = flooded(cross_entropies(counted, y, smoothing), level, len(y)).mean()
     return (1 - lam) * per_step + lam * (counted - TET_TARGET).square().mean()
 
 
 def prefix(outputs, y, *, times, weight, skip=(), level=None, smoothing=0.0):
     """(1 - w) CE_T + w mean of CE_t over t in `times`. Flooding is only for these CE_t."""
     early = cross_entropies(prefix_means(outputs, times, skip), y, smoothing)
-    early = flooded(early, level).mean()
+    early = flooded(early, level, len(y)).mean()
     whole = ce(outputs, y, skip=skip, smoothing=smoothing)
     return (1 - weight) * whole + weight * early
 
@@ -72,7 +85,7 @@ def centroid(outputs, y, *, target, smoothing=0.0):
     p_t is the softmax prediction of prefix t, y is one-hot. The gradient of CE_t by a weight is a
     Jacobian times p_t - y. This c need not be the centroid of the information: its gradient would
     be one of second order."""
-    r = prefix_residuals(outputs, y).mean(1)  # (T,)
+    r = over_all(prefix_residuals(outputs, y).mean(1), len(y))  # (T,)
     steps = torch.arange(1, len(r) + 1, device=r.device, dtype=r.dtype)
     c = (steps * r).sum() / r.sum().clamp(min=torch.finfo(r.dtype).tiny)
     return ce(outputs, y, smoothing=smoothing) + (c - target).square()

@@ -33,6 +33,8 @@ MOST_LABELS = 12  # curves in a legend
 def fisher_of(folder):
     """Draw figures/fisher.png of a run folder. Returns the path."""
     lines = read_lines(Path(folder) / FISHER_FILE)
+    if not lines:
+        raise BadInput(f"{folder} has no measurement in {FISHER_FILE}")
     return fisher(lines, Path(folder) / "figures" / "fisher.png")
 
 
@@ -128,6 +130,8 @@ def training(folder):
     """Draw figures/training.png: loss, accuracy of prefixes, spike rates and synaptic operations of
     each layer, all by epoch. Returns the path."""
     lines = read_lines(Path(folder) / LOG_FILE)
+    if not lines:
+        raise BadInput(f"{folder} has no epoch in {LOG_FILE}")
     figure = Figure(figsize=(17, 5), layout="constrained")
     loss, accuracy, rates, operations = figure.subplots(1, 4)
     draw_loss(loss, lines)

@@ -27,7 +27,7 @@ from claims.pages import words_of, write_numbers, write_page
 from claims.runs import Study
 from claims.scales import SCALES
 from parser import COUNT, Parser
-from utils import environment, pick_device, run_script
+from utils import BadInput, environment, pick_device, run_script
 
 
 def collect(name, args, study):
@@ -56,7 +56,12 @@ def report(name, args, out_dir, results):
         results.mkdir(parents=True, exist_ok=True)
         study = Study(SCALES[args.scale], args.seeds, args.jobs, out_dir, args.data_dir)
         write_numbers(path, collect(name, args, study))
-    record = json.loads(path.read_text())
+    elif not path.exists():
+        raise BadInput(f"there is no {path}: run the claim without --redraw")
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged: restore it, or run without --redraw") from error
     page = write_page(path.with_suffix(".md"), CLAIMS[name], record)
     print(f"{name}: {words_of(CLAIMS[name])[0]}")
     for words, _, verdict in page.conditions:

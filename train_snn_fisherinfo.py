@@ -81,7 +81,7 @@ def measure_all(args, run, model, batches, about, accuracy):
         path = run.folder / SAMPLES_FILE
         samples = utils.read_tensors(path) if lines and rank() == 0 else {}
         before = [old for old in lines if (old["split"], old["labels"]) == (split, labels)]
-        if before and None not in (line["ic"], before[-1]["ic"]):
+        if rank() == 0 and before and None not in (line["ic"], before[-1]["ic"]):
             line |= change(measurement.per_sample, samples[key(before[-1])].double())
         run.save(SAMPLES_FILE, samples | {key(line): measurement.per_sample.float()})
         run.append(FISHER_FILE, line)

@@ -71,11 +71,16 @@ def fault(error, code):
 
 def call(code, values):
     """Call FUNCTION with those of `values` {name: value} that its signature names. Raises BadInput
-    if it fails."""
+    if it needs another value, or fails."""
     function = load_function(code)
-    names = inspect.signature(function).parameters.keys() & values.keys()
+    parameters = inspect.signature(function).parameters
+    for name, parameter in parameters.items():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is parameter.empty and not variadic and name not in values:
+            known = ", ".join(values)
+            raise BadInput(f"{code} needs {name!r}: give it a default, or take one of {known}")
     try:
-        return function(**{name: values[name] for name in names})
+        return function(**{name: values[name] for name in parameters if name in values})
     except Exception as error:
         raise BadInput(f"{code} fails: {fault(error, code)}") from error
 

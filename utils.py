@@ -298,10 +298,12 @@ def load_run(folder, *, arch=None, dataset=None):
 
 
 def load_weights(model, checkpoint, path, args):
-    """Load the weights of a checkpoint. Raises BadInput if T or a shape differs from `args`."""
-    saved = checkpoint.get("args", {}).get("timestep", args.timestep)
-    if saved != args.timestep:
-        raise BadInput(f"{path} was trained with --timestep {saved}, not {args.timestep}")
+    """Load the weights of a checkpoint. Raises BadInput if arch or T differ from `args`."""
+    for name in ("arch", "timestep"):
+        saved, wanted = checkpoint.get("args", {}).get(name), getattr(args, name)
+        moved = Path(str(saved)).name == Path(str(wanted)).name  # the file of a user's network
+        if saved not in (None, wanted) and not moved:
+            raise BadInput(f"{path} was trained with --{name} {saved}, not {wanted}")
     state = {}
     for name, value in checkpoint["state_dict"].items():  # torch.compile and DDP add prefixes
         state[name.replace("_orig_mod.", "").removeprefix("module.")] = value

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import drawing
 from drawing import Figure, label, shades
-from utils import ROBUSTNESS_FILE, rank, read_lines
+from utils import ROBUSTNESS_FILE, BadInput, rank, read_lines
 
 
 def accuracy_figure(folder):
@@ -13,6 +13,8 @@ def accuracy_figure(folder):
     networks = {}
     for line in read_lines(Path(folder) / ROBUSTNESS_FILE):
         networks.setdefault(line["checkpoint"], []).append(line)
+    if not networks:
+        raise BadInput(f"{folder} has no line in {ROBUSTNESS_FILE}")
     figure = Figure(figsize=(16, 4.2), layout="constrained")
     attack, noise, blur, prefixes = figure.subplots(1, 4, sharey=True)
     draw_threat(attack, networks, "pgd", "-")

@@ -12,6 +12,7 @@ import reproduce
 from claims import CLAIMS, common, law, pages, released
 from claims.runs import Study
 from claims.scales import SCALES
+from utils import BadInput
 
 
 def test_a_condition_is_judged_by_its_whole_interval():
@@ -119,6 +120,15 @@ def test_page_and_figure_are_drawn_again_from_the_numbers(name, made_up, tmp_pat
     verdicts = capsys.readouterr().out.splitlines()[1:-1]
     assert all(f"| {line[15:]} |" in page for line in verdicts)
     assert (tmp_path / "small" / f"{name}.png").stat().st_size > 1000
+
+
+def test_nothing_is_drawn_again_without_sound_numbers(tmp_path):
+    with pytest.raises(BadInput, match="run the claim without --redraw"):
+        reproduce.main(["gain", "--redraw", "--results", str(tmp_path)])
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "gain.json").write_text("{")
+    with pytest.raises(BadInput, match="is damaged: restore it"):
+        reproduce.main(["gain", "--redraw", "--results", str(tmp_path)])
 
 
 def test_a_control_has_its_own_curve(made_up):

@@ -3,7 +3,7 @@
 import functools
 
 import pytest
-from helpers import TINY, TINY_FISHER, lines, run
+from helpers import TINY, TINY_FISHER, lines, run, start
 
 import config
 import train_snn
@@ -168,6 +168,15 @@ def test_bad_flags_are_refused(command, message, checkpoint):
     with pytest.raises(BadInput) as error:
         config.parse(script, argv)
     assert message in str(error.value)
+
+
+def test_bad_flags_end_a_script_with_one_line_and_status_2(tmp_path):
+    process = start(tmp_path, "--timestp", "4")
+    shown, error = process.communicate()
+    assert (process.returncode, shown) == (2, "")
+    assert error == (
+        "train_snn.py: error: unknown argument --timestp, see --help; did you mean --timestep?\n"
+    )
 
 
 def test_without_a_run_to_resume_a_new_one_is_announced(tmp_path, capsys):

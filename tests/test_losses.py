@@ -4,6 +4,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 import losses
@@ -72,3 +73,27 @@ def test_centroid_adds_the_squared_distance_of_the_residuals_centroid():
     centroid = (torch.arange(1, T + 1) * r).sum() / r.sum()
     expected = cross_entropy(outputs.mean(0), y) + (centroid - 1.5).square()
     assert_same(loss_of("centroid", outputs, y), expected, outputs)
+
+
+def losses_with_gradients(samples):
+    """Losses of these samples, none a mean over samples: level 1.5 lies between those of shares."""
+    outputs, y = make_batch()
+    results = []
+    for name, level in (("ce", 1.5), ("tet", 1.5), ("prefix", 1.5), ("centroid", None)):
+        loss = loss_of(name, outputs[:, samples], y[samples], loss_threshold=level)
+        results.append(torch.stack([loss, *torch.autograd.grad(loss, outputs)[0].flatten()]))
+    return torch.stack(results).detach()
+
+
+def save_share(number, folder):
+    """What each of two processes does."""
+    dist.init_process_group("gloo", f"file://{folder}/group", rank=number, world_size=2)
+    torch.save(losses_with_gradients(slice(number, N, 2)), folder / f"{number}.pt")
+    dist.barrier()
+    dist.destroy_process_group()  # else its threads may abort a process that ends
+
+
+def test_the_mean_over_processes_is_the_loss_of_the_whole_batch(tmp_path):
+    torch.multiprocessing.spawn(save_share, (tmp_path,), nprocs=2)
+    mean = sum(torch.load(tmp_path / f"{number}.pt") for number in range(2)) / 2
+    torch.testing.assert_close(mean, losses_with_gradients(slice(None)))

@@ -44,6 +44,13 @@ def test_a_measurement_of_several_kinds_has_a_centroid_for_each(unbroken, figure
     ]
 
 
+@pytest.mark.parametrize("name", ["log.jsonl", "fisher.jsonl", "robustness.jsonl"])
+def test_an_empty_file_is_bad_input(name, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(BadInput, match=rf"has no .* in {name}"):
+        plots.main([str(tmp_path)])
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from helpers import ROOT, assert_close, lines, run, start
+from helpers import ALL, ROOT, assert_close, lines, run, start
 
 import data
 import train_snn
@@ -13,8 +13,9 @@ from utils import load_run
 
 
 def test_a_measurement_has_the_same_numbers_with_two_processes(undrawn, tmp_path):
-    model = run(tmp_path / "model", "--encode", "p") / "checkpoint_latest.pt"
-    argv = ["--checkpoints", str(model), "--fisher_samples", "19", "--fisher_batch", "4",
+    folder = run(tmp_path / "model", "--encode", "p", *ALL)
+    models = [str(folder / f"checkpoint_000{epoch}.pt") for epoch in (1, 2)]
+    argv = ["--checkpoints", *models, "--fisher_samples", "19", "--fisher_batch", "4",
             "--fisher_labels", "data", "model"]  # fmt: skip
     process = start(tmp_path / "2", *argv, script="train_snn_fisherinfo", flags=[], processes=2)
     alone = run(tmp_path / "1", *argv, script="train_snn_fisherinfo", flags=[])
@@ -22,7 +23,8 @@ def test_a_measurement_has_the_same_numbers_with_two_processes(undrawn, tmp_path
     assert process.returncode == 0, error
     assert shown.count("run folder") == 1
     measured = lines(tmp_path / "2" / "run", "fisher.jsonl")
-    assert [line["labels"] for line in measured] == ["data", "model"]
+    assert [line["labels"] for line in measured] == ["data", "model"] * 2
+    assert "ic_change" in measured[-1]
     assert_close(measured, lines(alone, "fisher.jsonl"))
 
 

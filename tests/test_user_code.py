@@ -102,7 +102,7 @@ def test_a_notebook_names_the_code_of_a_run(trained):
         ("of_nine_classes", "gives 9 classes, the data set has 10"),
         ("SamplesFirst", r"must give outputs \[T, N, classes\]; it gives \[2, 3, 10\]"),
         ("three_arrays", "must return a torch.nn.Module, not tuple"),
-        ("needs_depth", "missing 1 required positional argument: 'depth'"),
+        ("needs_depth", "needs 'depth': give it a default"),
         ("fails", r"fails: KeyError: 'layers' \(line \d+\)"),
         ("missing", "has no function 'missing'"),
     ],
@@ -156,7 +156,7 @@ def test_spikes_are_counted_of_neurons_that_are_not_lif(tmp_path, capsys):
     [
         ("three_arrays", "must return x_train, y_train, x_test, y_test"),
         ("no_numbers", "must give arrays of numbers"),
-        ("needs_depth", "missing 1 required positional argument: 'depth'"),
+        ("needs_depth", "needs 'depth'"),
     ],
 )
 def test_what_is_no_data_set_is_refused(name, message, tmp_path):
