@@ -6,8 +6,7 @@ from drawing import (
     GREY,
     MARKERS,
     Figure,
-    LogLocator,
-    NullLocator,
+    make_logarithmic,
     matplotlib,
     mean_and_deviation,
     shades,
@@ -80,10 +79,5 @@ def curves(panels, path, logarithmic=""):
             axis.errorbar(list(points), means, deviations, label=name, **style)
         axis.set(xlabel=xlabel, ylabel=ylabel)
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1)
-        for side in logarithmic:
-            axis.set(**{f"{side}scale": "log"})
-            ticks = axis.xaxis if side == "x" else axis.yaxis
-            ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ticks.set_major_formatter("{x:g}")
-            ticks.set_minor_locator(NullLocator())
+        make_logarithmic(axis, logarithmic)
     write(figure, path)

@@ -13,7 +13,7 @@ backend = os.environ.pop("MPLBACKEND", None)
 import matplotlib  # noqa: E402
 from matplotlib import colormaps  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402, F401
-from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402, F401
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 from utils import write_atomically  # noqa: E402
 
@@ -50,6 +50,16 @@ def label(line):
     if "checkpoint" in line:
         return f"{Path(line['checkpoint']).parent.name}/{line['epoch']}"
     return str(line.get("epoch", "measurement"))
+
+
+def make_logarithmic(axis, sides):
+    """Make the `sides` of a panel logarithmic, such as "xy", with plain numbers at 1, 2, 5, 10."""
+    for side in sides:
+        axis.set(**{f"{side}scale": "log"})
+        ticks = axis.xaxis if side == "x" else axis.yaxis
+        ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ticks.set_major_formatter("{x:g}")
+        ticks.set_minor_locator(NullLocator())
 
 
 def mean_and_deviation(seeds):

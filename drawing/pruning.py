@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import drawing
-from drawing import Figure, LogLocator, NullLocator
+from drawing import Figure, make_logarithmic
 from utils import PRUNING_FILE, read_lines
 
 
@@ -22,12 +22,8 @@ def error_figure(folder):
         left, seconds, error = zip(*points)
         by_weights.plot(left, error, "o-", ms=4, label=search)
         by_seconds.plot(seconds, error, "o-", ms=4)
-    by_weights.set(xscale="log", yscale="log", xlabel="weights left (%)")
-    by_weights.set_ylabel("test error with all timesteps (%)")
-    for side in (by_weights.xaxis, by_weights.yaxis):
-        side.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        side.set_major_formatter("{x:g}")
-        side.set_minor_locator(NullLocator())
+    by_weights.set(xlabel="weights left (%)", ylabel="test error with all timesteps (%)")
+    make_logarithmic(by_weights, "xy")
     by_weights.invert_xaxis()
     by_weights.legend(title="search runs")
     by_seconds.set(xlabel="seconds of the search")

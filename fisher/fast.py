@@ -96,9 +96,6 @@ class TemporalFisher:
         self.parameters = measured(model, names_without(skip, list(measured(model))))
         if not self.parameters:
             raise ValueError("no parameter is left to measure: check requires_grad and skip")
-        for name, p in self.parameters.items():
-            if p._post_accumulate_grad_hooks:  # as of an optimizer in the backward pass
-                raise ValueError(f"remove the hook of {name}: a measurement would run it")
         self.chunk = chunk
         self.timesteps = None  # T, known from the first batch on
         self.numbers = None  # in the outputs of all calls, of one sample
@@ -189,6 +186,9 @@ class TemporalFisher:
         """Compare two samples with the definition. The definition measures parameters that differ.
         Raises ValueError if the information of the model has no meaning."""
         x, y = at_least_two(x[:2].clone(), y[..., :2])
+        for name, p in self.model.named_parameters():
+            if p._post_accumulate_grad_hooks:  # as of an optimizer in the backward pass
+                raise ValueError(f"remove the hook of {name}: a measurement would run it")
         self.check_independence(x, y)
         options = {"prefix": self.prefix, "names": self.parameters}
         try:

@@ -47,7 +47,8 @@ def read_layouts(calls, signals, losses, prefix):
     all losses."""
     weighed = losses[-1]
     # With prefix="instant" the last loss is only of the last output.
-    if prefix == "instant" or any(silent(*pair).any() for pair in zip(calls, signals)):
+    largest = [largest_in_rows(call, d) for call, d in zip(calls, signals)]
+    if prefix == "instant" or any(silent(values).any() for values in largest):
         weighed = losses.sum(0)
         signals = gradients(weighed.sum(), calls)
     samples = len(weighed)
@@ -58,16 +59,16 @@ def read_layouts(calls, signals, losses, prefix):
         call.layout = fitting(call, d, multiple, powers)
 
 
-def silent(call, d):
-    """Which rows of the signal d have only zeros, or numbers whose squares are 0."""
-    d = at_least_single(d)
-    return largest_in_rows(call, d) <= torch.finfo(d.dtype).tiny ** 0.5
-
-
 def largest_in_rows(call, d):
     """The largest |d| in each row. The dimensions within a row have size 1."""
     within = tuple(range(max(call.dims, default=0) + 1, d.dim()))
-    return d.abs().amax(within, keepdim=True) if within else d.abs()
+    d = at_least_single(d).abs()
+    return d.amax(within, keepdim=True) if within else d
+
+
+def silent(largest):
+    """Which rows have only zeros, or numbers whose squares are 0."""
+    return largest <= torch.finfo(largest.dtype).tiny ** 0.5
 
 
 def fitting(call, d, scaled, powers):
@@ -75,7 +76,8 @@ def fitting(call, d, scaled, powers):
     fits any."""
     samples, near = len(powers), precision(d.dtype)
     d, scaled = at_least_single(d), at_least_single(scaled)
-    largest, ignored = largest_in_rows(call, d), silent(call, d)
+    largest = largest_in_rows(call, d)
+    ignored = silent(largest)
     for dim in call.dims:
         times, rest = divmod(call.shape[dim], samples)
         for inner in range(1, times + 1):

@@ -96,7 +96,7 @@ def test_gradients_that_autograd_grad_does_not_see_are_refused(function):
 def test_a_hook_that_would_take_a_step_in_the_backward_pass_is_refused():
     model = Function(lambda m, x: m.a(x))
     model.a.weight.register_post_accumulate_grad_hook(lambda p: p.data.zero_())
-    refused(model, r"remove the hook of a\.weight")
+    refused(model, r"remove the hook of a\.weight", skip=("a.weight",))
     assert model.a.weight.any()
 
 
