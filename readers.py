@@ -38,9 +38,12 @@ def as_tensor(args, array):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of read-only maps
         try:
-            return torch.as_tensor(array)
+            tensor = torch.as_tensor(array).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadInput(f"{args.dataset} must give arrays of numbers: {error}") from error
+    if tensor.is_complex():
+        raise BadInput(f"{args.dataset} must give real numbers, not {tensor.dtype}")
+    return tensor
 
 
 def check(args, x_train, y_train, x_test, y_test):
@@ -57,7 +60,8 @@ def check(args, x_train, y_train, x_test, y_test):
         if not x.sum().isfinite():
             raise BadInput(f"{name} has values that are not finite in float32: replace them")
         if y.shape != x.shape[:1]:
-            raise BadInput(f"y_{split} of {args.dataset} must have one label for each of {name}")
+            raise BadInput(f"y_{split} of {args.dataset} has shape {list(y.shape)}, not [N]: give "
+                           f"one label for each of {name}")  # fmt: skip
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
         raise BadInput(
             f"x_train and x_test of {args.dataset} must have samples of one shape and type"

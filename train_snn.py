@@ -67,7 +67,8 @@ def build_model(args, dataset, checkpoint_activations=False):
         model = archs.build(args.arch, layernum=args.layernum, **settings)
         return model.to(dataset.device, memory_format=archs.fastest_layout(model))
     model = user_code.call(args.arch, settings)
-    if not isinstance(model, nn.Module):
+    scripted = isinstance(model, torch.jit.ScriptModule)  # it takes no hooks
+    if scripted or not isinstance(model, nn.Module):
         raise BadInput(f"{args.arch} must return a torch.nn.Module, not {type(model).__name__}")
     return model.to(dataset.device)
 

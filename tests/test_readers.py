@@ -37,7 +37,8 @@ def test_own_images_or_frames_are_read_from_an_npz_file(tmp_path):
         ("x_train", np.array([[1], [1, 2]], object), "arrays of numbers .*Object arrays"),
         ("x_train", np.full((6, 4, 2, 8, 8), np.nan), "has values that are not finite"),
         ("x_test", np.zeros((3, 4, 2, 9, 8), np.uint8), "must have samples of one shape and type"),
-        ("y_train", np.arange(5), "y_train of npz must have one label for each"),
+        ("x_train", np.ones((6, 4, 2, 8, 8), complex), "real numbers, not torch.complex128"),
+        ("y_train", np.zeros((6, 1)), r"y_train of npz has shape \[6, 1\], not \[N\]"),
         ("y_test", np.arange(3) / 2, r"start with \[0.0, 0.5, 1.0, 2.0\]: number .* from 0"),
         ("y_test", np.array([1, 4, 2]), r"\[0.0, 1.0, 2.0, 4.0\]: number the classes from 0"),
     ],
@@ -45,6 +46,13 @@ def test_own_images_or_frames_are_read_from_an_npz_file(tmp_path):
 def test_an_array_that_no_network_takes_is_refused_by_name(name, array, message, tmp_path):
     with pytest.raises(BadInput, match=message):
         read_npz(tmp_path / "x.npz", **{name: array})
+
+
+def test_tensors_of_a_user_bring_no_graph(monkeypatch):
+    x, y = torch.rand(6, 1, 8, 8, requires_grad=True) * 2, torch.arange(6)
+    monkeypatch.setattr(readers.user_code, "read_arrays", lambda args: (x, y, x, y))
+    images, _, _, _ = readers.read(SimpleNamespace(dataset="own.py:load", timestep=4))
+    assert not images.requires_grad
 
 
 def test_a_file_that_is_missing_damaged_or_incomplete_is_refused(tmp_path):

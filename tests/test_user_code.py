@@ -102,6 +102,7 @@ def test_a_notebook_names_the_code_of_a_run(trained):
         ("of_nine_classes", "gives 9 classes, the data set has 10"),
         ("SamplesFirst", r"must give outputs \[T, N, classes\]; it gives \[2, 3, 10\]"),
         ("three_arrays", "must return a torch.nn.Module, not tuple"),
+        ("scripted", "must return a torch.nn.Module, not RecursiveScriptModule"),
         ("needs_depth", "needs 'depth': give it a default"),
         ("fails", r"fails: KeyError: 'layers' \(line \d+\)"),
         ("missing", "has no function 'missing'"),
