@@ -22,11 +22,6 @@ class Layout:
     samples: int
     inner: int
 
-    def sample(self, v, n):
-        """The rows of sample n: [..., A N B, ...] -> [..., A B, ...]"""
-        rows = v.unflatten(self.dim, (-1, self.samples, self.inner))
-        return rows.select(self.dim + 1, n).flatten(self.dim, self.dim + 1)
-
     def by_sample(self, v):
         """[..., A N B, ...] -> [N, ..., A, B, ...]"""
         return v.unflatten(self.dim, (-1, self.samples, self.inner)).movedim(self.dim + 1, 0)

@@ -1,15 +1,16 @@
 """What a forward pass does with the measured parameters: the calls that use them."""
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fisher.layout import Layout
-from fisher.uses import Elementwise, Operator, Weight
+from fisher.uses import Elementwise, Weight
 
 
 @dataclass
@@ -97,15 +98,23 @@ class Recorder(TorchFunctionMode):
             return z
         recorded = len(self.calls)
         conjugated = any(v.is_complex() for v in tensors)  # in derivatives
-        rule = None if conjugated else rule_of(function, args, kwargs)
+        rule = None if conjugated else self.rule_of(function, args, kwargs)
         z = rule(self, function, *args, **kwargs) if rule else NotImplemented
-        if z is not NotImplemented:  # the input of a layer may be a source too
-            self.others |= names.difference(*(call.names for call in self.calls[recorded:]))
-            return z
-        z = function(*args, **kwargs)
+        if z is NotImplemented:
+            z = function(*args, **kwargs)
         if differentiable(changed_by(function, args, z)):
-            self.others |= names
+            # The input of a layer may be a source too, without a rule.
+            self.others |= names.difference(*(call.names for call in self.calls[recorded:]))
         return z
+
+    def rule_of(self, function, args, kwargs):
+        """The rule for a call of the function, or None."""
+        if function in RULES:
+            return RULES[function]
+        if function.__name__ in ELEMENTWISE and len(args) == 2 and not kwargs:
+            return Recorder.elementwise
+        sources = [v for v in tree_leaves((args, kwargs)) if self.is_source(v)]
+        return Recorder.scalar if all(v.numel() == 1 for v in sources) else None
 
     def is_source(self, v):
         """Whether v, a tensor, a number or None, is a source."""
@@ -208,18 +217,6 @@ class Recorder(TorchFunctionMode):
         shape = (*(1 for _ in dims), *normalized_shape)
         return self.record(z, dims, Elementwise(weight, shape, xhat), Elementwise(bias, shape))
 
-    def operator(self, function, *args, **kwargs):
-        """An operator of another library."""
-        sources = [v for v in args if self.is_source(v)]
-        if kwargs or not sources:
-            return NotImplemented
-        output = function(*args)
-        for number, z in enumerate(tree_leaves(output)):
-            if isinstance(z, torch.Tensor) and z.requires_grad:
-                uses = [Operator(v, function, args, z.shape, number) for v in sources]
-                self.record(z, uses[0].dims(), *uses)
-        return output
-
     def elementwise(self, function, a, b):
         """a + b, a - b, a * b or a / b, of tensors that may be broadcast, or of a number."""
         z = function(a, b)
@@ -227,11 +224,35 @@ class Recorder(TorchFunctionMode):
         place = 0 if self.is_source(a) else 1
         source = (a, b)[place]
         operands[place] = source.detach().to(z.dtype).expand_as(z).requires_grad_()
-        (factor,) = torch.autograd.grad(function(*operands).sum(), operands[place])
+        with unhooked():
+            (factor,) = torch.autograd.grad(function(*operands).sum(), operands[place])
         shape = (*(1,) * (z.dim() - source.dim()), *source.shape)
         outer = shape[: max(z.dim() - 1, 1)]
         dims = [dim for dim, size in enumerate(outer) if size == 1]
         return self.record(z, dims, Elementwise(source, shape, factor))
+
+    def scalar(self, function, *args, **kwargs):
+        """Any function of sources of one number, as an operator of another library."""
+        z = function(*args, **kwargs)
+        leaves = tree_leaves((args, kwargs))
+        inputs = {id(v): v for v in leaves if isinstance(v, torch.Tensor)}
+        if any(id(output) in inputs for output in tree_leaves(z)):
+            return z  # an operation in place must not run twice
+        sources = [v for v in inputs.values() if self.is_source(v)]
+        copies = {key: v.detach().requires_grad_(key in self.sources) for key, v in inputs.items()}
+        args, kwargs = tree_map(lambda v: copies.get(id(v), v), (args, kwargs))
+        with unhooked():
+            twins = tree_leaves(function(*args, **kwargs))
+            pairs = [pair for pair in zip(tree_leaves(z), twins) if differentiable(pair[1])]
+            for (output, twin), source in product(pairs, sources):
+                try:
+                    factor = derivative(twin, copies[id(source)])
+                except RuntimeError:  # it is differentiable only once
+                    self.others |= self.names[id(source)]
+                    continue
+                use = Elementwise(source, (1,) * factor.dim(), factor)
+                self.record(output, range(max(output.dim() - 1, 1)), use)
+        return z
 
 
 RULES = {
@@ -242,16 +263,25 @@ RULES = {
     F.group_norm: Recorder.group_norm,
     F.layer_norm: Recorder.layer_norm,
 }
-ELEMENTWISE = {"add", "sub", "mul", "div"}  # names of functions; + is add
+# Names of functions; + is add.
+ELEMENTWISE = {"add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"}
 
 
-def rule_of(function, args, kwargs):
-    """The rule for a call of the function, or None."""
-    if isinstance(function, torch._ops.OpOverload):
-        return Recorder.operator
-    if function.__name__ in ELEMENTWISE and len(args) == 2 and not kwargs:
-        return Recorder.elementwise
-    return RULES.get(function)
+def unhooked():
+    """In the `with` block, no checkpoint sees what is saved for derivatives."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda v: v, lambda v: v)
+
+
+def derivative(z, source):
+    """The derivative of z by the one number of a source, in z's shape.
+
+    The gradient of (z u).sum() by the source is linear in u, so its gradient by u is the
+    derivative. Raises RuntimeError if torch has no second derivative.
+    """
+    u = torch.zeros_like(z).requires_grad_()
+    (linear,) = torch.autograd.grad(z, source, u, create_graph=True, materialize_grads=True)
+    (factor,) = torch.autograd.grad(linear, u, materialize_grads=True)
+    return factor
 
 
 def changed_by(function, args, z):

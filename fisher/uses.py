@@ -7,6 +7,7 @@ of the call give the gradient of each sample by a parameter:
     normalisation (eval)   sum_p d_p * xhat_p       xhat: the standardised input
     bias                   sum_p d_p
     operand of + - * /     sum_p d_p * f_p          f: derivative of z by the operand
+    number in a function   sum_p d_p * f_p          the same
 
 p runs over the timesteps, positions and calls of the sample. A call may also use a tensor that is
 made only of parameters, such as sigmoid(w) or w[:3]. Both are called sources.
@@ -16,10 +17,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch.utils._pytree import tree_leaves
 
 from fisher.definition import at_least_single
-from fisher.layout import Layout
 
 
 @dataclass
@@ -76,54 +75,3 @@ class Elementwise:
         shape = [*self.shape[: layout.dim], 1, 1, *self.shape[layout.dim + 1 :]]  # A and B are 1
         summed = [dim for dim, size in enumerate(shape, 1) if size == 1]
         return v.sum(summed).reshape(-1, *self.source.shape)
-
-
-@dataclass
-class Operator:
-    """A source of an operator of another library (torch.ops), as one call uses it. For the gradient
-    of a sample the operator runs again, only on that sample."""
-
-    source: torch.Tensor
-    function: object
-    args: tuple
-    shape: torch.Size  # of z
-    number: int  # of z among the outputs of the operator
-    alone: list | None = None  # (source, z) of each sample, from the first gradient on
-
-    def dims(self):
-        """Dimensions of z along which samples may lie. Arguments have the shape of z, or that of
-        one timestep z[t], as a membrane, or are numbers. Otherwise the operator is not covered."""
-        tensors = [v for v in tree_leaves(self.args) if isinstance(v, torch.Tensor)]
-        others = [v for v in tensors if v is not self.source and v.numel() > 1]
-        if any(v.shape not in (self.shape, self.shape[1:]) for v in others):
-            return range(0)
-        steps = any(v.shape == self.shape[1:] for v in others)
-        shape = (*(1,) * (len(self.shape) - self.source.dim()), *self.source.shape)
-        return [dim for dim in range(int(steps), len(self.shape) - 1) if shape[dim] == 1]
-
-    def gradient(self, d, layout):
-        """Each sample's gradient, [N, *source], from the signals of all rows or of the first."""
-        if self.alone is None:
-            self.alone = [self.run(layout, n) for n in range(layout.samples)]
-        d = torch.cat([d, d.new_zeros(self.shape[0] - len(d), *self.shape[1:])])
-        gradients = []
-        for n, (source, z) in enumerate(self.alone):
-            signal = layout.sample(d, n)
-            gradients += torch.autograd.grad(z, source, signal, retain_graph=True)
-        return torch.stack(gradients)
-
-    def run(self, layout, n):
-        """A copy of the source, and z of sample n, which depends on the copy."""
-        step = Layout(layout.dim - 1, layout.samples, layout.inner)  # of one timestep
-        source, args = self.source.detach().requires_grad_(), []
-        for v in self.args:
-            if v is self.source:
-                v = source
-            elif isinstance(v, torch.Tensor):
-                v = v.detach()
-                if v.shape == self.shape:
-                    v = layout.sample(v, n)
-                elif v.shape == self.shape[1:]:
-                    v = step.sample(v, n)
-            args.append(v)
-        return source, tree_leaves(self.function(*args))[self.number]

@@ -43,6 +43,13 @@ def recomputed(m, x):
     return checkpoint(part, m.a(x).tanh(), use_reentrant=False)
 
 
+def recomputed_numbers(m, x):
+    def part(v):
+        return torch.hypot(v, m.g) * m.h
+
+    return checkpoint(part, m.a(x), use_reentrant=False)
+
+
 def two_kinds(m, x):
     return F.linear(m.a(x), m.b.weight) * m.b.weight.sum(0)
 
@@ -67,6 +74,18 @@ def uses():
     gru, matrix, g, h = nn.GRU(6, 6), nn.Linear(6, 6, bias=False), parameter(6), parameter(1, 6)
     return {
         "a number": (lambda m, x: m.a(x) * m.g, {"g": parameter()}, ()),
+        "a function of a number": (
+            lambda m, x: torch.lerp(m.a(x), m.a(x).tanh(), m.g),
+            {"g": parameter()},
+            (),
+        ),
+        "a number twice": (
+            lambda m, x: torch.addcmul(m.a(x), m.g, m.g),
+            {"g": parameter()},
+            (),
+        ),
+        "a number in place": (lambda m, x: m.a(x).mul_(m.g), {"g": parameter()}, ("g",)),
+        "recomputed numbers": (recomputed_numbers, {"g": parameter(), "h": g}, ()),
         "added and divided": (lambda m, x: (m.a(x) - m.g) / m.h, {"g": g, "h": h}, ()),
         "a quotient of numbers": (
             lambda m, x: m.a(x) * (m.g / torch.tensor(2.0)),
