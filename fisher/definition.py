@@ -37,6 +37,8 @@ def prefix_losses(outputs, y, prefix="cumulative"):
         outputs: [T, N, classes].
         y: labels [N], or [T, N] with a label for each sample and each t.
         prefix: a name of PREFIXES.
+
+    Raises KeyError for another prefix.
     """
     labels = y.expand(outputs.shape[:2]).long()
     logits = PREFIXES[prefix](outputs)
@@ -102,7 +104,8 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
     name: [T, batches]}.
 
     This is the estimator of the paper's released script. With more than one sample it is not the
-    Fisher information: E|mean g|^2 = (1 - 1/size) |E g|^2 + I_t / size.
+    Fisher information: E|mean g|^2 = (1 - 1/size) |E g|^2 + I_t / size. Raises ValueError for bad
+    arguments.
     """
     check_arguments(x, y, prefix)
     parameters = measured(model, names)
@@ -111,6 +114,8 @@ def batch_means(model, x, y, size, *, prefix="cumulative", names=None):
     for x_batch, y_batch in zip(x.split(size), y.split(size, -1)):
         batch = at_least_two(x_batch, y_batch)
         for name, squares in squared_gradients(model, *batch, prefix, parameters).items():
+            if norms[name]:
+                check_timesteps(len(norms[name][0]), len(squares))
             norms[name].append(squares)
     return {name: torch.stack(columns, 1) for name, columns in norms.items()}
 
@@ -191,7 +196,15 @@ def check_arguments(x, y, prefix):
             f"{list(y.shape)}"
         )
     if y.is_floating_point() or y.min() < 0:
-        raise ValueError("labels must be whole numbers from 0")
+        raise ValueError("labels must be whole numbers from 0: leave out samples without a label")
+
+
+def check_timesteps(known, timesteps):
+    """Raise ValueError if T differs from the one that is known, or None."""
+    if known not in (None, timesteps):
+        raise ValueError(
+            f"outputs have T = {known} and T = {timesteps}: all samples must have the same T"
+        )
 
 
 def check_outputs(outputs, x, y):
@@ -207,9 +220,11 @@ def check_outputs(outputs, x, y):
     tensor = isinstance(outputs, torch.Tensor)
     if not tensor or outputs.dim() != 3 or outputs.shape[1] != len(x):
         shape = list(outputs.shape) if tensor else type(outputs).__name__
+        swapped = tensor and outputs.dim() == 3 and len(outputs) == len(x)
+        cure = ": return outputs.transpose(0, 1)" if swapped else ""
         raise ValueError(
-            f"model(x) must give outputs [T, N, classes]; it gives {shape} for {len(x)} samples. "
-            "If samples come first, return outputs.transpose(0, 1)"
+            f"model(x) must give outputs [T, N, classes]; it gives {shape} for {len(x)} "
+            f"samples{cure}"
         )
     if torch.is_grad_enabled() and not outputs.requires_grad:
         raise ValueError("model(x) has no graph to its parameters: call it without torch.no_grad()")

@@ -25,8 +25,10 @@ import torch
 
 from fisher.definition import (
     at_least_two,
+    batch_means,
     check_arguments,
     check_outputs,
+    check_timesteps,
     measured,
     one_by_one,
     prefix_losses,
@@ -122,6 +124,18 @@ class TemporalFisher:
                     self.chunk //= 2
         return {name: torch.cat([norms[name] for norms in chunks], 1) for name in self.parameters}
 
+    def of_mean(self, x, y):
+        """{name: [T, 1]} of the batch's mean loss, by the released estimator."""
+        check_arguments(x, y, self.prefix)
+        with as_written(), torch.enable_grad():
+            if self.timesteps is None:
+                self.check_model(x, y)
+        norms = batch_means(self.model, x, y, None, prefix=self.prefix, names=self.parameters)
+        timesteps = len(next(iter(norms.values())))
+        check_timesteps(self.timesteps, timesteps)
+        self.timesteps = timesteps
+        return norms
+
     # ---------------------------------------------------------------- one chunk
 
     def measure_chunk(self, x, y):
@@ -145,9 +159,7 @@ class TemporalFisher:
         with Recorder(self.model, self.parameters, self.time_is_outermost) as recorder:
             outputs = check_outputs(self.model(x), x, y)
         losses = prefix_losses(outputs, y, self.prefix)  # (T, N)
-        if self.timesteps not in (None, len(losses)):
-            known = f"T = {self.timesteps} and T = {len(losses)}"
-            raise ValueError(f"outputs have {known}: all samples must have the same T")
+        check_timesteps(self.timesteps, len(losses))
         self.timesteps = len(losses)
         signals = gradients(losses[-1].sum(), recorder.calls)
         pairs = [(c, d) for c, d in zip(recorder.calls, signals) if d is not None and d.numel()]
@@ -185,6 +197,15 @@ class TemporalFisher:
     def compare(self, x, y):
         """Compare two samples with the definition. The definition measures parameters that differ.
         Raises ValueError if the information of the model has no meaning."""
+        expected = self.check_model(x, y)
+        norms = self.measure_chunk(*at_least_two(x[:2], y[..., :2]))
+        hooked = {name for name, p in self.parameters.items() if p._backward_hooks}
+        # A hook of a parameter may act only on other samples.
+        self.note_slow(hooked.union(differing(expected, norms)))
+
+    def check_model(self, x, y):
+        """Raise ValueError if the information of the model has no meaning. Returns the norms of
+        the first two samples by the definition."""
         x, y = at_least_two(x[:2].clone(), y[..., :2])
         for name, p in self.model.named_parameters():
             if p._post_accumulate_grad_hooks:  # as of an optimizer in the backward pass
@@ -209,9 +230,7 @@ class TemporalFisher:
         if hidden:
             names = ", ".join(hidden)
             raise ValueError(f"torch.autograd.grad does not see gradients of {names}: {REENTRANT}")
-        hooked = {name for name, p in self.parameters.items() if p._backward_hooks}
-        # A hook of a parameter may act only on other samples.
-        self.note_slow(hooked.union(differing(expected, self.measure_chunk(x, y))))
+        return expected
 
     def check_modules(self):
         """Raise ValueError for a layer in train mode."""
@@ -233,11 +252,12 @@ class TemporalFisher:
         try:
             together = self.model(x)
         except RuntimeError as error:
-            raise ValueError(f"model(x) fails for 2 samples: {error}") from error
+            raise ValueError(f"model(x) fails ({error}): it must take any batch size") from error
         check_outputs(together, x, y)
         for n in range(2):
             pair = x[[n, n]]
             alone = self.model(pair)
+            check_timesteps(len(together), len(alone))
             if not alike(together[:, n], alone[:, n]):
                 raise ValueError(MIXES if alike(alone, self.model(pair)) else KEEPS)
 

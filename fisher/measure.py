@@ -10,14 +10,12 @@ them, and all return the whole result.
 
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.distributed as dist
 
 from fisher.definition import (
     PREFIXES,
-    batch_means,
     centroid,
     centroid_interval,
     check_arguments,
@@ -95,11 +93,10 @@ def measure(model, batches, *, samples=None, labels="data", prefix="cumulative",
     if labels == "exact" and estimator == "release":
         raise ValueError("the released estimator needs labels from the data or the model")
     start = time.perf_counter()
-    squared_norms = TemporalFisher(model, prefix, chunk, skip)
-    squared_norms.check_modules()
-    parameters = squared_norms.parameters
-    if estimator == "release":
-        squared_norms = partial(batch_means, model, size=None, prefix=prefix, names=parameters)
+    fisher = TemporalFisher(model, prefix, chunk, skip)
+    fisher.check_modules()
+    parameters = fisher.parameters
+    squared_norms = fisher.of_mean if estimator == "release" else fisher
     device = next(iter(parameters.values())).device
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     columns, sizes = {}, []  # of the batches

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import archs
-from fisher import temporal_fisher
+from fisher import measure, temporal_fisher
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -48,6 +48,15 @@ class KeepsItsMembrane(nn.Module):
         spikes = archs.neuron.Spike.apply(self.v - self.threshold, archs.LIF())
         self.v = self.v.detach() if self.detach else self.v
         return self.readout(spikes).unsqueeze(0)
+
+
+def test_the_released_estimator_refuses_them_too():
+    x, y = torch.randn(4, 4, 5), torch.arange(4) % 3
+    hidden = Function(lambda m, x: checkpoint(m.a, x.requires_grad_(), use_reentrant=True))
+    early = Function(lambda m, x: MIXING["early exit"](m.a(x)))
+    for model, words in ((hidden, "use_reentrant=False"), (early, "same T")):
+        with pytest.raises(ValueError, match=words):
+            measure(model, zip(x.split(2), y.split(2)), estimator="release")
 
 
 @pytest.mark.parametrize("silent", [0, 1])
@@ -108,7 +117,9 @@ def test_arguments_and_outputs_of_another_form_are_refused_with_the_cure():
     pair = Function(lambda m, x: m.a(x))
     pair.forward = lambda x: (x[0, 0], model(x))
     refused(pair, r"return only outputs \[T, N, classes\], for example outputs\[1\]")
-    refused(Function(lambda m, x: m.a(x.view(4, 4, 5))), r"model\(x\) fails for 2 samples: shape")
+    refused(
+        Function(lambda m, x: m.a(x.view(4, 4, 5))), r"model\(x\) fails \(shape .*any batch size"
+    )
     refused(model, r"x is samples first and has 6", torch.randn(6, 4, 5))
     refused(model, "chunk must be from 1 to 64, not -1", chunk=-1)
     refused(model, "unknown prefix 'all'", prefix="all")
