@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import archs
 from fisher import TemporalFisher, one_by_one, prefix_losses
-from parser import COUNT, POSITIVE, Parser, number
+from parser import COUNT, POSITIVE, Parser, number, one_of, suggestion
 from train_snn import compile_neurons
 from user_code import call, is_code
 from utils import BadInput, device_name, pick_device, run_script
@@ -56,9 +56,10 @@ def peak_memory(function, device):
 
 def chosen(args, ways, base):
     """The way `base`, and those of --ways or all, {name: function}. Raises BadInput."""
-    unknown = set(args.ways or []) - ways.keys()
-    if unknown:
-        raise BadInput(f"unknown --ways {', '.join(unknown)}: choose from {', '.join(ways)}")
+    for name in args.ways or []:
+        if name not in ways:
+            close = suggestion(name, ways)
+            raise BadInput(f"unknown --ways {name}: choose from {', '.join(ways)}{close}")
     return {name: way for name, way in ways.items() if name in (base, *(args.ways or ways))}
 
 
@@ -257,7 +258,8 @@ def convolutions(function, device):
 
 def main(argv=None):
     parser = Parser("bench", __doc__, "TABLE ")
-    parser.add_argument("table", choices=["fisher", "train", "neuron"], help="see above")
+    tables = {"fisher": fisher, "train": train, "neuron": neuron}
+    parser.add_argument("table", type=one_of(tables), metavar="TABLE", help="see above")
     flag = parser.group("comparison")
     flag("--arch", "resnet19", "network", choices=archs.ARCHS, code=True)
     flag("--width", 1.0, "factor on the number of channels", type=POSITIVE)
@@ -281,7 +283,6 @@ def main(argv=None):
     torch.manual_seed(0)
     x = torch.randn(args.samples, 3, args.image_size, args.image_size, device=device)
     y = torch.arange(args.samples, device=device) % 10
-    tables = {"fisher": fisher, "train": train, "neuron": neuron}
     tables[args.table](args, x, y)
 
 

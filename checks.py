@@ -8,6 +8,7 @@ from pathlib import Path
 
 import user_code
 from archs import ARCHS
+from fisher import RELEASE_BATCH
 from fisher.fast import MOST_SAMPLES
 from losses import kept_steps
 from user_code import is_code
@@ -57,7 +58,9 @@ def check_same(args, typed, names, source, saved):
         value = getattr(args, name)
         if is_code(value) and Path(value).name == Path(str(saved[name])).name:
             continue  # its file has moved
-        refuse(value != saved[name], f"--{name} {value} must be {saved[name]}, as in {source}")
+        least = "at least " if name == "epochs" and args.script != "prune_snn" else ""
+        message = f"--{name} {value} must be {least}{saved[name]}, as in {source}"
+        refuse(value != saved[name], message)
 
 
 def is_longer(args, saved):
@@ -109,6 +112,10 @@ def check(args, typed, parser):
         user_code.check_flags(args, typed)
     exact = "exact" in flags.get("fisher_labels", []) and args.fisher_estimator == "release"
     refuse(exact, "--fisher_estimator release needs --fisher_labels data or model")
+    if flags.get("fisher_estimator") == "release":
+        size = args.fisher_batch or RELEASE_BATCH
+        few = args.fisher_samples < 2 * size
+        refuse(few, f"an error bar needs two batches of {size} samples: raise --fisher_samples")
     if flags.get("fisher_estimator", "exact") == "exact":
         past = (flags.get("fisher_batch") or 1) > MOST_SAMPLES
         refuse(past, f"--fisher_batch must be at most {MOST_SAMPLES}")

@@ -126,7 +126,8 @@ def training_flags(parser):
          const="bf16", choices=["bf16"])
     flag("--compile", False, "compile the neurons; the start takes half a minute longer")
     flag("--checkpoint_activations", False, "store only inputs of blocks: less memory, more time")
-    flag("--init", None, "start with the weights of this checkpoint")
+    flag("--init", None, "start with the weights of this checkpoint or run folder",
+         type=checkpoint_file)
     flag("--save_epochs", ["every:20"], "keep checkpoints of these epochs, or every:k", **EPOCHS)
 
     flag = parser.group("corruption of inputs")

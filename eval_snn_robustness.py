@@ -210,6 +210,8 @@ def main(argv=None):
     seed_all(args.seed, "subset")
     dataset = dataset.subset(torch.randperm(len(dataset))[: args.robust_samples])
     seeds = {path: load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints}
+    for path in args.checkpoints:  # one that does not fit leaves no folder
+        load_network(args, path, dataset)
     with run_folder(args, dataset) as run:
         for path in args.checkpoints:
             evaluate_network(args, run, path, another_seed(path, seeds), dataset)

@@ -67,8 +67,9 @@ def expand_epochs(entries, last):
 
 
 def suggestion(word, known):
-    """ "; did you mean …?" if a known word is like it, else ""."""
-    close = difflib.get_close_matches(word, known, 1)
+    """ "; did you mean …?" if a known word starts with it or is like it, else ""."""
+    longer = [other for other in known if other.startswith(word)]
+    close = longer or difflib.get_close_matches(word, known, 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -123,8 +124,9 @@ class Parser(argparse.ArgumentParser):
         argv = [re.sub(r"(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), a) for a in argv]
         values, unknown = self.parse_known_args(argv)
         if unknown:
-            close = suggestion(unknown[0], [f"--{name}" for name in self.defaults])
-            self.error(f"unknown argument {unknown[0]}, see --help{close}")
+            word = unknown[0].partition("=")[0]
+            close = suggestion(word, [f"--{name}" for name in self.defaults])
+            self.error(f"unknown argument {word}, see --help{close}")
         return vars(values)
 
     def parse_args(self, argv=None):

@@ -28,7 +28,7 @@ import config
 import pruning
 from drawing.pruning import error_figure
 from fisher import measure, prefix_outputs
-from train_snn import build_model, evaluate, fit, run_folder, setup
+from train_snn import build_model, compile_neurons, evaluate, fit, run_folder, setup
 from train_snn_fisherinfo import fisher_batches
 from utils import LOG_FILE, PRUNING_FILE, Run, load_checkpoint, run_script
 
@@ -118,6 +118,8 @@ class Search:
         args.timestep = steps
         args.save_epochs = [*args.save_epochs, str(KL_EPOCH), str(args.rewind_epoch)]
         model = build_model(args, self.train_set, args.checkpoint_activations)
+        if args.compile:
+            compile_neurons(model)
         model.load_state_dict(early["state_dict"])
         pruning.apply(model, masks)
         sets = [first_steps(dataset, steps) for dataset in (self.train_set, self.test_set)]

@@ -55,21 +55,27 @@ def check(args, x_train, y_train, x_test, y_test):
                 f"{name} has shape {shape}, not [N, C, H, W] or [N, T, C, H, W] with N >= 2 and H, "
                 f"W >= {SMALLEST_IMAGE}: transpose channels-last arrays, add an axis for C = 1"
             )
-        if len(shape) == 5 and shape[1] != args.timestep:
-            raise BadInput(f"{name} has T = {shape[1]} in {shape}: pass --timestep {shape[1]}")
-        if not x.sum().isfinite():
-            raise BadInput(f"{name} has values that are not finite in float32: replace them")
         if y.shape != x.shape[:1]:
             raise BadInput(f"y_{split} of {args.dataset} has shape {list(y.shape)}, not [N]: give "
                            f"one label for each of {name}")  # fmt: skip
+        if len(shape) == 5 and shape[1] != args.timestep:
+            raise BadInput(
+                f"{name} has shape {shape}, and frames are [N, T, C, H, W]: pass --timestep "
+                f"{shape[1]}, or move the axis of time"
+            )
+        if x.is_floating_point() and not x.sum().isfinite():
+            raise BadInput(f"{name} has values that are not finite in float32: replace them")
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
         raise BadInput(
             f"x_train and x_test of {args.dataset} must have samples of one shape and type"
         )
     labels = torch.cat([y_train, y_test]).double().unique().tolist()
     if labels != list(range(len(labels))):
-        raise BadInput(f"the labels of {args.dataset} start with {labels[:10]}: number the classes "
-                       "from 0, without gaps")  # fmt: skip
+        start = ", ".join(f"{label:g}" for label in labels[:10])
+        raise BadInput(
+            f"the labels of {args.dataset} start with {start}: number the classes from 0, without "
+            "gaps"
+        )
 
 
 def read_digits(args):
@@ -140,9 +146,9 @@ def read_torchvision(args):
             dataset = read_or_download(source, args, choice)
         except Exception as error:  # URLError, OSError, ValueError, ... of a foreign reader
             raise BadInput(
-                f"{args.dataset} in {Path(args.data_dir).resolve()} is missing or damaged, and the "
-                f"download failed ({error}): put torchvision's files for {name} there by hand, or "
-                "use --dataset digits, which needs no files"
+                f"{args.dataset} in {Path(args.data_dir).resolve()} can neither be read nor "
+                f"downloaded ({type(error).__name__}: {error}): put torchvision's files for {name} "
+                "there by hand, or use --dataset digits, which needs no files"
             ) from error
         images = torch.as_tensor(dataset.data)
         if images.dim() == 3:

@@ -26,7 +26,7 @@ from claims import CLAIMS, LONG
 from claims.pages import words_of, write_numbers, write_page
 from claims.runs import Study
 from claims.scales import SCALES
-from parser import COUNT, Parser
+from parser import COUNT, Parser, one_of
 from utils import BadInput, environment, pick_device, run_script
 
 
@@ -71,7 +71,8 @@ def report(name, args, out_dir, results):
 
 def make_parser():
     parser = Parser("reproduce", __doc__, "CLAIM ")
-    parser.add_argument("claim", choices=[*CLAIMS, "all", "list"], help="all: except gain and law")
+    claims = one_of([*CLAIMS, "all", "list"])
+    parser.add_argument("claim", type=claims, metavar="CLAIM", help="all: except gain and law")
     threads = 1 if torch.cuda.is_available() else torch.get_num_threads()
     flag = parser.group("runs")
     flag("--scale", "small", "see above", choices=list(SCALES))

@@ -86,6 +86,8 @@ def setup(args):
         raise BadInput(
             f"--compile compiles archs.LIF neurons; {args.arch} has none: leave out --compile"
         )
+    if args.compile:
+        compile_neurons(model)
     latest = Path(args.out_dir) / args.exp_name / LATEST
     if args.init and not latest.exists():  # a resumed run has its own weights
         utils.load_weights(model, utils.load_checkpoint(args.init), args.init, args)
@@ -138,11 +140,10 @@ def adversarial(args, model, dataset, x, y):
     return x
 
 
-def check_finite(values, place):
+def check_finite(values, place, cure="try a lower --learning_rate; the last checkpoint is kept"):
     """Raise BadInput if one of the losses or gradient norms `values` is not finite."""
-    if not values.isfinite().all():
-        raise BadInput(f"the loss or a gradient is not finite at {place}: try a lower "
-                       "--learning_rate; the last checkpoint is kept")  # fmt: skip
+    if not torch.as_tensor(values).isfinite().all():
+        raise BadInput(f"the loss or a gradient is not finite {place}: {cure}")
 
 
 def train_epoch(args, model, optimizer, train_set, epoch):
@@ -173,7 +174,7 @@ def train_epoch(args, model, optimizer, train_set, epoch):
         images += len(y)
     steps = torch.stack(steps).cpu()  # (steps, 2)
     for number, step in enumerate(steps, 1):
-        check_finite(step, f"epoch {epoch}, step {number}")
+        check_finite(step, f"in epoch {epoch}, step {number}")
     if processes() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)  # running statistics: those of the first process
@@ -204,7 +205,6 @@ def evaluate(model, dataset, args):
     loss_sums, corrects = zip(*of_all((loss.cpu(), correct.cpu())))
     prefix_loss = sum(loss_sums) / len(dataset)
     prefix_accuracy = (sum(corrects) / len(dataset)).tolist()
-    check_finite(prefix_loss, "validation")
     return {
         "test_loss": prefix_loss[-1].item(),
         "test_accuracy": prefix_accuracy[-1],
@@ -231,8 +231,6 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
         test_set = test_set.subset(torch.randperm(len(test_set))[: args.test_samples])
     if min(args.batch_size, len(train_set)) < 2 * processes():
         raise BadInput(f"{processes()} processes need at least {2 * processes()} samples per batch")
-    if args.compile:
-        compile_neurons(model)
     optimizer = make_optimizer(args, model)
     if masks:
         pruning.hold(optimizer, model, masks)
@@ -240,7 +238,9 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
     log = [line for line in run.lines(LOG_FILE) if line["epoch"] <= done]
     if not log:
         untrained = dict.fromkeys(("lr", "train_loss", "train_accuracy", "images_per_second"))
-        log = [{"epoch": start} | untrained | evaluate(model, test_set, args)]
+        validation = evaluate(model, test_set, args)
+        check_finite(validation["prefix_loss"], "before training", "check the weights and the data")
+        log = [{"epoch": start} | untrained | validation]
     run.write_lines(LOG_FILE, log)
     after_epoch(log[-1])
     replica = model
@@ -252,6 +252,7 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
             group["lr"] = learning_rate(args, epoch)
         trained = train_epoch(args, replica, optimizer, train_set, epoch)
         validation = evaluate(model, test_set, args)
+        check_finite(validation["prefix_loss"], f"in the validation of epoch {epoch}")
         if epoch in (1, args.epochs):
             tables.warn_of_spike_rates(validation["spike_rate"], epoch)
         log.append({"epoch": epoch, "lr": learning_rate(args, epoch)} | trained | validation)

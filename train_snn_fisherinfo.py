@@ -118,6 +118,8 @@ def main(argv=None):
         size = args.fisher_batch or RELEASE_BATCH
     batches = {split: fisher_batches(args, sets[split], size) for split in args.fisher_split}
     epochs = expand_epochs(args.fisher_epochs, args.epochs)
+    for path in args.checkpoints or []:  # one that does not fit leaves no folder
+        utils.load_weights(model, utils.load_checkpoint(path), path, args)
     with run_folder(args, test_set, replaced) as run:
 
         def after_epoch(line):

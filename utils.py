@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -151,11 +152,14 @@ class Run:
         """Make the folder, lock it, and write args.json, or add this start to it."""
         record = {"command": sys.argv, **environment(device)}
         begun = (self.folder / ARGS_FILE).exists()
-        if begun and not args.resume:
-            raise BadInput(f"{self.folder} holds a run: --resume goes on with it, "
-                           "--exp_name NAME starts another")  # fmt: skip
         if begun:
             first = read_record(self.folder / ARGS_FILE)
+            if not args.resume:
+                writer = first["args"].get("script", "the script")
+                raise BadInput(
+                    f"{self.folder} holds a run of {writer}: --resume goes on with it, --exp_name "
+                    "NAME starts another"
+                )
             record = first | {"resumed": [*first.get("resumed", []), record]}
             if "epochs" in record["args"]:  # --resume may raise them
                 record["args"]["epochs"] = args.epochs
@@ -207,13 +211,14 @@ class Run:
 
 
 def read_lines(path):
-    """The records of a JSON-lines file, without a torn last line; [] if there is no file."""
+    """The records of a JSON-lines file, without a torn last line; [] if there is no file. Raises
+    BadInput if the file is damaged."""
     if not Path(path).exists():
         return []
     try:
         lines = Path(path).read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except ValueError as error:
+        return [dict(json.loads(line)) for line in lines if line.endswith("\n")]
+    except (ValueError, TypeError) as error:
         raise BadInput(f"{path} is damaged ({error}): restore it, or start another run") from error
 
 
@@ -250,15 +255,20 @@ def device_name(device):
 def read_tensors(path):
     """Read the tensors and plain values of a torch.save file, on the CPU. Raises BadInput."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = io.BytesIO(Path(path).read_bytes())
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about files that torch.save did not write
+            return torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is not whole raises one of many
         unknown = re.search(r"GLOBAL (\S+)", str(error))
         if unknown:
             raise BadInput(f"{path} holds {unknown[1]}: save it again with only tensors and plain "
                            "values") from error  # fmt: skip
-        raise BadInput(f"{path} is damaged: restore it ({type(error).__name__})") from error
+        raise BadInput(f"{path} is damaged, or torch.save did not write it: restore it "
+                       f"({type(error).__name__})") from error  # fmt: skip
 
 
 def load_checkpoint(path):
@@ -266,6 +276,9 @@ def load_checkpoint(path):
     content = read_tensors(path)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise BadInput(f"{path} is not a checkpoint: it needs a dict with 'state_dict'")
+    named = all(isinstance(name, str) for name in content["state_dict"])
+    if not named or not isinstance(content.get("args", {}), dict):
+        raise BadInput(f"{path} is damaged: restore it")
     return content
 
 
@@ -330,7 +343,9 @@ def pick_device(name):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
     try:
-        return torch.zeros(1, device=name).device
+        probe = torch.zeros(1, device=name)
+        probe.item()  # the device meta has no values
+        return probe.device
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"--device {name} is not there: use another ({reason})") from error

@@ -2,7 +2,7 @@
 linear read-out at every timestep. `fc` has no convolutions."""
 
 from torch import nn
-from torch.utils.checkpoint import checkpoint_sequential
+from torch.utils.checkpoint import checkpoint
 
 from archs.layers import AvgPool2d, BatchNorm, Conv2d, Repeat, time_first
 from archs.neuron import LIF
@@ -62,5 +62,10 @@ class VGG(nn.Sequential):
         x = time_first(x, self.timestep)
         if not (self.checkpoint_activations and self.training):
             return super().forward(x)
-        segments = sum(isinstance(layer, LIF) for layer in self)
-        return checkpoint_sequential(self, segments, x, use_reentrant=False)
+        group = []  # layers up to a LIF
+        for layer in self:
+            group.append(layer)
+            if isinstance(layer, LIF):
+                x = checkpoint(nn.Sequential(*group), x, use_reentrant=False)
+                group = []
+        return nn.Sequential(*group)(x)

@@ -145,6 +145,7 @@ def test_a_run_without_a_name_is_resumed_by_the_same_flags(tmp_path):
     ("command", "message"),
     [
         ("train_snn --timestp 4", "did you mean --timestep?"),
+        ("train_snn --batch 4", "did you mean --batch_size?"),
         ("train_snn --arch resnet50", "did you mean resnet20?"),
         ("train_snn --optimizer adm", "did you mean adam?"),
         ("train_snn --timestep 0", "must be at least 1"),
@@ -156,6 +157,7 @@ def test_a_run_without_a_name_is_resumed_by_the_same_flags(tmp_path):
         ("train_snn --save_epochs 0", "--save_epochs"),
         ("train_snn_fisherinfo --epochs 5 --fisher_epochs 6", "past --epochs 5"),
         ("train_snn_fisherinfo --checkpoints CHECKPOINT --epochs 3", "leave out --epochs"),
+        ("train_snn_fisherinfo --fisher_estimator release --fisher_samples 9", "two batches of 16"),
         ("prune_snn --noisetype blur --noisetime 1", "leave out --noisetime"),
         ("prune_snn --rounds 8 --final_rounds 3", "--rounds"),
         ("eval_snn_robustness --attack_surrogate atn:1", "did you mean atan?"),

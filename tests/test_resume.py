@@ -5,6 +5,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 from helpers import TINY, TINY_FISHER, assert_identical, everything, lines, run, start
 
 from utils import BadInput
@@ -49,7 +50,11 @@ def test_an_infinite_time_constant_is_resumed_and_args_json_stays_strict_json(un
 @pytest.mark.parametrize(
     ("script", "argv", "message"),
     [
-        ("train_snn", "--dataset digits", r"holds a run: --resume .*--exp_name"),
+        (
+            "train_snn",
+            "--dataset digits",
+            r"holds a run of train_snn_fisherinfo: --resume .*--exp_name",
+        ),
         ("train_snn_fisherinfo", "--resume --tau 3", "--tau 3"),
         ("train_snn_fisherinfo", "--resume --epochs 1", "--epochs 1"),
         ("train_snn", "--resume", r"is of train_snn_fisherinfo\.py"),
@@ -103,3 +108,19 @@ def test_a_damaged_file_is_named_and_left_as_it_is(name, unbroken, tmp_path):
     with pytest.raises(BadInput, match=f"{name} is damaged"):
         run(tmp_path, "--resume", script="train_snn_fisherinfo")
     assert file.read_text() == "{]}\n"
+
+
+@pytest.mark.parametrize("script", ["train_snn_fisherinfo", "eval_snn_robustness"])
+def test_a_checkpoint_that_does_not_fit_leaves_no_folder(script, unbroken, tmp_path):
+    """The first one fits. Of the second, a weight is missing, or the end of the file."""
+    good, bad = unbroken / "checkpoint_latest.pt", tmp_path / "bad.pt"
+    flags = ["--checkpoints", str(good), str(bad)]
+    state = torch.load(good, weights_only=True)
+    del state["state_dict"]["fc1.weight"]
+    torch.save(state, bad)
+    with pytest.raises(BadInput, match=r"bad\.pt does not fit --arch fc: .*fc1\.weight"):
+        run(tmp_path, *flags, script=script, flags=[])
+    bad.write_bytes(good.read_bytes()[:-100])
+    with pytest.raises(BadInput, match=r"bad\.pt is damaged"):
+        run(tmp_path, *flags, script=script, flags=[])
+    assert not (tmp_path / "run").exists()

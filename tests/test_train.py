@@ -93,7 +93,7 @@ def test_a_training_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
             model.get_submodule(layer).weight.data.fill_(torch.nan)
 
     with train_snn.run_folder(args, test_set) as folder:
-        with pytest.raises(BadInput, match=r"not finite at epoch 2, step 1: .*--learning_rate"):
+        with pytest.raises(BadInput, match=r"not finite in epoch 2, step 1: .*--learning_rate"):
             train_snn.fit(args, folder, model, train_set, test_set, spoil)
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint_latest.pt")
     assert checkpoint["epoch"] == 1
