@@ -25,6 +25,7 @@ from utils import (
 )
 
 MOST_LABELS = 12  # curves in a legend
+CHARACTERS = 42  # in a line of a legend
 
 
 # ---------------------------------------------------------------- Fisher information
@@ -49,17 +50,19 @@ def fisher(lines, path):
     for line in lines:
         kinds.setdefault(compare.kind_of(line), []).append(line)
     kind, shown = next(iter(kinds.items()))
-    figure = Figure(figsize=(14, 5), layout="constrained")
-    curves, centroids, layers = figure.subplots(1, 3, width_ratios=[1.1, 1, 1.2])
-    draw_curves(curves, shown, kind)
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    curves, centroids, layers = figure.subplots(1, 3, width_ratios=[1.1, 1, 1.1])
+    draw_curves(curves, shown)
     draw_centroids(centroids, kinds)
-    draw_layers(layers, shown[-1], kind)
+    draw_layers(layers, shown)
+    figure.suptitle(f"Fisher information, {kind}".strip(", "), fontsize=9)
     return drawing.write(figure, Path(path))
 
 
-def draw_curves(axis, lines, kind):
+def draw_curves(axis, lines):
     """I_t by t with its standard error, one curve per measurement; grey before training."""
     interval = -(-len(lines) // MOST_LABELS)
+    names, title = names_of(lines)
     for number, (line, colour) in enumerate(zip(lines, shades(len(lines)))):
         labelled = number % interval == 0 or line is lines[-1]
         axis.errorbar(
@@ -67,15 +70,15 @@ def draw_curves(axis, lines, kind):
             line["fisher"],
             line["fisher_stderr"],
             color=GREY if line.get("epoch") == 0 else colour,
-            label=label(line) if labelled else None,
+            label=names[number] if labelled else None,
             capsize=2,
             lw=1.5,
         )
     axis.set(xlabel="timesteps t", ylabel="Fisher information $I_t$ (± standard error)")
-    axis.set_title(f"Information in the first t steps\n{kind}")
+    axis.set_title("Information in the first t steps", fontsize=10)
     if any(sum(line["fisher"]) for line in lines):
         axis.set_yscale("log")
-    legend_below(axis, 6, "epoch")
+    legend_below(axis, max(1, CHARACTERS // (max(map(len, names)) + 6)), title)
 
 
 def draw_centroids(axis, kinds):
@@ -87,39 +90,54 @@ def draw_centroids(axis, kinds):
         low, high = zip(*(line["ic_ci"] or (float("nan"),) * 2 for line in lines))
         axis.fill_between(x, low, high, color=colour, alpha=0.25, lw=0)
         ic = [line["ic"] for line in lines]
-        axis.plot(x, ic, "o-", ms=4, color=colour, label=f"IC of $I_t$, {kind}".strip(", "))
+        name = f"of $I_t$ (IC), {kind}" if len(kinds) > 1 else "of $I_t$ (IC)"
+        axis.plot(x, ic, "o-", ms=4, color=colour, label=name)
         if number == 0:
             per_loss = [line["ic_per_loss"] for line in lines]
             per_residual = [line["ic_per_residual"] for line in lines]
             axis.plot(x, per_loss, "s:", ms=3, color="0.4", label="of $I_t$ / loss $L_t$")
-            name = "of $I_t$ / squared residual $R_t$"
-            axis.plot(x, per_residual, "^:", ms=3, color="0.4", label=name)
+            axis.plot(x, per_residual, "^:", ms=3, color="0.4", label="of $I_t$ / residual $R_t$")
     timestep = next(iter(kinds.values()))[0]["timestep"]
     flat = (timestep + 1) / 2
     axis.axhline(flat, color=GREY, ls="--", lw=1, label=f"of a flat curve: {flat:g}")
-    axis.set(xlabel=x_label, ylabel="information centroid (95 % interval)")
-    axis.set(title="Where the centre of the information lies", ylim=(1, max(timestep, 2)))
-    legend_below(axis, 2)
+    axis.set(xlabel=x_label, ylabel="centroid (95 % interval)", ylim=(1, max(timestep, 2)))
+    axis.set_title("Centre of the information", fontsize=10)
+    axis.locator_params(axis="x", integer=True)
+    legend_below(axis, 2 if len(kinds) == 1 else 1)
 
 
 def positions(lines):
     """The positions of measurements on the x axis, and its label. These are the epochs. If epochs
-    are unknown or repeated, as for checkpoints of several runs, they are numbers from 0."""
+    are unknown or repeated, as for checkpoints of several runs, they are numbers from 1."""
     epochs = [line.get("epoch") for line in lines]
     if None in epochs or len(set(epochs)) < len(epochs):
-        return range(len(lines)), "measurement"
+        return range(1, len(lines) + 1), "measurement"
     return epochs, "epoch"
 
 
-def draw_layers(axis, line, kind):
-    """Shares of each layer's I_t by t."""
-    names = list(line["layers"])
+def names_of(lines):
+    """The names of measurements in a legend, and its title. Checkpoints of several folders have the
+    name of their folder, too."""
+    folders = {Path(line["checkpoint"]).parent for line in lines if "checkpoint" in line}
+    if len(folders) > 1:
+        return [label(line) for line in lines], "run/epoch"
+    if all("epoch" in line for line in lines):
+        return [str(line["epoch"]) for line in lines], "epoch"
+    places, title = positions(lines)
+    return [str(place) for place in places], title
+
+
+def draw_layers(axis, lines):
+    """Shares of each layer's I_t by t, in the last measurement."""
+    line, (names, title) = lines[-1], names_of(lines)
+    layers = list(line["layers"])
     shares = [[value / (sum(row) or 1) for value in row] for row in line["layers"].values()]
-    extent = (0.5, line["timestep"] + 0.5, len(names) - 0.5, -0.5)
+    extent = (0.5, line["timestep"] + 0.5, len(layers) - 0.5, -0.5)
     image = axis.imshow(shares, aspect="auto", cmap="magma", vmin=0, extent=extent)
-    axis.set_yticks(range(len(names)), names, fontsize=min(8, 220 / len(names)))
+    axis.set_yticks(range(len(layers)), layers, fontsize=min(8, 220 / len(layers)))
     axis.set_xlabel("timesteps t")
-    axis.set_title(f"Layers, epoch {label(line)}: share of the layer's $I_t$\n{kind}")
+    last = "last measurement" if title == "run/epoch" else f"{title} {names[-1]}"
+    axis.set_title(f"Share of each layer's $I_t$, {last}", fontsize=10)
     axis.figure.colorbar(image, ax=axis)
 
 
@@ -132,8 +150,8 @@ def training(folder):
     lines = read_lines(Path(folder) / LOG_FILE)
     if not lines:
         raise BadInput(f"{folder} has no epoch in {LOG_FILE}")
-    figure = Figure(figsize=(17, 5), layout="constrained")
-    loss, accuracy, rates, operations = figure.subplots(1, 4)
+    figure = Figure(figsize=(10, 8.5), layout="constrained")
+    loss, accuracy, rates, operations = figure.subplots(2, 2).flat
     draw_loss(loss, lines)
     draw_prefix_accuracy(accuracy, lines)
     draw_spike_rates(rates, lines)
@@ -148,7 +166,9 @@ def draw_loss(axis, lines):
     epochs = [line["epoch"] for line in lines]
     axis.plot(epochs, [line["train_loss"] for line in lines], label="training")
     axis.plot(epochs, [line["test_loss"] for line in lines], label="test")
-    axis.set(ylabel="loss (nats)", yscale="log")
+    axis.set(ylabel="loss (nats)")
+    if any(line["test_loss"] for line in lines):
+        axis.set_yscale("log")
     legend_below(axis, 2)
 
 

@@ -124,6 +124,14 @@ def condition(words, first, second, low=-math.inf, high=math.inf):
     return Condition(words, effect, verdict)
 
 
+def count_confirmed(conditions, rows):
+    """Of how many rows all conditions are confirmed. Each row has equally many, in order."""
+    each = len(conditions) // len(rows)
+    verdicts = [condition.verdict for condition in conditions]
+    groups = [verdicts[start : start + each] for start in range(0, len(verdicts), each)]
+    return sum(set(group) == {"confirmed"} for group in groups)
+
+
 def flat_centroid(timestep):
     """The centroid of a flat curve of T steps."""
     return (timestep + 1) / 2

@@ -1,6 +1,6 @@
 """Information concentrates in early timesteps while the network learns.
 
-Does the temporal Fisher information move to early timesteps during training?
+Does the temporal Fisher information move to early timesteps during training? The paper says so.
 
 The information centroid IC must fall from the first measured epoch to the last one. It must end
 below flat, the centroid of a flat curve. Both differences must be more than a ninth of flat.

@@ -71,6 +71,8 @@ def page(numbers, path):
     rows = {name: {"ic": common.centroids(curves)} for name, curves in numbers.items()}
     rows = common.with_flat(rows, len(numbers[PAPER][0]))
     conditions = [common.ends_early(name, row) for name, row in rows.items()]
-    columns = {"ic": "IC", "flat": "flat"}
+    columns = {"ic": "centroid", "flat": "flat"}
+    number = common.count_confirmed(conditions, rows)
+    answer = f"With {number} of these {len(rows)} ways to measure, the centroid ends early."
     figures.dots(rows, columns, {"centroid at the end": ("ic", "flat")}, path)
-    return pages.Page(conditions, [pages.table("Centroids", "control", rows, columns)])
+    return pages.Page(conditions, [pages.table("Centroids", "control", rows, columns)], answer)

@@ -1,5 +1,7 @@
-"""The three kinds of figures of the claims, for the width of a page. Values of seeds are shown as
-mean and standard deviation. "flat" is the centroid of a flat curve, in grey."""
+"""The three kinds of figures of the claims, for the width of a page. "flat" is the centroid of a
+flat curve, in grey."""
+
+import numpy as np
 
 from drawing import (
     COLOURS,
@@ -21,17 +23,21 @@ MOST_COLOURS = 5
 @matplotlib.rc_context(STYLE)
 def dots(rows, columns, panels, path):
     """A line for each of `rows` {name: {key: values of the seeds}}, and a panel for each of
-    `panels` {xlabel: keys}. `columns` {key: name} are those of the table."""
+    `panels` {xlabel: keys}. `columns` {key: name} are those of the table. Marks are means, small
+    dots are seeds."""
     figure = Figure(figsize=(WIDTH, 0.9 + 0.22 * len(rows)), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     heights = range(len(rows))
     for axis, (xlabel, keys) in zip(axes, panels.items()):
         for key, colour, marker in zip(keys, COLOURS, MARKERS):
-            means, deviations = zip(*(mean_and_deviation(row[key]) for row in rows.values()))
-            style = {"fmt": marker, "ms": 5, "capsize": 2, "color": colour}
+            means = [mean_and_deviation(row[key])[0] for row in rows.values()]
+            style = {"ls": "", "marker": marker, "ms": 5, "color": colour}
             if key == "flat":
-                style = {"fmt": "|", "ms": 12, "color": GREY}
-            axis.errorbar(means, heights, xerr=deviations, label=columns[key], **style)
+                style = {"ls": "", "marker": "|", "ms": 12, "color": GREY}
+            axis.plot(means, heights, label=columns[key], **style)
+            for height, row in zip(heights, rows.values()):
+                seeds = np.atleast_1d(np.array(row[key], dtype=float))
+                axis.plot(seeds, [height] * len(seeds), ".", ms=3, alpha=0.5, color=style["color"])
         axis.set(
             xlabel=xlabel, yticks=heights, yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5)
         )
@@ -47,16 +53,18 @@ def scatter(panels, path):
     law, and hollow against those with the path cut, as shares of flat. On the dashed diagonal they
     are the same; between the dotted lines they differ by less than a ninth of flat."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    for axis, (title, rows) in zip(figure.subplots(1, len(panels)), panels.items()):
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
+    for axis, (title, rows) in zip(axes, panels.items()):
         measured, law, cut = (
             [mean_and_deviation(row[key])[0] for row in rows.values()]
             for key in ("measured", "law", "cut")
         )
         axis.plot(cut, measured, "o", ms=4, color=COLOURS[1], mfc="white", label="path cut")
         axis.plot(law, measured, "o", ms=4, color=COLOURS[0], label="by the law")
-        axis.axline((1, 1), slope=1, color=GREY, ls="--", lw=1)
+        axis.axline((1, 1), slope=1, color=GREY, ls="--", lw=1, label="equal")
         for offset in (-1 / 9, 1 / 9):
-            axis.axline((1, 1 + offset), slope=1, color=GREY, ls=":", lw=1)
+            label = "a ninth of flat apart" if offset > 0 else None
+            axis.axline((1, 1 + offset), slope=1, color=GREY, ls=":", lw=1, label=label)
         axis.set(xlabel="predicted centroid / flat", ylabel="measured centroid / flat", title=title)
         axis.legend()
     write(figure, path)

@@ -54,4 +54,7 @@ def gain(curves, folders):
 def page(numbers, path):
     rows = common.with_flat(numbers["layers"], numbers["timestep"])
     figures.dots(rows, COLUMNS, {"centroid": ("ic_first", "ic", "flat")}, path)
-    return pages.Page(common.concentrate(rows), [pages.table("Centroids", "layer", rows, COLUMNS)])
+    conditions = common.concentrate(rows)
+    number = common.count_confirmed(conditions, rows)
+    answer = f"IC falls and ends early in {number} of {len(rows)} layers."
+    return pages.Page(conditions, [pages.table("Centroids", "layer", rows, COLUMNS)], answer)

@@ -57,7 +57,7 @@ def write_page(path, claim, record):
     page = claim.page(record["numbers"], path.with_suffix(".png"))
     title, question, rule, what = words_of(claim)
     answer = page.answer or count(page.conditions)
-    text = [f"# {title}", f"{question} {answer}", f"![{title}]({path.stem}.png)", rule]
+    text = [f"# Claim: {title}", f"{question} {answer}", f"![{question}]({path.stem}.png)", rule]
     rows = [[words, *effect_cells(effect), verdict] for words, effect, verdict in page.conditions]
     conditions = ("Conditions", ["condition", "effect", "95 % interval", "verdict"], rows)
     for heading, heads, cells in (conditions, *page.tables):
@@ -85,8 +85,9 @@ def how(record, name):
     return (
         "A condition is confirmed if all values of its interval fulfil it. It is contradicted if "
         "none of them does, and otherwise undecided. Intervals are Student's t, over the seeds. "
-        f"Tables have mean ± standard deviation of {record['seeds']} seeds. R_t is the mean "
-        "squared residual of the predictions after t steps, L_t is their mean loss.",
+        f"Tables have mean ± standard deviation of {record['seeds']} seeds. In figures, small "
+        "dots are seeds, and bars are standard deviations. R_t is the mean squared residual of "
+        "the predictions after t steps, L_t is their mean loss.",
         f"`{record['command']}`, revision {record['git']}, {versions}, {record['device']}. "
         f"[{name}.json]({name}.json) has the numbers of each seed. Below are the runs of seed 0. "
         "RUNS is the folder of the runs, DATA is the folder of the data sets.",

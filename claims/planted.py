@@ -68,4 +68,6 @@ def page(numbers, path):
         pages.table("Centroids", "class shows at t", rows, COLUMNS),
         pages.table("Held-out accuracy after t steps", "class shows at t", accuracy),
     ]
-    return pages.Page(conditions, tables)
+    number = common.count_confirmed(conditions, conditions)
+    answer = f"It is near them in {number} of {len(conditions)} cases."
+    return pages.Page(conditions, tables, answer)

@@ -13,6 +13,8 @@ from claims import common, figures, pages
 
 COST = 0.02
 CORRUPTIONS = (("gaussian_noise", 0.4), ("blur", 1.0))
+NAMES = {"clean": "clean", "gaussian_noise": "noise", "blur": "blur", "fgsm": "FGSM, eps",
+         "pgd": "PGD, eps", "unbounded": "attack, eps"}  # fmt: skip
 FIRST, LAST, ALL = "first half", "last half", "all"
 
 
@@ -46,6 +48,13 @@ def numbers(study, folders):
     ]
 
 
+def row_name(row):
+    """A threat, its strength and its timesteps: "noise 0.2, first half"."""
+    threat, strength = NAMES[row["threat"]], row["strength"]
+    name = f"{threat} {strength:g}" if strength else threat
+    return name if row["times"] == "none" else f"{name}, {row['times']}"
+
+
 def in_words(difference):
     """A difference of accuracy: "0.1 more", or "0.1 less"."""
     return f"{abs(difference):.3f} {'more' if difference > 0 else 'less'}"
@@ -53,10 +62,10 @@ def in_words(difference):
 
 def page(numbers, path):
     rows, accuracy = {}, {}
-    for row in sorted(numbers, key=lambda row: (row["threat"], row["strength"])):
-        times, threat, strength = row["times"], row["threat"], row["strength"]
-        rows[f"{threat} {strength:g}, {times}"] = row
-        accuracy[times, threat, strength] = row["accuracy"]
+    order = list(NAMES)
+    for row in sorted(numbers, key=lambda row: (order.index(row["threat"]), row["strength"])):
+        rows[row_name(row)] = row
+        accuracy[row["times"], row["threat"], row["strength"]] = row["accuracy"]
     conditions = []
     for threat, strength in CORRUPTIONS:
         words = (

@@ -19,6 +19,7 @@ from claims.scales import ENDS
 PLAIN = "as it is"  # the setting without a change
 OTHER_DATA = {"Fashion-MNIST": "fashion_mnist", "CIFAR-10": "cifar10"}
 COLUMNS = {"flat": "flat", "ic_first": "IC, epoch 1", **common.CENTROIDS} | {
+    "ic": "IC at the end",
     "ic_gain_first": "I_t / R_t, epoch 1",
     "ic_true": "true Fisher",
     "ic_true_gain": "true Fisher / R_t",
@@ -69,4 +70,7 @@ def page(numbers, path):
     }
     figures.dots(shares, COLUMNS, panels, path)
     table = pages.table("Centroids, loss and accuracy", "setting", rows, COLUMNS)
-    return pages.Page(common.concentrate(rows), [table])
+    conditions = common.concentrate(rows)
+    number = common.count_confirmed(conditions, rows)
+    answer = f"IC falls and ends early in {number} of {len(rows)} settings."
+    return pages.Page(conditions, [table], answer)

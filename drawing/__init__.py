@@ -14,6 +14,7 @@ import matplotlib  # noqa: E402
 from matplotlib import colormaps  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402, F401
 from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
+from matplotlib.transforms import ScaledTranslation  # noqa: E402
 
 from utils import write_atomically  # noqa: E402
 
@@ -46,10 +47,8 @@ def shades(count):
 
 
 def label(line):
-    """The name of a measurement in a legend: its epoch, or its checkpoint."""
-    if "checkpoint" in line:
-        return f"{Path(line['checkpoint']).parent.name}/{line['epoch']}"
-    return str(line.get("epoch", "measurement"))
+    """The name of a checkpoint in a legend: its folder and its epoch."""
+    return f"{Path(line['checkpoint']).parent.name}/{line['epoch']}"
 
 
 def make_logarithmic(axis, sides):
@@ -71,5 +70,7 @@ def mean_and_deviation(seeds):
 
 def legend_below(axis, columns, title=None):
     """Put the legend below the panel, so that it covers no curve."""
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
+    below_label = ScaledTranslation(0, -0.5, axis.figure.dpi_scale_trans)  # half an inch
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+    place["bbox_transform"] = axis.transAxes + below_label
     axis.legend(**place, ncols=columns, title=title, fontsize=8)

@@ -7,14 +7,16 @@ import torch
 
 import config
 import drawing
-from checks import START_FLAGS
+from checks import START_FLAGS, is_given
 from drawing import COLOURS, GREY, MARKERS, Figure, mean_and_deviation
 from fisher import centroid
 from utils import ARGS_FILE, FISHER_FILE, LOG_FILE, BadInput, read_lines, read_record
 
-CHARACTERS, MARGIN = 45, 8  # below a panel; beside a name in the legend
+CHARACTERS, MARGIN = 110, 8  # below the panels; beside a name in the legend
 # Two trainings are the same if they differ only in these flags.
-IGNORED = START_FLAGS | {"seed", "data_dir"}
+IGNORED = START_FLAGS | {
+    "seed", "data_dir", "save_epochs", "compile", "fisher_epochs", "fisher_split", "fisher_labels"
+}  # fmt: skip
 
 
 @dataclass
@@ -45,15 +47,15 @@ def comparison(folders, path=None):
     if measurements:
         panels = [draw_centroids, draw_shares, *panels]
         kind = kind_of(measurements[0])
-    figure = Figure(figsize=(4.2 * len(panels), 4.8), layout="constrained")
-    axes = figure.subplots(1, len(panels))
+    figure = Figure(figsize=(10, 1 + 1.7 * len(panels)), layout="constrained")
+    axes = list(figure.subplots(len(panels) // 2, 2).flat)
     for curve in curves_of(folders, kind):
         for axis, draw in zip(axes, panels):
             draw(axis, curve)
     figure.suptitle(f"Fisher information: {kind}" if kind else None, fontsize=9)
     handles, names = axes[-1].get_legend_handles_labels()
     longest = max(len(name) for name in names) + MARGIN
-    columns = max(1, len(panels) * CHARACTERS // longest)
+    columns = max(1, CHARACTERS // longest)
     figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)))
     return drawing.write(figure, path)
 
@@ -108,11 +110,15 @@ def read_flags(folder):
 
 def differing_flags(runs):
     """Names of the flags that all `runs` have and that differ between them. A flag is left out if
-    every run has it from the recipe of its data set: then the data set already says it."""
-    names = []
+    it has an effect in no run. It is left out if every run has it from the recipe of its data set:
+    then the data set already says it."""
+    names, needs = [], config.make_parser("train_snn_fisherinfo").needs
     for name, value in runs[0].items():
         shared = all(name in flags for flags in runs)
         if name in IGNORED or not shared or all(flags[name] == value for flags in runs):
+            continue
+        need = needs.get(name)
+        if need and not any(is_given(need, flags) for flags in runs):
             continue
         recipes = [config.RECIPES.get(flags["dataset"], {}) for flags in runs]
         if not all(flags[name] == recipe.get(name) for flags, recipe in zip(runs, recipes)):
@@ -124,7 +130,7 @@ def in_words(name, value):
     """A flag and its value in words: "tau 4", "no detach_membrane"."""
     if value is True:
         return name
-    if value in (None, False, []):
+    if value is None or value is False or value == []:
         return f"no {name}"
     if isinstance(value, list):
         value = " ".join(map(str, value))

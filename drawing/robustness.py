@@ -1,9 +1,10 @@
 """Figures of robustness: accuracy under corruptions and attacks, and the corrupted inputs."""
 
+from itertools import cycle
 from pathlib import Path
 
 import drawing
-from drawing import Figure, label, shades
+from drawing import COLOURS, Figure, label
 from utils import ROBUSTNESS_FILE, BadInput, rank, read_lines
 
 
@@ -15,18 +16,19 @@ def accuracy_figure(folder):
         networks.setdefault(line["checkpoint"], []).append(line)
     if not networks:
         raise BadInput(f"{folder} has no line in {ROBUSTNESS_FILE}")
-    figure = Figure(figsize=(16, 4.2), layout="constrained")
-    attack, noise, blur, prefixes = figure.subplots(1, 4, sharey=True)
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    attack, noise, blur, prefixes = figure.subplots(2, 2, sharey=True).flat
     draw_threat(attack, networks, "pgd", "-")
     draw_threat(attack, networks, "fgsm", "--")
     draw_threat(noise, networks, "gaussian_noise", "-")
     draw_threat(blur, networks, "blur", "-")
     draw_attacked_prefixes(prefixes, networks)
-    attack.set(xlabel="eps (1/255)", ylabel="accuracy (95 % interval)", ylim=(0, 1))
-    attack.set_title("PGD (dashed: FGSM)")
-    attack.legend(fontsize=7)
+    attack.set(xlabel="eps (1/255)", title="PGD (dashed: FGSM)", ylim=(0, 1.03))
     noise.set(xlabel="standard deviation", title="Gaussian noise")
     blur.set(xlabel="standard deviation (pixels)", title="Gaussian blur")
+    figure.supylabel("accuracy (95 % interval)", fontsize=10)
+    handles, names = attack.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", fontsize=8)
     return drawing.write(figure, Path(folder) / "figures" / "robustness.png")
 
 
@@ -38,7 +40,7 @@ def lines_of(threat, lines):
 def draw_threat(axis, networks, threat, style):
     """Accuracy of each network against the strength of a threat; 0 is clean. If the attack was on a
     prefix, it is the accuracy after this prefix."""
-    for lines, colour in zip(networks.values(), shades(len(networks))):
+    for lines, colour in zip(networks.values(), cycle(COLOURS)):
         clean, attacked = lines_of("clean", lines)[0], lines_of(threat, lines)
         prefix = attacked[0]["prefix"] if attacked else None
         last = (prefix or clean["timestep"]) - 1
@@ -55,7 +57,7 @@ def draw_attacked_prefixes(axis, networks):
     attacks = [line for lines in networks.values() for line in lines_of("pgd", lines)]
     strengths = sorted({line["strength"] for line in attacks})
     middle = strengths[len(strengths) // 2] if strengths else 0
-    for lines, colour in zip(networks.values(), shades(len(networks))):
+    for lines, colour in zip(networks.values(), cycle(COLOURS)):
         clean = lines_of("clean", lines)[0]
         steps = range(1, clean["timestep"] + 1)
         axis.plot(steps, clean["accuracy"], color=colour)

@@ -33,7 +33,7 @@ def main(path="my_model.png", epochs=20):
         nn.functional.cross_entropy(model(x).mean(0), y).backward()
         optimizer.step()
     measured = measure(model.eval(), DataLoader(digits, batch_size=64), samples=256)
-    print(f"IC {measured.ic} {measured.ic_interval}, {plots.fisher([measured.line()], path)}")
+    print(f"IC {measured.ic:.2f}, {plots.fisher([measured.line()], path)}")
 
 
 if __name__ == "__main__":

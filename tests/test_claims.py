@@ -116,7 +116,7 @@ def test_page_and_figure_are_drawn_again_from_the_numbers(name, made_up, tmp_pat
     reproduce.main([name, "--redraw", "--results", str(tmp_path)])
     page = (tmp_path / "small" / f"{name}.md").read_text()
     title, question, *_ = pages.words_of(CLAIMS[name])
-    assert page.startswith(f"# {title}\n\n{question} ")
+    assert page.startswith(f"# Claim: {title}\n\n{question} ")
     verdicts = capsys.readouterr().out.splitlines()[1:-1]
     assert all(f"| {line[15:]} |" in page for line in verdicts)
     assert (tmp_path / "small" / f"{name}.png").stat().st_size > 1000

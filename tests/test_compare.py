@@ -10,7 +10,14 @@ import plots
 from drawing import compare
 from utils import BadInput
 
-FLAGS = {"dataset": "digits", "tau": 2.0, "detach_membrane": False, "seed": 0, "exp_name": None}
+FLAGS = {
+    "dataset": "digits",
+    "optimizer": "sgd",
+    "tau": 2.0,
+    "detach_membrane": False,
+    "seed": 0,
+    "exp_name": None,
+}
 
 
 @pytest.fixture
@@ -59,6 +66,8 @@ def test_runs_that_differ_in_seed_alone_are_one_curve_with_their_mean(make_run, 
     ("first", "second", "expected"),
     [
         ({"detach_membrane": True}, {}, ["detach_membrane", "no detach_membrane"]),
+        ({"dampening": 0.0}, {"dampening": 0.5}, ["dampening 0", "dampening 0.5"]),
+        ({"fake_shape": [1, 8, 8], "tau": 4.0}, {"fake_shape": [3, 8, 8]}, ["tau 4", "tau 2"]),
         ({"data_dir": "a"}, {"data_dir": "b", "seed": 1}, ["2 seeds"]),
         ({"epochs": 30}, {"dataset": "fashion_mnist", "epochs": 10},
          ["dataset digits", "dataset fashion_mnist"]),  # whose recipes have these epochs

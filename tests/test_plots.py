@@ -26,8 +26,8 @@ def test_the_figures_of_a_run_are_drawn_again(unbroken, tmp_path, capsys):
 def test_the_fisher_figure_says_what_it_shows_and_marks_the_untrained_network(unbroken, figures):
     plots.fisher_of(unbroken)
     curves, centroids, layers, _ = figures["fisher.png"].axes
-    assert "train samples, data labels" in curves.get_title()
-    assert "train samples, data labels" in layers.get_title()
+    assert "train samples, data labels" in figures["fisher.png"].get_suptitle()
+    assert layers.get_title().endswith("epoch 2")
     untrained, trained = curves.lines[0], curves.lines[3]
     assert untrained.get_color() == drawing.GREY != trained.get_color()
     assert legend(centroids).count("of a flat curve: 1.5") == 1
@@ -38,10 +38,22 @@ def test_a_measurement_of_several_kinds_has_a_centroid_for_each(unbroken, figure
     exact = [line | {"labels": "exact"} for line in of_data]
     plots.fisher(of_data + exact, tmp_path / "fisher.png")
     names = legend(figures["fisher.png"].axes[1])
-    assert [name for name in names if name.startswith("IC of")] == [
-        "IC of $I_t$, train samples, data labels",
-        "IC of $I_t$, train samples, exact labels",
+    assert [name for name in names if "(IC)" in name] == [
+        "of $I_t$ (IC), train samples, data labels",
+        "of $I_t$ (IC), train samples, exact labels",
     ]
+
+
+def test_checkpoints_are_named_by_their_epoch_and_those_of_several_runs_by_their_folder(
+    unbroken, figures, tmp_path
+):
+    line = read_lines(unbroken / "fisher.jsonl")[-1]
+    checkpoints = ["runs/a/latest.pt", "runs/a/best.pt", "runs/b/latest.pt"]
+    lines = [line | {"checkpoint": checkpoint} for checkpoint in checkpoints]
+    plots.fisher(lines[:2], tmp_path / "fisher.png")
+    assert legend(figures["fisher.png"].axes[0]) == ["2", "2"]
+    plots.fisher(lines, tmp_path / "fisher.png")
+    assert legend(figures["fisher.png"].axes[0]) == ["a/2", "a/2", "b/2"]
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "fisher.jsonl", "robustness.jsonl"])
