@@ -68,6 +68,6 @@ def page(numbers, path):
         pages.table("Centroids", "class shows at t", rows, COLUMNS),
         pages.table("Held-out accuracy after t steps", "class shows at t", accuracy),
     ]
-    number = common.count_confirmed(conditions, conditions)
+    number = [condition.verdict for condition in conditions].count("confirmed")
     answer = f"It is near them in {number} of {len(conditions)} cases."
     return pages.Page(conditions, tables, answer)
