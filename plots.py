@@ -32,7 +32,7 @@ CHARACTERS = 42  # in a line of a legend
 
 
 def fisher_of(folder):
-    """Draw figures/fisher.png of a run folder. Returns the path."""
+    """Draw figures/fisher.png of a run folder. Returns the path. Raises BadInput without lines."""
     lines = read_lines(Path(folder) / FISHER_FILE)
     if not lines:
         raise BadInput(f"{folder} has no measurement in {FISHER_FILE}")
@@ -146,7 +146,7 @@ def draw_layers(axis, lines):
 
 def training(folder):
     """Draw figures/training.png: loss, accuracy of prefixes, spike rates and synaptic operations of
-    each layer, all by epoch. Returns the path."""
+    each layer, all by epoch. Returns the path. Raises BadInput without lines."""
     lines = read_lines(Path(folder) / LOG_FILE)
     if not lines:
         raise BadInput(f"{folder} has no epoch in {LOG_FILE}")

@@ -50,7 +50,8 @@ from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, of_all, pr
 
 
 def build_model(args, dataset, checkpoint_activations=False):
-    """Build the network that `args` describe, for the inputs and on the device of `dataset`."""
+    """Build the network that `args` describe, for the inputs and on the device of `dataset`. Raises
+    BadInput if a user's function does not return one."""
     utils.seed_all(args.seed, "model")  # drawn on the CPU: the same weights for every device
     channels, *size = dataset.images.shape[-3:]
     names = ("timestep", "width", "norm", "tau", "threshold", "reset", "surrogate",
@@ -74,7 +75,8 @@ def build_model(args, dataset, checkpoint_activations=False):
 
 
 def setup(args):
-    """Make (model, training set, test set, replaced labels) for a training script."""
+    """Make (model, training set, test set, replaced labels) for a training script. Raises BadInput
+    for data, a network or flags that do not fit."""
     train_set, test_set, replaced = data.load(args, utils.pick_device(args.device))
     corruption = data.make_corruption(args, train_set, test_set)
     train_set, test_set = (replace(s, corruption=corruption) for s in (train_set, test_set))
@@ -279,7 +281,8 @@ def save(args, run, model, optimizer, masks, log):
 
 
 def resume(args, run, model, optimizer, start):
-    """Load checkpoint_latest.pt into model and optimizer. Returns its epoch, or `start`."""
+    """Load checkpoint_latest.pt into model and optimizer. Returns its epoch, or `start`. Raises
+    BadInput if a file of the run is missing or damaged."""
     path, epochs = run.folder / LATEST, len(run.lines(LOG_FILE))
     if not path.exists():
         if epochs > 2:  # a kill in the first epoch leaves the lines of epochs 0 and 1

@@ -10,7 +10,8 @@ from utils import ROBUSTNESS_FILE, BadInput, rank, read_lines
 
 def accuracy_figure(folder):
     """Draw figures/robustness.png: accuracy against the strength of attacks, noise and blur, and
-    after each timestep. Each network has a colour. Returns the path."""
+    after each timestep. Each network has a colour. Returns the path. Raises BadInput without lines.
+    """
     networks = {}
     for line in read_lines(Path(folder) / ROBUSTNESS_FILE):
         networks.setdefault(line["checkpoint"], []).append(line)
