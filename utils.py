@@ -156,10 +156,8 @@ class Run:
             first = read_record(self.folder / ARGS_FILE)
             if not args.resume:
                 writer = first["args"].get("script", "the script")
-                raise BadInput(
-                    f"{self.folder} holds a run of {writer}: --resume goes on with it, --exp_name "
-                    "NAME starts another"
-                )
+                raise BadInput(f"{self.folder} holds a run of {writer}: --resume goes on with it, "
+                               "--exp_name NAME starts another")  # fmt: skip
             record = first | {"resumed": [*first.get("resumed", []), record]}
             if "epochs" in record["args"]:  # --resume may raise them
                 record["args"]["epochs"] = args.epochs
@@ -264,11 +262,10 @@ def read_tensors(path):
             return torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is not whole raises one of many
         unknown = re.search(r"GLOBAL (\S+)", str(error))
+        words = f"is damaged, or torch.save did not write it: restore it ({type(error).__name__})"
         if unknown:
-            raise BadInput(f"{path} holds {unknown[1]}: save it again with only tensors and plain "
-                           "values") from error  # fmt: skip
-        raise BadInput(f"{path} is damaged, or torch.save did not write it: restore it "
-                       f"({type(error).__name__})") from error  # fmt: skip
+            words = f"holds {unknown[1]}: save it again with only tensors and plain values"
+        raise BadInput(f"{path} {words}") from error
 
 
 def load_checkpoint(path):
