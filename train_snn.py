@@ -247,8 +247,8 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
     after_epoch(log[-1])
     replica = model
     if processes() > 1:
-        # train_epoch broadcasts the buffers, once.
-        replica = DistributedDataParallel(model, broadcast_buffers=False)
+        replica = DistributedDataParallel(model)
+        replica.broadcast_buffers = False  # train_epoch broadcasts the buffers, once
     for epoch in range(done + 1, args.epochs + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, epoch)

@@ -61,7 +61,8 @@ class Weight:
 
 @dataclass
 class Elementwise:
-    """A bias, a parameter of a normalisation, or an operand of + - * /, as one call uses it."""
+    """A bias, a parameter of a normalisation, an operand of + - * / or a number in another
+    function, as one call uses it."""
 
     source: torch.Tensor
     shape: tuple  # of the source, with the dimensions of z
