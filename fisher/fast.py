@@ -109,7 +109,7 @@ class TemporalFisher:
         self.check_modules()
         x = x.detach()
         with as_written(), torch.enable_grad():
-            if self.timesteps is None:
+            if self.numbers is None:
                 self.compare(x, y)
                 self.chunk = self.chunk or default_chunk(x, self.numbers)
             chunks, start = [], 0
@@ -127,13 +127,13 @@ class TemporalFisher:
     def of_mean(self, x, y):
         """{name: [T, 1]} of the batch's mean loss, by the released estimator."""
         check_arguments(x, y, self.prefix)
+        x = x.detach()
         with as_written(), torch.enable_grad():
             if self.timesteps is None:
-                self.check_model(x, y)
+                expected = self.check_model(x, y)
+                self.timesteps = len(next(iter(expected.values())))
         norms = batch_means(self.model, x, y, None, prefix=self.prefix, names=self.parameters)
-        timesteps = len(next(iter(norms.values())))
-        check_timesteps(self.timesteps, timesteps)
-        self.timesteps = timesteps
+        check_timesteps(self.timesteps, len(next(iter(norms.values()))))
         return norms
 
     # ---------------------------------------------------------------- one chunk

@@ -53,18 +53,30 @@ class Norms:
         total = {parameters[source]: gradients[source] for source in gradients.keys() & parameters}
         if not self.made:
             return total
-        through = torch.autograd.grad(
+        through = gradients_by_sample(
             [sources[source] for source in self.made],
             [self.recorder.named[name] for name in self.made_names],
             [gradients[source].to(sources[source].dtype) for source in self.made],
-            is_grads_batched=True,  # one gradient per sample
-            retain_graph=True,
-            allow_unused=True,  # for example b, in a.expand_as(b)
         )
         for name, gradient in zip(self.made_names, through):
             if gradient is not None:
                 total[name] = total.get(name, 0) + gradient
         return total
+
+
+def gradients_by_sample(outputs, inputs, signals):
+    """The gradients by each input, [N, ...], from those by each output, [N, ...]. None for an input
+    that is not used, for example b in a.expand_as(b)."""
+    options = {"retain_graph": True, "allow_unused": True}
+    try:
+        return torch.autograd.grad(outputs, inputs, signals, is_grads_batched=True, **options)
+    except RuntimeError:  # torch.vmap has no rule for an operation
+        samples = [torch.autograd.grad(outputs, inputs, row, **options) for row in zip(*signals)]
+    gradients = []
+    for of_input in zip(*samples):
+        unused = of_input[0] is None
+        gradients.append(None if unused else torch.stack([g.to_dense() for g in of_input]))
+    return gradients
 
 
 def signal_columns(signals, uses):

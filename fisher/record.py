@@ -1,5 +1,6 @@
 """What a forward pass does with the measured parameters: the calls that use them."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 
@@ -9,7 +10,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fisher.layout import Layout
+from fisher.definition import at_least_single
+from fisher.layout import Layout, precision
 from fisher.uses import Elementwise, Weight
 
 
@@ -86,22 +88,29 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         tensors = [v for v in tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
         names = set().union(*(self.names.get(id(v), ()) for v in tensors))
+        if function is torch.Tensor.register_hook:
+            self.others |= self.hooked(args[0])
         if not names or not torch.is_grad_enabled():
             return function(*args, **kwargs)
         if torch._C._are_functorch_transforms_active():
             self.others |= names
             return function(*args, **kwargs)
+        versions, recorded = [v._version for v in tensors], len(self.calls)
         if all(id(v) in self.sources or id(v) in self.constants for v in tensors):
             z = function(*args, **kwargs)
+            if versions != [v._version for v in tensors]:  # calls before used other values
+                self.others |= names
             for v in differentiable(changed_by(function, args, z)):
                 self.sources[id(v)], self.names[id(v)] = v, names
             return z
-        recorded = len(self.calls)
         conjugated = any(v.is_complex() for v in tensors)  # in derivatives
         rule = None if conjugated else self.rule_of(function, args, kwargs)
         z = rule(self, function, *args, **kwargs) if rule else NotImplemented
         if z is NotImplemented:
             z = function(*args, **kwargs)
+            unchanged = versions == [v._version for v in tensors]
+            if unchanged and any(z is v for v in tensors):  # as w.to(x) of the same type
+                return z
         if differentiable(changed_by(function, args, z)):
             # The input of a layer may be a source too, without a rule.
             self.others |= names.difference(*(call.names for call in self.calls[recorded:]))
@@ -111,10 +120,28 @@ class Recorder(TorchFunctionMode):
         """The rule for a call of the function, or None."""
         if function in RULES:
             return RULES[function]
+        sources = [v for v in tree_leaves((args, kwargs)) if self.is_source(v)]
+        of_numbers = all(v.numel() == 1 for v in sources)
+        if isinstance(function, torch._ops.OpOverloadPacket):
+            return None
+        if isinstance(function, torch._ops.OpOverload):
+            random = torch.Tag.nondeterministic_seeded in function.tags
+            pure = not function._schema.is_mutable and not random
+            return Recorder.scalar if of_numbers and pure else None
         if function.__name__ in ELEMENTWISE and len(args) == 2 and not kwargs:
             return Recorder.elementwise
-        sources = [v for v in tree_leaves((args, kwargs)) if self.is_source(v)]
-        return Recorder.scalar if all(v.numel() == 1 for v in sources) else None
+        if function.__name__ in POINTWISE and of_numbers and "out" not in kwargs:
+            return Recorder.scalar
+        return None
+
+    def hooked(self, v):
+        """Names in the calls whose output is v. A hook of v would change signals, which are read
+        before it."""
+        if not v.requires_grad:
+            return set()
+        node, number, *_ = get_gradient_edge(v)
+        calls = [call for call in self.calls if tuple(call.edge[:2]) == (node, number)]
+        return set().union(*(call.names for call in calls))
 
     def is_source(self, v):
         """Whether v, a tensor, a number or None, is a source."""
@@ -232,12 +259,10 @@ class Recorder(TorchFunctionMode):
         return self.record(z, dims, Elementwise(source, shape, factor))
 
     def scalar(self, function, *args, **kwargs):
-        """Any function of sources of one number, as an operator of another library."""
+        """A function of sources of one number: POINTWISE, or an operator of another library."""
         z = function(*args, **kwargs)
         leaves = tree_leaves((args, kwargs))
         inputs = {id(v): v for v in leaves if isinstance(v, torch.Tensor)}
-        if any(id(output) in inputs for output in tree_leaves(z)):
-            return z  # an operation in place must not run twice
         sources = [v for v in inputs.values() if self.is_source(v)]
         copies = {key: v.detach().requires_grad_(key in self.sources) for key, v in inputs.items()}
         args, kwargs = tree_map(lambda v: copies.get(id(v), v), (args, kwargs))
@@ -247,7 +272,7 @@ class Recorder(TorchFunctionMode):
             for (output, twin), source in product(pairs, sources):
                 try:
                     factor = derivative(twin, copies[id(source)])
-                except RuntimeError:  # it is differentiable only once
+                except RuntimeError:  # torch has no second derivative
                     self.others |= self.names[id(source)]
                     continue
                 use = Elementwise(source, (1,) * factor.dim(), factor)
@@ -265,22 +290,33 @@ RULES = {
 }
 # Names of functions; + is add.
 ELEMENTWISE = {"add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"}
+POINTWISE = ELEMENTWISE | {
+    "addcdiv", "addcmul", "clamp", "lerp", "maximum", "minimum", "pow", "prelu", "where"
+}  # fmt: skip
 
 
 def unhooked():
-    """In the `with` block, no checkpoint sees what is saved for derivatives."""
-    return torch.autograd.graph.saved_tensors_hooks(lambda v: v, lambda v: v)
+    """In the `with` block, a checkpoint does not see what is saved for derivatives."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return nullcontext()
+    # Without detach, a node that saves its own output would never be freed.
+    return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda v: v)
 
 
 def derivative(z, source):
     """The derivative of z by the one number of a source, in z's shape.
 
     The gradient of (z u).sum() by the source is linear in u, so its gradient by u is the
-    derivative. Raises RuntimeError if torch has no second derivative.
+    derivative. Raises RuntimeError if torch has no second derivative, or a wrong one.
     """
-    u = torch.zeros_like(z).requires_grad_()
+    u = torch.linspace(0.5, 1.5, z.numel(), dtype=z.dtype, device=z.device)
+    u = u.view(z.shape).requires_grad_()
     (linear,) = torch.autograd.grad(z, source, u, create_graph=True, materialize_grads=True)
     (factor,) = torch.autograd.grad(linear, u, materialize_grads=True)
+    products = at_least_single(factor * u.detach())
+    near = 0.1 * precision(z.dtype) * products.abs().sum()
+    if (products.sum() - linear.detach().sum()).abs() > near:
+        raise RuntimeError("the backward pass is not linear, or can only in part be differentiated")
     return factor
 
 

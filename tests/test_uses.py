@@ -45,9 +45,30 @@ def recomputed(m, x):
 
 def recomputed_numbers(m, x):
     def part(v):
-        return torch.hypot(v, m.g) * m.h
+        return torch.lerp(v, v.tanh(), m.g) * m.h
 
     return checkpoint(part, m.a(x), use_reentrant=False)
+
+
+def hooked_output(m, x):
+    z = m.a(x)
+    z.register_hook(lambda gradient: gradient.clamp(-0.02, 0.02))
+    return z
+
+
+def hooked_number(m, x):
+    """Its hook looks at values, so that torch.vmap has no rule."""
+    g = m.g.sigmoid()
+    g.register_hook(lambda gradient: gradient if gradient.abs() < 0.1 else gradient / 2)
+    return m.a(x) * g
+
+
+def lowered_threshold(m, x):
+    threshold, spikes = m.g.clone(), []
+    for x_t in m.a(x):
+        spikes.append((x_t - threshold).relu())
+        threshold *= 0.5
+    return torch.stack(spikes)
 
 
 def two_kinds(m, x):
@@ -86,6 +107,9 @@ def uses():
         ),
         "a number in place": (lambda m, x: m.a(x).mul_(m.g), {"g": parameter()}, ("g",)),
         "recomputed numbers": (recomputed_numbers, {"g": parameter(), "h": g}, ()),
+        "hooked output": (hooked_output, {}, a),
+        "hooked number": (hooked_number, {"g": parameter()}, ()),
+        "lowered threshold": (lowered_threshold, {"g": parameter()}, ("g",)),
         "added and divided": (lambda m, x: (m.a(x) - m.g) / m.h, {"g": g, "h": h}, ()),
         "a quotient of numbers": (
             lambda m, x: m.a(x) * (m.g / torch.tensor(2.0)),
