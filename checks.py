@@ -116,7 +116,7 @@ def check(args, typed, parser):
         size = args.fisher_batch or RELEASE_BATCH
         few = args.fisher_samples < 2 * size
         refuse(few, f"an error bar needs two batches of {size} samples: raise --fisher_samples")
-    if flags.get("fisher_estimator", "exact") == "exact":
+    else:
         past = (flags.get("fisher_batch") or 1) > MOST_SAMPLES
         refuse(past, f"--fisher_batch must be at most {MOST_SAMPLES}")
     if args.script != "eval_snn_robustness":

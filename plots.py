@@ -121,7 +121,7 @@ def names_of(lines):
     folders = {Path(line["checkpoint"]).parent for line in lines if "checkpoint" in line}
     if len(folders) > 1:
         return [label(line) for line in lines], "run/epoch"
-    if all("epoch" in line for line in lines):
+    if all(line.get("epoch") is not None for line in lines):
         return [str(line["epoch"]) for line in lines], "epoch"
     places, title = positions(lines)
     return [str(place) for place in places], title

@@ -253,6 +253,7 @@ def device_name(device):
 def read_tensors(path):
     """Read the tensors and plain values of a torch.save file, on the CPU. Raises BadInput."""
     try:
+        # In memory: torch has an OSError of its own for a file that is not whole.
         content = io.BytesIO(Path(path).read_bytes())
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error

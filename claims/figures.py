@@ -66,7 +66,7 @@ def scatter(panels, path):
             label = "a ninth of flat apart" if offset > 0 else None
             axis.axline((1, 1 + offset), slope=1, color=GREY, ls=":", lw=1, label=label)
         axis.set(xlabel="predicted centroid / flat", ylabel="measured centroid / flat", title=title)
-    axes[0].legend(loc="best")
+    axes[0].legend()
     write(figure, path)
 
 

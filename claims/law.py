@@ -5,8 +5,7 @@ Do slopes and spikes of the forward pass predict how late the gain I_t / R_t is?
 The law predicts a centroid of the gain. It must differ from the measured one by less than a ninth
 of flat. Networks with shortcuts have several paths, and are left out.
 
-The measurements of `gain`, with and without the path through the membranes. claims/kernels.py has
-the law.
+The measurements of `gain`, with the path through the membranes and with it cut.
 """
 
 import numpy as np
@@ -51,7 +50,7 @@ def numbers(study, folders):
 
 
 def predict(study, run):
-    """{layer: factor(t)} of the network and the samples of a measurement."""
+    """{layer: factor(t)} of the network and the samples of a measurement, by claims/kernels.py."""
     args = study.arguments(run)
     (path,), (model, train_set, _, _) = args.checkpoints, setup(args)
     load_weights(model, load_checkpoint(path), path, args)
@@ -72,8 +71,8 @@ def page(numbers, path):
     for name, row in common.with_flat(numbers).items():
         network, margin = row["layers"][NETWORK], common.margin(row["flat"])
         words = f"{name}: the law is off by less than {margin:.3g}, either way"
-        pair = network["law"], network["measured"]
-        conditions.append(common.condition(words, *pair, -margin, margin))
+        law, measured = network["law"], network["measured"]
+        conditions.append(common.condition(words, law, measured, -margin, margin))
         rows[name] = network | {"flat": row["flat"]}
         for layer, centroids in row["layers"].items():
             if layer != NETWORK:
@@ -81,8 +80,7 @@ def page(numbers, path):
     panels = {"whole networks, a dot per setting": rows, "layers of all settings": by_layer}
     shares = {title: common.shares_of_flat(group, KINDS) for title, group in panels.items()}
     figures.scatter(shares, path)
-    plain = numbers[settings.PLAIN]
-    layers = common.with_flat(plain["layers"], plain["timestep"])
+    layers = {layer: row for (name, layer), row in by_layer.items() if name == settings.PLAIN}
     tables = [
         pages.table("Centroid of the gain", "setting", rows, COLUMNS),
         pages.table(f"The same by layer, {settings.PLAIN}", "layer", layers, COLUMNS),

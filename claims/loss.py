@@ -1,7 +1,6 @@
 """A loss moves the information at little cost, and changes robustness.
 
-Can a loss move the information at little cost, and does robustness change with it? The paper says
-so.
+Can a loss move the information at little cost, and does robustness change too? The paper says so.
 
 A loss must cost less than 0.01 of accuracy against `ce`. One of these losses moves IC furthest. It
 must move IC by a ninth of flat, and accuracy under PGD by 0.05.
@@ -53,29 +52,22 @@ def numbers(study, folders):
 
 
 def judge(norm, losses):
-    """Conditions on the cost of each loss, and on the one that moves IC furthest at little cost;
-    and what that one does, in words."""
-    ce, conditions, moves = losses["ce"], [], {}
+    """Conditions on the cost of each loss, and on the one that moves IC furthest at little cost."""
+    ce, costs, of_best, moves = losses["ce"], [], [], {}
     for loss in [loss for loss in losses if loss != "ce"]:
         words = f"{norm}, {loss}: accuracy falls by less than {COST}"
         cost = common.condition(words, ce["clean"], losses[loss]["clean"], high=COST)
-        conditions.append(cost)
+        costs.append(cost)
         if cost.verdict == "confirmed":
             moves[loss] = abs(common.difference(losses[loss]["ic"], ce["ic"]).mean)
-    answer = f"With norm {norm}, no loss is confirmed to cost little."
     if moves:
         best = max(moves, key=moves.get)
         margin = common.margin(common.flat_centroid(ce["timestep"]))
         words = f"{norm}, {best}: IC moves by more than {margin:.3g}"
-        moved = changes(words, ce["ic"], losses[best]["ic"], margin)
+        of_best.append(changes(words, ce["ic"], losses[best]["ic"], margin))
         words = f"{norm}, {best}: accuracy under PGD changes by more than {CHANGE}"
-        changed = changes(words, ce["pgd"], losses[best]["pgd"], CHANGE)
-        conditions += [moved, changed]
-        answer = (
-            f"With norm {norm}, `{best}` moves IC furthest at little cost, by "
-            f"{moved.effect.mean:.2f}. Accuracy under PGD changes by {changed.effect.mean:.3f}."
-        )
-    return conditions, answer
+        of_best.append(changes(words, ce["pgd"], losses[best]["pgd"], CHANGE))
+    return costs, of_best
 
 
 def changes(words, first, second, bound):
@@ -88,12 +80,11 @@ def changes(words, first, second, bound):
 def page(numbers, path):
     conditions, answers, rows = [], [], {}
     for norm, losses in numbers.items():
-        judged, answer = judge(norm, losses)
-        conditions += judged
-        answers.append(answer)
-        for loss, row in losses.items():
-            rows[f"{norm}, {loss}"] = row
+        costs, of_best = judge(norm, losses)
+        conditions += costs + of_best
+        answers += [f"With norm {words}: {verdict}." for words, _, verdict in of_best]
+        rows |= {f"{norm}, {loss}": row for loss, row in losses.items()}
     panels = {"centroid at the end": ("ic", "flat"), "accuracy": ("clean", "pgd")}
     figures.dots(common.with_flat(rows), COLUMNS | {"flat": "flat"}, panels, path)
     table = pages.table("Networks", "norm, loss", rows, COLUMNS)
-    return pages.Page(conditions, [table], " ".join(answers))
+    return pages.Page(conditions, [table], " ".join(answers) or "No loss does it at little cost.")

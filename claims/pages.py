@@ -13,7 +13,7 @@ class Page(NamedTuple):
 
     conditions: list
     tables: list
-    answer: str = ""  # without it, how many conditions are confirmed
+    answer: str  # to the question of the claim, a sentence or two
 
 
 def spread(values):
@@ -56,8 +56,8 @@ def write_page(path, claim, record):
     """Write page and figure of a claim from its numbers. Returns the Page. Raises BadInput."""
     page = claim.page(record["numbers"], path.with_suffix(".png"))
     title, question, rule, what = words_of(claim)
-    answer = page.answer or count(page.conditions)
-    text = [f"# Claim: {title}", f"{question} {answer}", f"![{question}]({path.stem}.png)", rule]
+    head = f"{question} {page.answer}"
+    text = [f"# Claim: {title}", head, f"![{question}]({path.stem}.png)", rule]
     rows = [[words, *effect_cells(effect), verdict] for words, effect, verdict in page.conditions]
     conditions = ("Conditions", ["condition", "effect", "95 % interval", "verdict"], rows)
     for heading, heads, cells in (conditions, *page.tables):
@@ -68,15 +68,6 @@ def write_page(path, claim, record):
     text.append("\n".join(f"    python {command}" for command in record["runs"]))
     write_atomically(path, ("\n\n".join(text) + "\n").encode())
     return page
-
-
-def count(conditions):
-    """How many conditions are confirmed and contradicted: a sentence."""
-    verdicts = [condition.verdict for condition in conditions]
-    return (
-        f"{verdicts.count('confirmed')} of {len(verdicts)} conditions are confirmed, "
-        f"{verdicts.count('contradicted')} contradicted."
-    )
 
 
 def how(record, name):

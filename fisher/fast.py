@@ -125,8 +125,8 @@ class TemporalFisher:
         return {name: torch.cat([norms[name] for norms in chunks], 1) for name in self.parameters}
 
     def of_mean(self, x, y):
-        """{name: [T, 1]} of the batch's mean loss, by the released estimator."""
-        check_arguments(x, y, self.prefix)
+        """{name: [T, 1]} of the batch's mean loss, by the released estimator. The arguments are
+        checked before."""
         x = x.detach()
         with as_written(), torch.enable_grad():
             if self.timesteps is None:

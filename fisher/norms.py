@@ -73,9 +73,9 @@ def gradients_by_sample(outputs, inputs, signals):
     except RuntimeError:  # torch.vmap has no rule for an operation
         samples = [torch.autograd.grad(outputs, inputs, row, **options) for row in zip(*signals)]
     gradients = []
-    for of_input in zip(*samples):
-        unused = of_input[0] is None
-        gradients.append(None if unused else torch.stack([g.to_dense() for g in of_input]))
+    for pieces in zip(*samples):  # of one input
+        used = pieces[0] is not None
+        gradients.append(torch.stack([piece.to_dense() for piece in pieces]) if used else None)
     return gradients
 
 

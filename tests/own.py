@@ -115,6 +115,11 @@ def frames(data_dir, timestep):
     return arrays
 
 
+def with_graph():
+    x, y = torch.rand(6, 1, 8, 8, requires_grad=True) * 2, torch.arange(6)
+    return x, y, x, y
+
+
 def three_arrays():
     return np.zeros(3), np.zeros(3), np.zeros(3)
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 
 import readers
 from utils import BadInput
@@ -48,11 +49,10 @@ def test_an_array_that_no_network_takes_is_refused_by_name(name, array, message,
         read_npz(tmp_path / "x.npz", **{name: array})
 
 
-def test_tensors_of_a_user_bring_no_graph(monkeypatch):
-    x, y = torch.rand(6, 1, 8, 8, requires_grad=True) * 2, torch.arange(6)
-    monkeypatch.setattr(readers.user_code, "read_arrays", lambda args: (x, y, x, y))
-    images, _, _, _ = readers.read(SimpleNamespace(dataset="own.py:load", timestep=4))
-    assert not images.requires_grad
+def test_tensors_of_a_user_bring_no_graph():
+    code = f"{ROOT / 'tests' / 'own.py'}:with_graph"
+    args = SimpleNamespace(dataset=code, data_dir="data", timestep=4)
+    assert not readers.read(args)[0].requires_grad
 
 
 def test_a_file_that_is_missing_damaged_or_incomplete_is_refused(tmp_path):
