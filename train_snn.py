@@ -40,7 +40,6 @@ import pruning
 import tables
 import user_code
 import utils
-from drawing.robustness import inputs_figure
 from fisher import prefix_losses, prefix_outputs
 from operations import count_operations, count_spikes, operations_per_image, spike_rates
 from parser import expand_epochs
@@ -98,13 +97,10 @@ def setup(args):
 
 @contextmanager
 def run_folder(args, test_set, replaced=None):
-    """Open the Run of `args`, and save the replaced labels and a figure of corrupted inputs."""
+    """Open the Run of `args`, and save the replaced labels."""
     with Run(Path(args.out_dir) / args.exp_name, args, test_set.device) as run:
         if replaced:
             run.save(LABELS_FILE, replaced)
-        if test_set.corruption:
-            sets = {"clean": replace(test_set, corruption=None), "corrupted": test_set}
-            inputs_figure(run, sets, args.seed)
         yield run
 
 

@@ -1,11 +1,11 @@
-"""Figures of robustness: accuracy under corruptions and attacks, and the corrupted inputs."""
+"""The figure of robustness: accuracy under corruptions and attacks."""
 
 from itertools import cycle
 from pathlib import Path
 
 import drawing
 from drawing import COLOURS, Figure, label
-from utils import ROBUSTNESS_FILE, BadInput, rank, read_lines
+from utils import ROBUSTNESS_FILE, BadInput, read_lines
 
 
 def accuracy_figure(folder):
@@ -66,33 +66,3 @@ def draw_attacked_prefixes(axis, networks):
             if line["strength"] == middle:
                 axis.plot(steps, line["accuracy"], ":", color=colour)
     axis.set(xlabel="timesteps t", title=f"After t steps (dotted: PGD, eps {middle:g})")
-
-
-def inputs_figure(run, sets, seed):
-    """Draw figures/inputs.png of a run: a row with the first sample of each of `sets` {name: data
-    set}, and one column per timestep. A single frame is the same at every timestep."""
-    if rank():
-        return
-    rows = {}
-    for name, dataset in sets.items():
-        x, _ = next(dataset.subset(slice(1)).batches(1, seed))
-        x = dataset.encode(x) if dataset.poisson_steps else x
-        rows[name] = x[0] if x.dim() == 5 else x  # (S, C, H, W)
-    columns = max(map(len, rows.values()))
-    figure = Figure(figsize=(1.6 + columns, 1.05 * len(rows) + 0.3), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for cells, (name, frames) in zip(axes, rows.items()):
-        cells[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        for number, cell in enumerate(cells):
-            draw_frame(cell, frames[min(number, len(frames) - 1)])
-    if columns > 1:
-        for number, cell in enumerate(axes[0], 1):
-            cell.set_title(f"t = {number}", fontsize=8)
-    drawing.write(figure, run.folder / "figures" / "inputs.png")
-
-
-def draw_frame(axis, frame):
-    """A frame [C, H, W] in colour, or its first channel in grey."""
-    axis.set(xticks=[], yticks=[])
-    pixels = frame.cpu().permute(1, 2, 0).numpy()
-    axis.imshow(pixels if len(frame) == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
