@@ -83,7 +83,7 @@ def draw_curves(axis, lines):
 
 def draw_centroids(axis, kinds):
     """IC by epoch with its interval, for each of `kinds` {name: lines}. The first kind also has the
-    centroids of I_t per loss and per squared residual."""
+    centroid of I_t per squared residual."""
     for number, (kind, lines) in enumerate(kinds.items()):
         x, x_label = positions(lines)
         colour = f"C{number}"
@@ -93,9 +93,7 @@ def draw_centroids(axis, kinds):
         name = f"of $I_t$ (IC), {kind}" if len(kinds) > 1 else "of $I_t$ (IC)"
         axis.plot(x, ic, "o-", ms=4, color=colour, label=name)
         if number == 0:
-            per_loss = [line["ic_per_loss"] for line in lines]
             per_residual = [line["ic_per_residual"] for line in lines]
-            axis.plot(x, per_loss, "s:", ms=3, color="0.4", label="of $I_t$ / loss $L_t$")
             axis.plot(x, per_residual, "^:", ms=3, color="0.4", label="of $I_t$ / residual $R_t$")
     timestep = next(iter(kinds.values()))[0]["timestep"]
     flat = (timestep + 1) / 2

@@ -16,7 +16,6 @@ from utils import FISHER_FILE, LOG_FILE, ROBUSTNESS_FILE, read_lines
 CENTROIDS = {
     "ic": "IC",
     "ic_residual": "centroid of R_t",
-    "ic_loss": "of I_t / L_t",
     "ic_gain": "of the gain I_t / R_t",
 }
 
@@ -40,7 +39,6 @@ def summary(folders, line=-1):
         "timestep": measured(folders, "timestep", line=line)[0],
         "ic": measured(folders, "ic", line=line),
         "ic_residual": centroids(measured(folders, "prefix_residual", line=line)),
-        "ic_loss": measured(folders, "ic_per_loss", line=line),
         "ic_gain": measured(folders, "ic_per_residual", line=line),
     }
 
