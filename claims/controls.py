@@ -40,7 +40,7 @@ def released(study, size):
 
 def numbers(study, folders):
     networks, instant = folders[EVERY_CLASS], folders[INSTANT]
-    cut, released = folders[CUT], folders[RELEASED]
+    cut, means = folders[CUT], folders[RELEASED]
     by_layer = common.measured(networks, "layers_scale_free")
     return {
         PAPER: common.measured(networks, "fisher"),
@@ -57,7 +57,7 @@ def numbers(study, folders):
         INSTANT: common.measured(instant, "fisher"),
         CUT: common.measured(cut, "fisher"),
         f"{CUT}, per residual": per(cut, "prefix_residual"),
-        RELEASED: common.measured(released, "fisher"),
+        RELEASED: common.measured(means, "fisher"),
     }
 
 

@@ -69,7 +69,9 @@ def mean_and_deviation(seeds):
 
 
 def legend_below(axis, columns, title=None):
-    """Put the legend below the panel, so that it covers no curve."""
+    """Put the legend below the panel, so that it covers no curve. No legend without a name."""
+    if not axis.get_legend_handles_labels()[1]:
+        return
     below_label = ScaledTranslation(0, -0.5, axis.figure.dpi_scale_trans)  # half an inch
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
     place["bbox_transform"] = axis.transAxes + below_label

@@ -41,8 +41,8 @@ def read_layouts(calls, signals, losses, prefix):
     `signals` are of the sum of the last ones. If these leave rows without a signal, the sum is of
     all losses."""
     weighed = losses[-1]
-    # With prefix="instant" the last loss is only of the last output.
     largest = [largest_in_rows(call, d) for call, d in zip(calls, signals)]
+    # With prefix="instant" the last loss is only of the last output.
     if prefix == "instant" or any(silent(values).any() for values in largest):
         weighed = losses.sum(0)
         signals = gradients(weighed.sum(), calls)

@@ -41,9 +41,9 @@ class Measurement:
     prefix: str
     estimator: str
     fisher: list  # I_t [T]
-    stderr: list  # its standard error [T]
+    stderr: list  # its standard error [T]; "fisher_stderr" in a line
     ic: float | None  # information centroid, in timesteps from 1; None without information
-    ic_interval: tuple | None  # its 95 % bootstrap interval
+    ic_interval: tuple | None  # its 95 % bootstrap interval; "ic_ci" in a line
     ic_per_loss: float | None  # centroid of I_t / L_t
     ic_per_residual: float | None  # centroid of I_t / R_t
     layers: dict  # {layer: I_t of its parameters [T]}

@@ -53,7 +53,7 @@ class Call:
 class FirstRows(torch.autograd.Function):
     """A layer z = forward(a) whose backward pass takes only the rows that the prefix reaches. Over
     all t this is half of the work. backward(d) is the gradient by the first rows of a. Weight and
-    bias get no gradient."""
+    bias get no gradient. Without it a measurement of ResNet19 takes 1.3 to 1.4 times as long."""
 
     @staticmethod
     def forward(ctx, a, reach, forward, backward):
@@ -109,7 +109,7 @@ class Recorder(TorchFunctionMode):
         if z is NotImplemented:
             z = function(*args, **kwargs)
             unchanged = versions == [v._version for v in tensors]
-            if unchanged and any(z is v for v in tensors):  # as w.to(x) of the same type
+            if unchanged and any(z is v for v in tensors):  # its argument, as w.to(x) of its type
                 return z
         if differentiable(changed_by(function, args, z)):
             # The input of a layer may be a source too, without a rule.
@@ -155,10 +155,10 @@ class Recorder(TorchFunctionMode):
         if z.dim() == 0:  # no rows
             self.others |= names
             return z
-        # An operation in place replaces z in the graph if z is a view, as in a linear layer. The
-        # base of the view stays.
-        whole = z._is_view() and z._base.numel() == z.numel() and z._base.grad_fn is not None
-        edge = get_gradient_edge(z._base if whole else z)
+        # If z is a view of all of its base, as in a linear layer, an operation in place replaces z
+        # in the graph. The base stays.
+        views_all = z._is_view() and z._base.numel() == z.numel() and z._base.grad_fn is not None
+        edge = get_gradient_edge(z._base if views_all else z)
         self.calls.append(Call(uses, names, edge, z.shape, dims, reach or Reach()))
         return z
 
@@ -248,7 +248,7 @@ class Recorder(TorchFunctionMode):
         """a + b, a - b, a * b or a / b, of tensors that may be broadcast, or of a number."""
         z = function(a, b)
         operands = [v.detach() if isinstance(v, torch.Tensor) else v for v in (a, b)]
-        place = 0 if self.is_source(a) else 1
+        place = 0 if self.is_source(a) else 1  # a call of two sources makes a source
         source = (a, b)[place]
         operands[place] = source.detach().to(z.dtype).expand_as(z).requires_grad_()
         with unhooked():
