@@ -174,9 +174,7 @@ class ImageSet:
 def load(args, device):
     """Load the training and the test set that `args` names, on `device`.
 
-    Returns (train, test, replaced). `replaced` is None without --label_corrupt_prob, else {"index"
-    [n] in the whole training set, "labels" [n] for training, "clean" [n]}. Raises BadInput if a set
-    is missing or damaged, or does not fit the flags.
+    Raises BadInput if a set is missing or damaged, or does not fit the flags.
     """
     x_train, y_train, x_test, y_test = read(args)
     frames = x_train.dim() == 5
@@ -195,16 +193,14 @@ def load(args, device):
             raise BadInput("--encode p is for images, and frames are in time already: leave it out")
         need_pixels("--encode p", train, test)
         train.poisson_steps = test.poisson_steps = args.timestep
-    index, replaced = torch.arange(len(train)), None
     if args.datanum:
         if args.datanum > len(train):
             raise BadInput(f"--datanum {args.datanum} is above the {len(train)} training samples")
         seed_all(args.seed, "subset")
-        index = torch.randperm(len(train))[: args.datanum]
-        train = train.subset(index)
+        train = train.subset(torch.randperm(len(train))[: args.datanum])
     if args.label_corrupt_prob:
-        train, replaced = replace_labels(train, index, args.label_corrupt_prob, args.seed)
-    return train.to(device), test.to(device), replaced
+        train = replace_labels(train, args.label_corrupt_prob, args.seed)
+    return train.to(device), test.to(device)
 
 
 def statistics(args, images, largest):
@@ -234,15 +230,13 @@ def channel_statistics(images, largest):
     return (total / count).float(), torch.where(std > 1e-6, std, 1.0).float()
 
 
-def replace_labels(train, index, share, seed):
-    """Replace a share of the labels by random ones. Returns the set, and a record of them. `index`
-    [N] has the places of the samples in the whole training set."""
+def replace_labels(train, share, seed):
+    """The set with a share of its labels replaced by random ones."""
     seed_all(seed, "corrupt")
     chosen = torch.randperm(len(train))[: round(share * len(train))]
     labels = train.labels.clone()
     labels[chosen] = torch.randint(train.num_classes, (len(chosen),))
-    record = {"index": index[chosen], "labels": labels[chosen], "clean": train.labels[chosen]}
-    return replace(train, labels=labels), record
+    return replace(train, labels=labels)
 
 
 def make_corruption(args, *sets):

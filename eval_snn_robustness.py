@@ -29,8 +29,16 @@ import user_code
 from checks import saved_flags
 from drawing.robustness import accuracy_figure
 from fisher import prefix_outputs
-from train_snn import build_model, run_folder
-from utils import ROBUSTNESS_FILE, load_checkpoint, load_weights, pick_device, run_script, seed_all
+from train_snn import build_model
+from utils import (
+    ROBUSTNESS_FILE,
+    Run,
+    load_checkpoint,
+    load_weights,
+    pick_device,
+    run_script,
+    seed_all,
+)
 
 Z = 1.96  # standard errors in a 95 % interval
 UNBOUNDED_STEPS = 50
@@ -212,7 +220,7 @@ def main(argv=None):
     seeds = {path: load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints}
     for path in args.checkpoints:  # one that does not fit leaves no folder
         load_network(args, path, dataset)
-    with run_folder(args, dataset) as run:
+    with Run(args, dataset.device) as run:
         for path in args.checkpoints:
             evaluate_network(args, run, path, another_seed(path, seeds), dataset)
         print(f"run folder {run.folder}\nfigure     {accuracy_figure(run.folder)}")

@@ -38,7 +38,7 @@ def spike_rates(counts):
     """Spikes per neuron and timestep, {name: rate}, from the `counts` of `count_spikes` in all
     processes."""
     spikes, neurons = (sum_by_layer(shares) for shares in zip(*of_all(counts)))
-    return {name: spikes[name] / neurons[name] for name in spikes}
+    return {name: spikes[name] / neurons[name] for name in spikes if neurons[name]}
 
 
 @contextmanager
@@ -81,7 +81,8 @@ def operations_per_image(counts, images, timestep):
     additions, products, rows = (sum_by_layer(shares) for shares in zip(*of_all(counts)))
     dense = {}
     for name, number in products.items():
-        steps = gcd(rows[name] // images, timestep)  # 1 for a layer that runs once per image
+        # A layer runs once per image, T times, or T times per token. Of these T, one is left.
+        steps = gcd(rows[name] // images, timestep)
         dense[name] = number / images / steps
     return {
         "synaptic_operations": {name: number / images for name, number in additions.items()},

@@ -28,7 +28,7 @@ import config
 import pruning
 from drawing.pruning import error_figure
 from fisher import measure, prefix_outputs
-from train_snn import build_model, compile_neurons, evaluate, fit, run_folder, setup
+from train_snn import build_model, compile_neurons, evaluate, fit, setup
 from train_snn_fisherinfo import fisher_batches
 from utils import LOG_FILE, PRUNING_FILE, Run, load_checkpoint, run_script
 
@@ -105,7 +105,7 @@ class Search:
 
     def round(self, stage, number, steps, masks, early):
         """Train a network and write its line of pruning.jsonl. Returns the network."""
-        # A search with all timesteps has trained the final network already.
+        # A search with all timesteps has trained the final network already: `train` loads it.
         kind = "final" if stage == "final" and self.rule != "full" else "round"
         model, seconds = self.train(f"{kind}_{number:02d}", steps, masks, early)
         self.record(stage, number, steps, model, masks, seconds)
@@ -123,7 +123,7 @@ class Search:
         model.load_state_dict(early["state_dict"])
         pruning.apply(model, masks)
         sets = [first_steps(dataset, steps) for dataset in (self.train_set, self.test_set)]
-        with Run(self.folder / name, args, self.train_set.device) as run:
+        with Run(args, self.train_set.device) as run:
             fit(args, run, model, *sets, lambda line: None, masks=masks, start=early["epoch"])
             rates = [line["images_per_second"] for line in run.lines(LOG_FILE)[1:]]
         # A resumed round with nothing left to train leaves the network in train mode.
@@ -177,9 +177,9 @@ class Search:
 
 def main(argv=None):
     args = config.parse("prune_snn", argv, __doc__)
-    _, train_set, test_set, replaced = setup(args)
+    _, train_set, test_set = setup(args)
     batches = fisher_batches(args, train_set)
-    with run_folder(args, test_set, replaced) as run:
+    with Run(args, test_set.device) as run:
         print("  search   stage round steps  sparsity  accuracy     IC   seconds  operations")
         for rule in args.search_timestep:
             Search(args, run, rule, train_set, test_set, batches).search()

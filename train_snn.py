@@ -18,7 +18,6 @@ import math
 import os
 import shutil
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -43,7 +42,7 @@ import utils
 from fisher import prefix_losses, prefix_outputs
 from operations import count_operations, count_spikes, operations_per_image, spike_rates
 from parser import expand_epochs
-from utils import BEST, LABELS_FILE, LATEST, LOG_FILE, BadInput, Run, of_all, processes, rank
+from utils import BEST, LATEST, LOG_FILE, BadInput, Run, of_all, processes, rank
 
 # ---------------------------------------------------------------- the network and the folder
 
@@ -53,8 +52,7 @@ def build_model(args, dataset, checkpoint_activations=False):
     BadInput if a user's function does not return one."""
     utils.seed_all(args.seed, "model")  # drawn on the CPU: the same weights for every device
     channels, *size = dataset.images.shape[-3:]
-    names = ("timestep", "width", "norm", "tau", "threshold", "reset", "surrogate",
-             "surrogate_alpha", "detach_membrane")  # fmt: skip
+    names = ("timestep", *user_code.NETWORK_FLAGS)
     settings = {name: getattr(args, name) for name in names} | {
         "num_classes": dataset.num_classes,
         "in_channels": channels,
@@ -74,9 +72,9 @@ def build_model(args, dataset, checkpoint_activations=False):
 
 
 def setup(args):
-    """Make (model, training set, test set, replaced labels) for a training script. Raises BadInput
-    for data, a network or flags that do not fit."""
-    train_set, test_set, replaced = data.load(args, utils.pick_device(args.device))
+    """Make (model, training set, test set) for a training script. Raises BadInput for data, a
+    network or flags that do not fit."""
+    train_set, test_set = data.load(args, utils.pick_device(args.device))
     corruption = data.make_corruption(args, train_set, test_set)
     train_set, test_set = (replace(s, corruption=corruption) for s in (train_set, test_set))
     if args.adv_train:
@@ -92,16 +90,7 @@ def setup(args):
     latest = Path(args.out_dir) / args.exp_name / LATEST
     if args.init and not latest.exists():  # a resumed run has its own weights
         utils.load_weights(model, utils.load_checkpoint(args.init), args.init, args)
-    return model, train_set, test_set, replaced
-
-
-@contextmanager
-def run_folder(args, test_set, replaced=None):
-    """Open the Run of `args`, and save the replaced labels."""
-    with Run(Path(args.out_dir) / args.exp_name, args, test_set.device) as run:
-        if replaced:
-            run.save(LABELS_FILE, replaced)
-        yield run
+    return model, train_set, test_set
 
 
 # ---------------------------------------------------------------- an epoch
@@ -279,12 +268,12 @@ def save(args, run, model, optimizer, masks, log):
 def resume(args, run, model, optimizer, start):
     """Load checkpoint_latest.pt into model and optimizer. Returns its epoch, or `start`. Raises
     BadInput if a file of the run is missing or damaged."""
-    path, epochs = run.folder / LATEST, len(run.lines(LOG_FILE))
+    path, count = run.folder / LATEST, len(run.lines(LOG_FILE))
     if not path.exists():
-        if epochs > 2:  # a kill in the first epoch leaves the lines of epochs 0 and 1
+        if count > 2:  # a kill in the first epoch leaves the lines of epochs 0 and 1
             raise BadInput(f"{run.folder} has epochs in {LOG_FILE} but no {LATEST}: restore it")
         return start
-    if epochs == 0:
+    if count == 0:
         raise BadInput(f"{run.folder} has {LATEST} but no {LOG_FILE}: restore it")
     checkpoint = utils.load_checkpoint(path)
     utils.load_weights(model, checkpoint, path, args)
@@ -309,8 +298,8 @@ def compile_neurons(model):
 
 def main(argv=None):
     args = config.parse("train_snn", argv, __doc__)
-    model, train_set, test_set, replaced = setup(args)
-    with run_folder(args, test_set, replaced) as run:
+    model, train_set, test_set = setup(args)
+    with Run(args, test_set.device) as run:
         tables.print_epoch_header()
         line = fit(args, run, model, train_set, test_set, partial(tables.print_epoch, args))
         print(tables.COLUMNS)

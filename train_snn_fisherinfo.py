@@ -34,8 +34,8 @@ import tables
 import utils
 from fisher import RELEASE_BATCH, centroid, centroid_interval, measure
 from parser import expand_epochs
-from train_snn import evaluate, fit, run_folder, setup
-from utils import FISHER_FILE, SAMPLES_FILE, BadInput, rank
+from train_snn import evaluate, fit, setup
+from utils import FISHER_FILE, SAMPLES_FILE, BadInput, Run, rank
 
 BATCH = 64  # samples that are measured together
 
@@ -111,7 +111,7 @@ def measure_checkpoints(args, run, model, batches, test_set):
 
 def main(argv=None):
     args = config.parse("train_snn_fisherinfo", argv, __doc__)
-    model, train_set, test_set, replaced = setup(args)
+    model, train_set, test_set = setup(args)
     sets = {"train": train_set, "test": test_set}
     size = BATCH
     if args.fisher_estimator == "release":  # one mean gradient per batch
@@ -120,7 +120,7 @@ def main(argv=None):
     epochs = expand_epochs(args.fisher_epochs, args.epochs)
     for path in args.checkpoints or []:  # one that does not fit leaves no folder
         utils.load_weights(model, utils.load_checkpoint(path), path, args)
-    with run_folder(args, test_set, replaced) as run:
+    with Run(args, test_set.device) as run:
 
         def after_epoch(line):
             if line["epoch"] in epochs:

@@ -19,11 +19,13 @@ from archs import after_each
 from fisher.fast import KEEPS, TemporalFisher, alike
 from utils import BadInput
 
-# Flag of a network -> the parameter of FUNCTION for its value, as in `archs.build`.
-SAME = ("width", "norm", "tau", "threshold", "reset", "surrogate", "surrogate_alpha",
-        "detach_membrane", "checkpoint_activations")  # fmt: skip
-RENAMED = {"undecayed_input": "decay_input", "undetached_reset": "detach_reset"}
-NETWORK_FLAGS = dict(zip(SAME, SAME)) | RENAMED
+# Flags of a network. FUNCTION and `archs.build` have a parameter of the same name, or another.
+NETWORK_FLAGS = ("width", "norm", "tau", "threshold", "reset", "surrogate", "surrogate_alpha",
+                 "detach_membrane")  # fmt: skip
+PARAMETERS = {name: name for name in (*NETWORK_FLAGS, "checkpoint_activations")} | {
+    "undecayed_input": "decay_input",
+    "undetached_reset": "detach_reset",
+}
 FEW = 8  # samples to check a network with; of two, BatchNorm makes -1 and 1, and nothing spikes
 
 
@@ -110,7 +112,7 @@ def check_named(flags, typed, source):
 def check_flags(args, typed):
     """Raise BadInput for a flag if the function of a user's --arch has no parameter for it."""
     names = inspect.signature(load_function(args.arch)).parameters
-    for flag, name in NETWORK_FLAGS.items():
+    for flag, name in PARAMETERS.items():
         if flag in typed and name not in names:
             raise BadInput(f"--{flag} has no effect: {args.arch} has no parameter {name}")
     if args.script == "prune_snn" and "timestep" not in names:

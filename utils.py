@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-ARGS_FILE, LOG_FILE, LABELS_FILE = "args.json", "log.jsonl", "train_labels.pt"
+ARGS_FILE, LOG_FILE = "args.json", "log.jsonl"
 FISHER_FILE, SAMPLES_FILE = "fisher.jsonl", "fisher_samples.pt"
 ROBUSTNESS_FILE, PRUNING_FILE = "robustness.jsonl", "pruning.jsonl"
 LATEST, BEST = "checkpoint_latest.pt", "checkpoint_best.pt"
@@ -142,8 +142,8 @@ class Run:
     `args` does not resume.
     """
 
-    def __init__(self, folder, args, device):
-        self.folder = Path(folder)
+    def __init__(self, args, device):
+        self.folder = Path(args.out_dir) / args.exp_name
         if rank() == 0:
             self.start(args, device)
         of_all(None)  # the others wait until the folder is there
@@ -302,7 +302,7 @@ def load_run(folder, *, arch=None, dataset=None):
     named = {name: value for name, value in (("arch", arch), ("dataset", dataset)) if value}
     user_code.check_named(checkpoint["args"], named, path)
     args = argparse.Namespace(**checkpoint["args"] | named)
-    train_set, _, _ = data.load(args, torch.device("cpu"))
+    train_set, _ = data.load(args, torch.device("cpu"))
     model = train_snn.build_model(args, train_set)
     load_weights(model, checkpoint, path, args)
     return model.eval(), args
@@ -315,9 +315,10 @@ def load_weights(model, checkpoint, path, args):
         moved = Path(str(saved)).name == Path(str(wanted)).name  # the file of a user's network
         if saved not in (None, wanted) and not moved:
             raise BadInput(f"{path} was trained with --{name} {saved}, not {wanted}")
-    state = {}
+    state, known = {}, model.state_dict()
     for name, value in checkpoint["state_dict"].items():  # torch.compile and DDP add prefixes
-        state[name.replace("_orig_mod.", "").removeprefix("module.")] = value
+        plain = name.replace("_orig_mod.", "").removeprefix("module.")
+        state[name if name in known else plain] = value
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -80,10 +80,6 @@ def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
     return TemporalFisher(model, prefix, chunk, skip)(x, y)
 
 
-class LaterSignal(Exception):
-    """The signal of a prefix reaches later timesteps."""
-
-
 class TemporalFisher:
     """`temporal_fisher` batch by batch: estimator(x, y) -> {parameter name: [T, N]}.
 
@@ -100,6 +96,7 @@ class TemporalFisher:
             raise ValueError("no parameter is left to measure: check requires_grad and skip")
         self.chunk = chunk
         self.timesteps = None  # T, known from the first batch on
+        self.compared = False  # with the definition, in the first batch
         self.numbers = None  # in the outputs of all calls, of one sample
         self.slow = set()  # parameters that are measured by the definition
         self.time_is_outermost = True  # until a signal says otherwise
@@ -109,8 +106,9 @@ class TemporalFisher:
         self.check_modules()
         x = x.detach()
         with as_written(), torch.enable_grad():
-            if self.numbers is None:
+            if not self.compared:
                 self.compare(x, y)
+                self.compared = True
                 self.chunk = self.chunk or default_chunk(x, self.numbers)
             chunks, start = [], 0
             while start < len(x):
@@ -142,11 +140,10 @@ class TemporalFisher:
         """{name: [T, N]} of one chunk; by the definition for parameters that no rule covers."""
         count = len(x)
         x, y = at_least_two(x, y)
-        try:
-            norms = self.measure_fast(x, y)
-        except LaterSignal:
+        norms, later = self.measure_fast(x, y)
+        if later:
             self.time_is_outermost = False
-            norms = self.measure_fast(x, y)
+            norms, _ = self.measure_fast(x, y)
         slow = self.parameters.keys() - norms.keys()
         self.note_slow(slow)
         if slow:
@@ -154,8 +151,8 @@ class TemporalFisher:
         return {name: norms[name][:, :count] for name in self.parameters}
 
     def measure_fast(self, x, y):
-        """{name: [T, N]} of the parameters whose uses are all covered. Raises LaterSignal if
-        convolutions skipped rows that have a signal."""
+        """{name: [T, N]} of the parameters whose uses are all covered, and whether convolutions
+        skipped rows that have a signal: then the norms are wrong."""
         with Recorder(self.model, self.parameters, self.time_is_outermost) as recorder:
             outputs = check_outputs(self.model(x), x, y)
         losses = prefix_losses(outputs, y, self.prefix)  # (T, N)
@@ -179,9 +176,7 @@ class TemporalFisher:
                     if call.reach.rows is not None:
                         later |= d[call.reach.rows :].any()  # read below: a GPU would wait
             norms.add(t, [d[: call.reach.rows] for call, d in zip(calls, signals)])
-        if later:
-            raise LaterSignal
-        return norms.by_name
+        return norms.by_name, later
 
     def note_slow(self, names):
         """Note parameters that the definition measures from now on, and warn once about each."""

@@ -39,6 +39,32 @@ def without_lif(timestep):
     return Net(timestep, neurons=Spike())
 
 
+class Steps(nn.Module):
+    """LIF neurons that are called timestep by timestep, as in a recurrent network."""
+
+    def __init__(self):
+        super().__init__()
+        self.lif = LIF()
+
+    def forward(self, x):
+        v, spikes = torch.zeros_like(x[0]), []
+        for x_t in x:
+            s, v = self.lif.step(v, x_t)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+class Wrapped(nn.Module):
+    """Its parameters have names as under DistributedDataParallel."""
+
+    def __init__(self, timestep):
+        super().__init__()
+        self.module = Net(timestep, neurons=Steps())
+
+    def forward(self, x):
+        return self.module(x)
+
+
 # ---------------------------------------------------------------- networks that are refused
 
 

@@ -14,7 +14,7 @@ from helpers import ALL, TINY, arguments, assert_close, assert_identical, lines,
 import config
 import data
 import train_snn
-from utils import BadInput, load_checkpoint, read_lines
+from utils import BadInput, Run, load_checkpoint, read_lines
 
 
 def prepare(samples, *argv):
@@ -86,13 +86,13 @@ def test_a_run_folder_holds_what_was_promised(unbroken):
 @pytest.mark.parametrize("layer", ["fc1", "fc2"])  # its gradient, and the loss
 def test_a_training_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(layer, tmp_path):
     args = config.parse("train_snn", arguments(tmp_path))
-    model, train_set, test_set, _ = train_snn.setup(args)
+    model, train_set, test_set = train_snn.setup(args)
 
     def spoil(line):
         if line["epoch"] == 1:
             model.get_submodule(layer).weight.data.fill_(torch.nan)
 
-    with train_snn.run_folder(args, test_set) as folder:
+    with Run(args, test_set.device) as folder:
         with pytest.raises(BadInput, match=r"not finite in epoch 2, step 1: .*--learning_rate"):
             train_snn.fit(args, folder, model, train_set, test_set, spoil)
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint_latest.pt")

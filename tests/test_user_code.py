@@ -152,6 +152,14 @@ def test_spikes_are_counted_of_neurons_that_are_not_lif(tmp_path, capsys):
     assert "surrogates cannot check for gradient masking" in capsys.readouterr().out
 
 
+def test_a_network_may_call_its_neurons_step_by_step_and_name_a_layer_module(tmp_path):
+    own = ["--arch", f"{OWN}:Wrapped"]
+    folder = run(tmp_path, *own, flags=SHORT)
+    run(tmp_path, *own, "--resume", "--epochs", "3", flags=[])
+    assert load_checkpoint(folder / "checkpoint_latest.pt")["epoch"] == 3
+    assert lines(folder, "log.jsonl")[-1]["spike_rate"] == {}  # nothing calls LIF.forward
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

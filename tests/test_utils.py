@@ -16,7 +16,10 @@ import utils
 from utils import BadInput, Run
 
 CPU = torch.device("cpu")
-START = Namespace(resume=True)
+
+
+def start_in(folder):
+    return Namespace(resume=True, out_dir=str(folder), exp_name="run")
 
 
 @pytest.mark.parametrize(
@@ -54,11 +57,11 @@ def test_a_signal_ends_a_script_with_one_line(tmp_path):
 
 def test_a_folder_in_use_or_out_of_reach_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match="cannot be written"):
-        Run("/dev/null/run", START, CPU)
-    with Run(tmp_path / "run", START, CPU):
+        Run(start_in("/dev/null"), CPU)
+    with Run(start_in(tmp_path), CPU):
         with pytest.raises(BadInput, match="is in use"):
-            Run(tmp_path / "run", START, CPU)
-    with Run(tmp_path / "run", START, CPU):
+            Run(start_in(tmp_path), CPU)
+    with Run(start_in(tmp_path), CPU):
         pass
 
 
@@ -76,7 +79,7 @@ def test_a_script_needs_no_special_terminal(tmp_path):
 def test_a_full_disk_leaves_the_file_before(tmp_path):
     """A limit on the size of files stands in for the disk."""
     limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Run(tmp_path / "run", START, CPU) as folder:
+    with Run(start_in(tmp_path), CPU) as folder:
         folder.save("x.pt", {"a": 1})
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, most))
         with pytest.raises(BadInput, match=r"x\.pt cannot be written"):
@@ -99,7 +102,7 @@ def test_a_file_that_is_no_checkpoint_says_why(tmp_path):
 def test_a_run_is_loaded_for_a_notebook(unbroken):
     model, args = utils.load_run(unbroken)
     assert not model.training
-    _, test_set, _ = data.load(args, CPU)
+    _, test_set = data.load(args, CPU)
     accuracy = train_snn.evaluate(model, test_set, args)["prefix_accuracy"]
     assert accuracy == utils.read_lines(unbroken / "log.jsonl")[-1]["prefix_accuracy"]
     with pytest.raises(BadInput, match=r"checkpoint_latest\.pt cannot be read"):
