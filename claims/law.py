@@ -52,7 +52,7 @@ def numbers(study, folders):
 def predict(study, run):
     """{layer: factor(t)} of the network and the samples of a measurement, by claims/kernels.py."""
     args = study.arguments(run)
-    (path,), (model, train_set, _, _) = args.checkpoints, setup(args)
+    (path,), (model, train_set, _) = args.checkpoints, setup(args)
     load_weights(model, load_checkpoint(path), path, args)
     return factors(model, kernels(model.eval(), fisher_batches(args, train_set)))
 

@@ -42,7 +42,7 @@ def test_a_training_goes_on_with_two_processes_until_a_signal(undrawn, tmp_path)
     assert [line["epoch"] for line in log] == list(range(len(log)))
     assert log[-1]["train_loss"] < log[1]["train_loss"]
     model, args = load_run(folder)
-    _, test_set, _ = data.load(args, torch.device("cpu"))
+    _, test_set = data.load(args, torch.device("cpu"))
     validated = log[torch.load(folder / "checkpoint_latest.pt")["epoch"]]
     alone = train_snn.evaluate(model, test_set, args)
     assert_close(alone["prefix_loss"], validated["prefix_loss"], 1e-5)

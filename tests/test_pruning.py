@@ -105,7 +105,7 @@ def test_a_round_prunes_the_smallest_weights_of_the_round_before(rule, searched)
 
 def test_a_round_starts_from_the_kept_weights_of_the_rewind_epoch(searched, tmp_path):
     args = config.parse("prune_snn", arguments(tmp_path, flags=SEARCH))
-    model, _, test_set, _ = train_snn.setup(args)
+    model, _, test_set = train_snn.setup(args)
     rewound = load_checkpoint(searched / "full" / "round_00" / "checkpoint_0001.pt")
     model.load_state_dict(rewound["state_dict"])
     pruning.apply(model, latest(searched, "full/round_02")["masks"])
