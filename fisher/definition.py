@@ -221,7 +221,7 @@ def check_outputs(outputs, x, y):
     if not tensor or outputs.dim() != 3 or outputs.shape[1] != len(x):
         shape = list(outputs.shape) if tensor else type(outputs).__name__
         swapped = tensor and outputs.dim() == 3 and len(outputs) == len(x)
-        cure = ": return outputs.transpose(0, 1)" if swapped else ""
+        cure = "; of [N, T, classes], return outputs.transpose(0, 1)" if swapped else ""
         raise ValueError(
             f"model(x) must give outputs [T, N, classes]; it gives {shape} for {len(x)} "
             f"samples{cure}"

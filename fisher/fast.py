@@ -41,14 +41,15 @@ from fisher.record import Recorder
 # Samples in a chunk. float32 has powers of 2 for 64 samples, float16 for 16.
 MOST_SAMPLES, HALF_SAMPLES, FEW_SAMPLES = 64, 16, 8
 CPU_NUMBERS = 2**24  # in the outputs of all calls of a chunk: with more, a CPU waits for memory
+REPEATED = 0.1  # tolerance of a call that is repeated: only a GPU adds in another order
 KEEPS = (
     "a second model(x) gives other outputs or gradients: reset its membranes in forward, draw no "
     "random numbers there, leave x as it is, or call model.eval()"
 )
 REENTRANT = "pass use_reentrant=False to torch.utils.checkpoint"
 MIXES = (
-    "outputs of a sample depend on the others in its batch: make samples independent, and return "
-    "outputs [T, N, classes]"
+    "outputs of a sample depend on the others in its batch, or on calls before: make samples "
+    "independent, reset membranes in forward, and return outputs [T, N, classes]"
 )
 
 
@@ -183,7 +184,7 @@ class TemporalFisher:
         new = [name for name in self.parameters if name in names and name not in self.slow]
         self.slow.update(new)
         if new:
-            cure = "skip=(pattern, ...) leaves them out"
+            cure = "skip=(pattern, ...) leaves them out of the sum"
             message = f"measured one sample at a time, which is slow: {', '.join(new)}; {cure}"
             warnings.warn(message, stacklevel=2)
 
@@ -193,19 +194,23 @@ class TemporalFisher:
         """Compare two samples with the definition. The definition measures parameters that differ.
         Raises ValueError if the information of the model has no meaning."""
         expected = self.check_model(x, y)
-        norms = self.measure_chunk(*at_least_two(x[:2], y[..., :2]))
+        pair = at_least_two(x[:2], y[..., :2])
+        norms = self.measure_chunk(*pair)
         hooked = {name for name, p in self.parameters.items() if p._backward_hooks}
+        names = differing(expected, norms)
+        if names and differing(norms, self.measure_chunk(*pair), REPEATED):
+            raise ValueError(KEEPS)
         # A hook of a parameter may act only on other samples.
-        self.note_slow(hooked.union(differing(expected, norms)))
+        self.note_slow(hooked.union(names))
 
     def check_model(self, x, y):
         """Raise ValueError if the information of the model has no meaning. Returns the norms of
         the first two samples by the definition."""
-        x, y = at_least_two(x[:2].clone(), y[..., :2])
         for name, p in self.model.named_parameters():
             if p._post_accumulate_grad_hooks:  # as of an optimizer in the backward pass
                 raise ValueError(f"remove the hook of {name}: a measurement would run it")
         self.check_independence(x, y)
+        x, y = at_least_two(x[:2].clone(), y[..., :2])
         options = {"prefix": self.prefix, "names": self.parameters}
         try:
             with without_grad(self.model):
@@ -218,7 +223,7 @@ class TemporalFisher:
                 if words in str(error):
                     raise ValueError(cure) from error
             raise
-        if differing({name: norms[:, 1:] for name, norms in expected.items()}, second):
+        if differing({name: norms[:, 1:] for name, norms in expected.items()}, second, REPEATED):
             raise ValueError(KEEPS)
         last = {name: norms[-1, 1] for name, norms in expected.items()}
         hidden = differing(last, ordinary)
@@ -243,18 +248,26 @@ class TemporalFisher:
         return norms
 
     def check_independence(self, x, y):
-        """Raise ValueError if outputs depend on other samples, or if a second call gives others."""
+        """Raise ValueError if a second call with a few samples gives other outputs, or if outputs of
+        the first two depend on each other."""
+        few = max(3, min(self.chunk or FEW_SAMPLES, FEW_SAMPLES))
+        x, y = x[:few].clone(), y[..., :few]
+        first = check_outputs(self.model(x), x, y)
+        if not alike(first, check_outputs(self.model(x), x, y), REPEATED):
+            raise ValueError(KEEPS)
+        pair, labels = at_least_two(x[:2], y[..., :2])
         try:
-            together = self.model(x)
+            together = check_outputs(self.model(pair), pair, labels)
         except RuntimeError as error:
-            raise ValueError(f"model(x) fails ({error}): it must take any batch size") from error
-        check_outputs(together, x, y)
+            raise ValueError(
+                f"model(x) of two samples fails after one of {len(x)} ({error}): reset its "
+                "membranes in forward, and take any batch size"
+            ) from error
         for n in range(2):
-            pair = x[[n, n]]
-            alone = self.model(pair)
-            check_timesteps(len(together), len(alone))
+            alone = check_outputs(self.model(pair[[n, n]]), pair, labels)
+            check_timesteps(len(first), len(alone))
             if not alike(together[:, n], alone[:, n]):
-                raise ValueError(MIXES if alike(alone, self.model(pair)) else KEEPS)
+                raise ValueError(MIXES)
 
 
 def names_without(skip, names):
@@ -318,21 +331,21 @@ def as_written():
     return nullcontext()
 
 
-def alike(a, b):
+def alike(a, b, tolerance=1):
     """Whether outputs agree. For equal shapes kernels are equal; only the order of sums differs."""
     if a.shape != b.shape:
         return False
-    near = precision(a.dtype) * a.detach().abs().nan_to_num(0, 0, 0).max()
+    near = tolerance * precision(a.dtype) * a.detach().abs().nan_to_num(0, 0, 0).max()
     return torch.allclose(a, b, rtol=0, atol=near.item(), equal_nan=True)
 
 
-def differing(expected, norms):
+def differing(expected, norms, tolerance=10):
     """Names whose gradient norms differ. A norm far below the largest may be only rounding."""
     largest = max(values.nan_to_num(0, 0, 0).max().sqrt().item() for values in expected.values())
     names = []
     for name, values in expected.items():
-        rtol = 10 * precision(values.dtype)
-        near = {"rtol": rtol, "atol": 1e-4 * rtol * largest, "equal_nan": True}
-        if not torch.allclose(norms[name].sqrt().to(values.dtype), values.sqrt(), **near):
+        near = precision(values.dtype)
+        options = {"rtol": tolerance * near, "atol": 1e-3 * near * largest, "equal_nan": True}
+        if not torch.allclose(norms[name].sqrt().to(values.dtype), values.sqrt(), **options):
             names.append(name)
     return names

@@ -100,7 +100,7 @@ def test_a_notebook_names_the_code_of_a_run(trained):
         ("WithoutGraph", "has no graph to its parameters"),
         ("of_two_steps", "gives outputs of T = 2: pass --timestep 2"),
         ("of_nine_classes", "gives 9 classes, the data set has 10"),
-        ("SamplesFirst", r"must give outputs \[T, N, classes\]; it gives \[2, 3, 10\]"),
+        ("SamplesFirst", r"must give outputs \[T, N, classes\]; it gives \[8, 3, 10\]"),
         ("three_arrays", "must return a torch.nn.Module, not tuple"),
         ("scripted", "must return a torch.nn.Module, not RecursiveScriptModule"),
         ("needs_depth", "needs 'depth': give it a default"),
