@@ -248,8 +248,8 @@ class TemporalFisher:
         return norms
 
     def check_independence(self, x, y):
-        """Raise ValueError if a second call with a few samples gives other outputs, or if outputs of
-        the first two depend on each other."""
+        """Raise ValueError if a second call with a few samples gives other outputs, or if outputs
+        of the first two depend on each other."""
         few = max(3, min(self.chunk or FEW_SAMPLES, FEW_SAMPLES))
         x, y = x[:few].clone(), y[..., :few]
         first = check_outputs(self.model(x), x, y)
