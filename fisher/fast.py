@@ -40,7 +40,7 @@ from fisher.record import Recorder
 
 # Samples in a chunk. float32 has powers of 2 for 64 samples, float16 for 16.
 MOST_SAMPLES, HALF_SAMPLES, FEW_SAMPLES = 64, 16, 8
-CPU_NUMBERS = 2**24  # in the outputs of all calls of a chunk: with more, a CPU waits for memory
+CPU_NUMBERS = 2**22  # in the outputs of all calls of a chunk: with more, a CPU waits for memory
 REPEATED = 0.1  # tolerance of a call that is repeated: only a GPU adds in another order
 KEEPS = (
     "a second model(x) gives other outputs or gradients: reset its membranes in forward, draw no "
