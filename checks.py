@@ -58,8 +58,12 @@ def check_same(args, typed, names, source, saved):
         value = getattr(args, name)
         if is_code(value) and Path(value).name == Path(str(saved[name])).name:
             continue  # its file has moved
-        least = "at least " if name == "epochs" and args.script != "prune_snn" else ""
-        message = f"--{name} {value} must be {least}{saved[name]}, as in {source}"
+        message = f"{source} has --{name} {saved[name]}, not {value}"
+        if name == "epochs" and args.script != "prune_snn":
+            message = f"{message}: it may only grow"
+        if name not in typed:
+            both = f"{value} and {saved[name]}"
+            message = f"--checkpoints differ in --{name} ({both}): take one at a time"
         refuse(value != saved[name], message)
 
 

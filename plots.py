@@ -114,11 +114,9 @@ def positions(lines):
 
 
 def names_of(lines):
-    """The names of measurements in a legend, and its title. Checkpoints of several folders have the
-    name of their folder, too."""
-    folders = {Path(line["checkpoint"]).parent for line in lines if "checkpoint" in line}
-    if len(folders) > 1:
-        return [label(line) for line in lines], "run/epoch"
+    """The names of measurements in a legend, and its title."""
+    if "checkpoint" in lines[0]:
+        return [label(line) for line in lines], "checkpoint"
     if all(line.get("epoch") is not None for line in lines):
         return [str(line["epoch"]) for line in lines], "epoch"
     places, title = positions(lines)
@@ -134,7 +132,7 @@ def draw_layers(axis, lines):
     image = axis.imshow(shares, aspect="auto", cmap="magma", vmin=0, extent=extent)
     axis.set_yticks(range(len(layers)), layers, fontsize=min(8, 220 / len(layers)))
     axis.set_xlabel("timesteps t")
-    last = "last measurement" if title == "run/epoch" else f"{title} {names[-1]}"
+    last = "last measurement" if title == "checkpoint" else f"{title} {names[-1]}"
     axis.set_title(f"Share of each layer's $I_t$, {last}", fontsize=10)
     axis.figure.colorbar(image, ax=axis)
 
@@ -162,8 +160,8 @@ def training(folder):
 def draw_loss(axis, lines):
     """Training loss, from the first epoch on, and test loss."""
     epochs = [line["epoch"] for line in lines]
-    axis.plot(epochs, [line["train_loss"] for line in lines], label="training")
-    axis.plot(epochs, [line["test_loss"] for line in lines], label="test")
+    axis.plot(epochs, [line["train_loss"] for line in lines], marker=".", label="training")
+    axis.plot(epochs, [line["test_loss"] for line in lines], marker=".", label="test")
     axis.set(ylabel="loss (nats)")
     if any(line["test_loss"] for line in lines):
         axis.set_yscale("log")
@@ -201,6 +199,8 @@ def draw_operations(axis, lines):
 def draw_layers_by_epoch(axis, lines, field):
     """A field of log.jsonl that has a number for each layer."""
     epochs, names = [line["epoch"] for line in lines], list(lines[-1][field])
+    if not names:
+        axis.text(0.5, 0.5, "no such layer", ha="center", transform=axis.transAxes)
     for name, colour in zip(names, shades(len(names))):
         axis.plot(epochs, [line[field].get(name) for line in lines], color=colour, label=name, lw=1)
 

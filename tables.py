@@ -61,7 +61,10 @@ def print_measurement(args, line, accuracy):
 
 def warn_of_spike_rates(spike_rate, epoch):
     """Warn about layers that almost never spike, or almost always. spike_rate: {layer: rate}."""
-    for name, rate in spike_rate.items():
-        if rank() == 0 and not SILENT < rate < SATURATED:
-            message = f"warning: {name} has a spike rate of {rate:.2g} after epoch {epoch}"
-            print(message, file=sys.stderr)
+    names = [name for name, rate in spike_rate.items() if not SILENT < rate < SATURATED]
+    if names and rank() == 0:
+        print(
+            f"warning: after epoch {epoch}, {len(names)} of {len(spike_rate)} layers spike almost "
+            f"never or always: {', '.join(names)}",
+            file=sys.stderr,
+        )

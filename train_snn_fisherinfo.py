@@ -13,7 +13,7 @@ GPU:
 
 Measure saved models, of this project or of the release, without training:
 
-    python train_snn_fisherinfo.py --checkpoints runs/NAME/checkpoint_*.pt
+    python train_snn_fisherinfo.py --checkpoints runs/NAME/checkpoint_0*.pt
     python train_snn_fisherinfo.py --checkpoints T10_Dcifar10_Aresnet19_ce/*_ckpt_0020.pth.tar
 
 Under torchrun the processes share the samples; the result is the same. Measuring does not change
@@ -105,6 +105,7 @@ def measure_checkpoints(args, run, model, batches, test_set):
         utils.load_weights(model, checkpoint, path, args)
         number = re.search(r"_(\d{4})\.", path)  # a released file has its epoch only in the name
         epoch = checkpoint.get("epoch", int(number[1]) if number else None)
+        tqdm.write(path)
         accuracy = evaluate(model, test_set, args)["test_accuracy"]
         measure_all(args, run, model, batches, {"epoch": epoch, "checkpoint": path}, accuracy)
 

@@ -104,8 +104,8 @@ def check_named(flags, typed, source):
         code = flags.get(name)
         if is_code(code) and name not in typed:
             raise BadInput(
-                f"{source} names --{name} {code}, but scripts load code only if the command line "
-                f"names its file: add --{name} {code} if you trust that file"
+                f"{source} names --{name} {code}, but code is loaded only from a file that you "
+                f"name: if you trust it, add --{name} {code} (in load_run {name}=...)"
             )
 
 

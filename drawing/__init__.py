@@ -47,8 +47,9 @@ def shades(count):
 
 
 def label(line):
-    """The name of a checkpoint in a legend: its folder and its epoch."""
-    return f"{Path(line['checkpoint']).parent.name}/{line['epoch']}"
+    """The name of a checkpoint in a legend, by folder and file: "run/0010", "run/best"."""
+    path = Path(line["checkpoint"])
+    return f"{path.parent.name}/{path.stem.removeprefix('checkpoint_')}"
 
 
 def make_logarithmic(axis, sides):

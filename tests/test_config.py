@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import torch
 from helpers import TINY, TINY_FISHER, lines, run, start
 
 import config
@@ -170,6 +171,14 @@ def test_bad_flags_are_refused(command, message, checkpoint):
     with pytest.raises(BadInput) as error:
         config.parse(script, argv)
     assert message in str(error.value)
+
+
+def test_checkpoints_of_different_networks_are_measured_in_commands_of_their_own(tmp_path):
+    for name, tau in (("a", 2.0), ("b", 4.0)):
+        torch.save({"state_dict": {}, "args": {"tau": tau}}, tmp_path / name)
+    argv = ["--checkpoints", str(tmp_path / "a"), str(tmp_path / "b")]
+    with pytest.raises(BadInput, match=r"differ in --tau \(2\.0 and 4\.0\): take one at a time"):
+        config.parse("train_snn_fisherinfo", argv)
 
 
 def test_bad_flags_end_a_script_with_one_line_and_status_2(tmp_path):

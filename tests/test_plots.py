@@ -44,16 +44,12 @@ def test_a_measurement_of_several_kinds_has_a_centroid_for_each(unbroken, figure
     ]
 
 
-def test_checkpoints_are_named_by_their_epoch_and_those_of_several_runs_by_their_folder(
-    unbroken, figures, tmp_path
-):
+def test_checkpoints_are_named_by_folder_and_file(unbroken, figures, tmp_path):
     line = read_lines(unbroken / "fisher.jsonl")[-1]
-    checkpoints = ["runs/a/latest.pt", "runs/a/best.pt", "runs/b/latest.pt"]
-    lines = [line | {"checkpoint": checkpoint} for checkpoint in checkpoints]
-    plots.fisher(lines[:2], tmp_path / "fisher.png")
-    assert legend(figures["fisher.png"].axes[0]) == ["2", "2"]
+    checkpoints = ["a/checkpoint_0002.pt", "a/checkpoint_best.pt", "b/model.pt"]
+    lines = [line | {"checkpoint": f"runs/{checkpoint}"} for checkpoint in checkpoints]
     plots.fisher(lines, tmp_path / "fisher.png")
-    assert legend(figures["fisher.png"].axes[0]) == ["a/2", "a/2", "b/2"]
+    assert legend(figures["fisher.png"].axes[0]) == ["a/0002", "a/best", "b/model"]
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "fisher.jsonl", "robustness.jsonl"])

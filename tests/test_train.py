@@ -130,7 +130,7 @@ def test_the_learning_rate_follows_its_schedule(schedule, expected):
 
 def test_a_layer_that_hardly_spikes_is_warned_about(undrawn, tmp_path, capsys):
     run(tmp_path, "--threshold", "1000")
-    assert "lif_fc1 has a spike rate of 0 after epoch 1" in capsys.readouterr().err
+    assert "after epoch 1, 1 of 1 layers spike almost never" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")

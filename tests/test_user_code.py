@@ -62,7 +62,7 @@ def test_code_is_loaded_only_from_a_file_that_the_command_line_names(
     places = {"RUN": str(tmp_path / "run"), "BUILT_IN": str(unbroken)}
     flags = [places.get(flag, flag) for flag in flags]
     monkeypatch.setattr(user_code, "load_function", None)  # nothing may come to it
-    with pytest.raises(BadInput, match=rf"add --arch {OWN}:build if you trust"):
+    with pytest.raises(BadInput, match=rf"if you trust it, add --arch {OWN}:build"):
         run(tmp_path, *flags, script=script, flags=[])
 
 
