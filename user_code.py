@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from archs import after_each
-from fisher.fast import KEEPS, REPEATED, TemporalFisher, alike
+from fisher.refusals import KEEPS, REPEATED, alike, check_independence
 from utils import BadInput
 
 # Flags of a network. FUNCTION and `archs.build` have a parameter of the same name, or another.
@@ -134,7 +134,7 @@ def check_network(args, model, dataset):
     x = dataset.encode(x)
     twin = copy.deepcopy(model).eval()  # the network keeps its own running statistics
     try:
-        TemporalFisher(twin).check_independence(x, y)
+        check_independence(twin, x, y)
         steps, _, classes = twin(x).shape
         if steps != args.timestep:
             raise ValueError(f"it gives outputs of T = {steps}: pass --timestep {steps}")

@@ -11,14 +11,15 @@ A chunk is at most 64 samples of a batch. For each chunk:
  3. For each t, one backward pass gives the signals of all calls. From these follow the squared
     norms of every sample's gradient (uses.py, norms.py, gram.py).
 
-In the first batch, two samples are compared with the definition. If a parameter disagrees, or if no
-rule covers its use, the definition measures it, with a warning.
+The first batch tells whether the information of the model has a meaning (refusals.py). Two of its
+samples are compared with the definition. If a parameter disagrees, or if no rule covers its use,
+the definition measures it, with a warning.
 """
 
 import math
 import sys
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from fnmatch import fnmatch
 
 import torch
@@ -32,25 +33,22 @@ from fisher.definition import (
     measured,
     one_by_one,
     prefix_losses,
-    squared_norm,
 )
-from fisher.layout import gradients, precision, read_layouts
+from fisher.layout import gradients, read_layouts
 from fisher.norms import Norms
 from fisher.record import Recorder
+from fisher.refusals import (
+    KEEPS,
+    REPEATED,
+    check_gradients,
+    check_independence,
+    check_modules,
+    differing,
+)
 
 # Samples in a chunk. float32 has powers of 2 for 64 samples, float16 for 16.
 MOST_SAMPLES, HALF_SAMPLES, FEW_SAMPLES = 64, 16, 8
 CPU_NUMBERS = 2**22  # in the outputs of all calls of a chunk: with more, a CPU waits for memory
-REPEATED = 0.1  # tolerance of a call that is repeated: only a GPU adds in another order
-KEEPS = (
-    "a second model(x) gives other outputs or gradients: reset its membranes in forward, draw no "
-    "random numbers there, leave x as it is, or call model.eval()"
-)
-REENTRANT = "pass use_reentrant=False to torch.utils.checkpoint"
-MIXES = (
-    "outputs of a sample depend on the others in its batch, or on calls before: make samples "
-    "independent, reset membranes in forward, and return outputs [T, N, classes]"
-)
 
 
 def temporal_fisher(model, x, y, *, prefix="cumulative", chunk=None, skip=()):
@@ -104,7 +102,7 @@ class TemporalFisher:
 
     def __call__(self, x, y):
         check_arguments(x, y, self.prefix)
-        self.check_modules()
+        check_modules(self.model)
         x = x.detach()
         with as_written(), torch.enable_grad():
             if not self.compared:
@@ -190,6 +188,13 @@ class TemporalFisher:
 
     # ---------------------------------------------------------------- the first batch
 
+    def check_model(self, x, y):
+        """The squared norms of two samples by the definition. Raises ValueError if the information
+        of the model has no meaning."""
+        few = max(3, min(self.chunk or FEW_SAMPLES, FEW_SAMPLES))
+        check_independence(self.model, x[:few], y[..., :few])
+        return check_gradients(self.model, x, y, self.prefix, self.parameters)
+
     def compare(self, x, y):
         """Compare two samples with the definition. The definition measures parameters that differ.
         Raises ValueError if the information of the model has no meaning."""
@@ -202,72 +207,6 @@ class TemporalFisher:
             raise ValueError(KEEPS)
         # A hook of a parameter may act only on other samples.
         self.note_slow(hooked.union(names))
-
-    def check_model(self, x, y):
-        """Raise ValueError if the information of the model has no meaning. Returns the norms of
-        the first two samples by the definition."""
-        for name, p in self.model.named_parameters():
-            if p._post_accumulate_grad_hooks:  # as of an optimizer in the backward pass
-                raise ValueError(f"remove the hook of {name}: a measurement would run it")
-        self.check_independence(x, y)
-        x, y = at_least_two(x[:2].clone(), y[..., :2])
-        options = {"prefix": self.prefix, "names": self.parameters}
-        try:
-            with without_grad(self.model):
-                expected = one_by_one(self.model, x, y, **options)
-                second = one_by_one(self.model, x[1:], y[..., 1:], **options)
-                # Sample 1 twice: their mean loss has the gradient of one.
-                ordinary = self.norms_of_backward(x[[1, 1]], y[..., [1, 1]])
-        except RuntimeError as error:
-            for words, cure in (("graph a second time", KEEPS), ("use_reentrant", REENTRANT)):
-                if words in str(error):
-                    raise ValueError(cure) from error
-            raise
-        if differing({name: norms[:, 1:] for name, norms in expected.items()}, second, REPEATED):
-            raise ValueError(KEEPS)
-        last = {name: norms[-1, 1] for name, norms in expected.items()}
-        hidden = differing(last, ordinary)
-        if hidden:
-            names = ", ".join(hidden)
-            raise ValueError(f"torch.autograd.grad does not see gradients of {names}: {REENTRANT}")
-        return expected
-
-    def check_modules(self):
-        """Raise ValueError for a layer in train mode."""
-        for name, module in self.model.named_modules():
-            if module.training and not isinstance(module, torch.nn.RNNBase):  # cuDNN's need it
-                raise ValueError(f"layer {name or 'model'} is in train mode: call model.eval()")
-
-    def norms_of_backward(self, x, y):
-        """{name: squared norm} of the gradient of the last loss, by an ordinary backward()."""
-        losses = prefix_losses(check_outputs(self.model(x), x, y), y, self.prefix)
-        losses[-1].mean().backward(retain_graph=True)  # a second graph may share a part of it
-        norms = {}
-        for name, p in self.parameters.items():
-            norms[name] = losses.new_zeros(()) if p.grad is None else squared_norm(p.grad)
-        return norms
-
-    def check_independence(self, x, y):
-        """Raise ValueError if a second call with a few samples gives other outputs, or if outputs
-        of the first two depend on each other."""
-        few = max(3, min(self.chunk or FEW_SAMPLES, FEW_SAMPLES))
-        x, y = x[:few].clone(), y[..., :few]
-        first = check_outputs(self.model(x), x, y)
-        if not alike(first, check_outputs(self.model(x), x, y), REPEATED):
-            raise ValueError(KEEPS)
-        pair, labels = at_least_two(x[:2], y[..., :2])
-        try:
-            together = check_outputs(self.model(pair), pair, labels)
-        except RuntimeError as error:
-            raise ValueError(
-                f"model(x) of two samples fails after one of {len(x)} ({error}): reset its "
-                "membranes in forward, and take any batch size"
-            ) from error
-        for n in range(2):
-            alone = check_outputs(self.model(pair[[n, n]]), pair, labels)
-            check_timesteps(len(first), len(alone))
-            if not alike(together[:, n], alone[:, n]):
-                raise ValueError(MIXES)
 
 
 def names_without(skip, names):
@@ -294,19 +233,6 @@ def out_of_memory(error):
     return isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error)
 
 
-@contextmanager
-def without_grad(model):
-    """In the `with` block no parameter has a .grad. After it, each has the one that it had."""
-    before = [(p, p.grad) for p in model.parameters()]
-    try:
-        for p, _ in before:
-            p.grad = None
-        yield
-    finally:
-        for p, gradient in before:
-            p.grad = gradient
-
-
 def uncovered(recorder, losses, calls):
     """Names of the parameters that a batch uses outside calls with a known layout."""
     names = recorder.others.union(*(call.names for call in calls if call.layout is None))
@@ -321,31 +247,8 @@ def uncovered(recorder, losses, calls):
     return names
 
 
-# -------------------------------------------------------------------- comparisons
-
-
 def as_written():
     """In the `with` block, compiled models run as written, so that calls can be recorded."""
     if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
-
-
-def alike(a, b, tolerance=1):
-    """Whether outputs agree. For equal shapes kernels are equal; only the order of sums differs."""
-    if a.shape != b.shape:
-        return False
-    near = tolerance * precision(a.dtype) * a.detach().abs().nan_to_num(0, 0, 0).max()
-    return torch.allclose(a, b, rtol=0, atol=near.item(), equal_nan=True)
-
-
-def differing(expected, norms, tolerance=10):
-    """Names whose gradient norms differ. A norm far below the largest may be only rounding."""
-    largest = max(values.nan_to_num(0, 0, 0).max().sqrt().item() for values in expected.values())
-    names = []
-    for name, values in expected.items():
-        near = precision(values.dtype)
-        options = {"rtol": tolerance * near, "atol": 1e-3 * near * largest, "equal_nan": True}
-        if not torch.allclose(norms[name].sqrt().to(values.dtype), values.sqrt(), **options):
-            names.append(name)
-    return names

@@ -27,6 +27,7 @@ from fisher.definition import (
     squared_norm,
 )
 from fisher.fast import TemporalFisher
+from fisher.refusals import check_modules
 
 LABELS = ("data", "model", "exact")
 ESTIMATORS = ("exact", "release")
@@ -94,7 +95,7 @@ def measure(model, batches, *, samples=None, labels="data", prefix="cumulative",
         raise ValueError("the released estimator needs labels from the data or the model")
     start = time.perf_counter()
     fisher = TemporalFisher(model, prefix, chunk, skip)
-    fisher.check_modules()
+    check_modules(model)
     parameters = fisher.parameters
     squared_norms = fisher.of_mean if estimator == "release" else fisher
     device = next(iter(parameters.values())).device
