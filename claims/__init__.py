@@ -3,7 +3,7 @@
 The docstring of a claim begins its page. It has four paragraphs: the claim, a question, the rule by
 which the answer is found, and what is run. The functions are
 
-    runs(study)                {name: [Run, ...]}: what it needs
+    runs(study)                {name: [CommandLine, ...]}: what it needs
     numbers(study, folders)    plain values by seed, from {name: [run folder, ...]}
     page(numbers, path)        draws the figure at `path`; the answer, the conditions, the tables
 """

@@ -24,7 +24,7 @@ DRAWN_LABELS = "--fisher_labels data model"
 
 
 @dataclass(frozen=True)
-class Run:
+class CommandLine:
     """One command line of a script, and the name of its run folder."""
 
     name: str
@@ -34,14 +34,14 @@ class Run:
 
 
 def make_run(name, script, flags, networks, downloads):
-    """The Run of a script. With `downloads` it takes --data_dir."""
+    """The CommandLine of a script. With `downloads` it takes --data_dir."""
     words = [f"{script}.py"]
     if networks:
         words += ["--checkpoints", *(f"RUNS/{network}/{LATEST}" for network in networks)]
     if downloads:
         words.append("--data_dir DATA")
     command = " ".join(str(word) for word in (*words, *flags) if word != "")
-    return Run(re.sub("[ ,=]+", "_", name), script, command, networks)
+    return CommandLine(re.sub("[ ,=]+", "_", name), script, command, networks)
 
 
 @dataclass(frozen=True)
