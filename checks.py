@@ -38,9 +38,17 @@ def refuse(condition, message):
 def saved_flags(path):
     """The flags of input and network in a checkpoint. A released checkpoint has none."""
     saved = load_checkpoint(path).get("args", {})
+    check_frames(saved, path)
     arch = saved.get("arch", "resnet19")
     refuse(arch not in ARCHS and not is_code(arch), f"{path} has an unknown --arch {arch}")
     return {name: saved[name] for name in MODEL_FLAGS & saved.keys()}
+
+
+def check_frames(flags, path):
+    """Raise BadInput if the flags are of a round of prune_snn.py that saw only the first frames."""
+    frames, steps = flags.get("frames"), flags.get("timestep")
+    message = f"{path} saw only the first {steps} of {frames} frames: take a final network"
+    refuse(frames not in (None, steps), message)
 
 
 def flags_of_run(path, script):

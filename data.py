@@ -219,15 +219,16 @@ def statistics(args, images, largest):
 
 def channel_statistics(images, largest):
     """Mean and standard deviation of pixels by channel, in pieces of bounded memory. The standard
-    deviation of a constant channel is set to 1."""
+    deviation of a constant channel is set to 1, also if rounding made it above 0."""
     total = square = 0
     for piece in images.split(max(1, PIECE_BYTES // (8 * images[0].numel()))):
         flat = piece.transpose(0, -3).flatten(1).double() / largest  # (C, everything else)
         total = total + flat.sum(1)
         square = square + flat.square().sum(1)
     count = images.numel() / len(total)
-    std = (square / count - (total / count) ** 2).clamp(min=0).sqrt()
-    return (total / count).float(), torch.where(std > 1e-6, std, 1.0).float()
+    mean, mean_square = total / count, square / count
+    std = (mean_square - mean**2).clamp(min=0).sqrt()
+    return mean.float(), torch.where(std > 1e-6 * mean_square.sqrt(), std, 1.0).float()
 
 
 def replace_labels(train, share, seed):

@@ -214,7 +214,7 @@ def evaluate_network(args, run, path, other, dataset):
 def main(argv=None):
     args = config.parse("eval_snn_robustness", argv, __doc__)
     dataset = data.load(args, pick_device(args.device))[1]
-    data.need_pixels("an attack", dataset)
+    data.need_pixels("the evaluation", dataset)
     seed_all(args.seed, "subset")
     dataset = dataset.subset(torch.randperm(len(dataset))[: args.robust_samples])
     seeds = {path: load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints}

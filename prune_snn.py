@@ -116,6 +116,8 @@ class Search:
         args = copy.copy(self.args)
         args.out_dir, args.exp_name, args.resume = str(self.folder), name, True
         args.timestep = steps
+        if self.train_set.images.dim() == 5:
+            args.frames = self.args.timestep  # in the data; the network sees the first `steps`
         args.save_epochs = [*args.save_epochs, str(KL_EPOCH), str(args.rewind_epoch)]
         model = build_model(args, self.train_set, args.checkpoint_activations)
         if args.compile:

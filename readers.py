@@ -38,6 +38,8 @@ def as_tensor(args, array):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of read-only maps
         try:
+            if isinstance(array, np.ndarray):  # torch knows no other byte order, no backward axis
+                array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
             tensor = torch.as_tensor(array).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadInput(f"{args.dataset} must give arrays of numbers: {error}") from error
@@ -126,8 +128,8 @@ def read_npz(args):
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
         with np.load(args.data_file, allow_pickle=False) as file:
-            return [torch.from_numpy(file[name]) for name in names]
-    except Exception as error:  # zipfile, zlib, numpy and torch each have their own
+            return [file[name] for name in names]
+    except Exception as error:  # zipfile, zlib and numpy each have their own
         raise BadInput(
             f"{args.data_file} is not an .npz with arrays of numbers {', '.join(names)} ({error})"
         ) from error

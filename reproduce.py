@@ -60,7 +60,9 @@ def report(name, args, out_dir, results):
         raise BadInput(f"there is no {path}: run the claim without --redraw")
     try:
         record = json.loads(path.read_text())
-    except ValueError as error:
+        if "numbers" not in record:
+            raise ValueError("there are no numbers")
+    except (ValueError, TypeError) as error:
         raise BadInput(f"{path} is damaged: restore it, or run without --redraw") from error
     page = write_page(path.with_suffix(".md"), CLAIMS[name], record)
     print(f"{name}: {words_of(CLAIMS[name])[0]}")

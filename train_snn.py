@@ -79,6 +79,8 @@ def setup(args):
     train_set, test_set = (replace(s, corruption=corruption) for s in (train_set, test_set))
     if args.adv_train:
         data.need_pixels("--adv_train", train_set)
+    if min(args.batch_size, len(train_set)) < 2 * processes():
+        raise BadInput(f"{processes()} processes need at least {2 * processes()} samples per batch")
     model = build_model(args, train_set, args.checkpoint_activations)
     user_code.check_network(args, model, train_set)
     if args.compile and not archs.lif_layers(model):
@@ -144,7 +146,8 @@ def train_epoch(args, model, optimizer, train_set, epoch):
     autocast = torch.autocast(train_set.device.type, torch.bfloat16, enabled=args.amp == "bf16")
     steps, correct, images, start = [], 0, 0, time.perf_counter()
     batches = train_set.batches(args.batch_size, args.seed, epoch, augment=not args.no_augment)
-    for x, y in tqdm(batches, f"epoch {epoch}", disable=utils.no_bar(), leave=False):
+    hidden = True if rank() else None  # None: the bar is only in a terminal
+    for x, y in tqdm(batches, f"epoch {epoch}", disable=hidden, leave=False):
         if args.adv_train:
             with autocast:  # a context of its own: it keeps weights cast without a graph
                 x = adversarial(args, network, train_set, x, y)
@@ -216,8 +219,6 @@ def fit(args, run, model, train_set, test_set, after_epoch, masks=None, start=0)
     if args.test_samples:
         utils.seed_all(0, "subset")  # the same for every --seed
         test_set = test_set.subset(torch.randperm(len(test_set))[: args.test_samples])
-    if min(args.batch_size, len(train_set)) < 2 * processes():
-        raise BadInput(f"{processes()} processes need at least {2 * processes()} samples per batch")
     optimizer = make_optimizer(args, model)
     if masks:
         pruning.hold(optimizer, model, masks)

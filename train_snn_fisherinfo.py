@@ -68,7 +68,7 @@ def measure_all(args, run, model, batches, about, accuracy):
         try:
             measurement = measure(
                 model,
-                tqdm(split_batches, "fisher", disable=utils.no_bar(), leave=False),
+                tqdm(split_batches, "fisher", disable=True if rank() else None, leave=False),
                 labels=labels,
                 prefix=args.fisher_prefix,
                 estimator=args.fisher_estimator,

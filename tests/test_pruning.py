@@ -12,7 +12,7 @@ import config
 import prune_snn
 import pruning
 import train_snn
-from utils import load_checkpoint, read_lines
+from utils import BadInput, load_checkpoint, load_run, read_lines
 
 
 @pytest.fixture
@@ -112,6 +112,12 @@ def test_a_round_starts_from_the_kept_weights_of_the_rewind_epoch(searched, tmp_
     first = lines(searched / "full" / "round_02", "log.jsonl")[0]
     assert first["epoch"] == 1
     assert first["prefix_loss"] == train_snn.evaluate(model, test_set, args)["prefix_loss"]
+
+
+def test_a_network_that_saw_only_the_first_frames_is_not_measured_on_others(searched):
+    assert load_run(searched / "2" / "final_02")[1].timestep == 4
+    with pytest.raises(BadInput, match="saw only the first 2 of 4 frames: take a final network"):
+        load_run(searched / "2" / "round_01")
 
 
 def test_a_search_that_is_killed_goes_on_to_the_same_network(searched, undrawn, tmp_path):

@@ -25,6 +25,9 @@ def test_own_images_or_frames_are_read_from_an_npz_file(tmp_path):
     images, labels, _, _ = read_npz(tmp_path / "x.npz", x_train=x, y_train=y, x_test=x[:3])
     assert torch.equal(images, torch.from_numpy(x).float())
     assert labels.tolist() == [2, 0, 1, 1, 0, 2]
+    turned = {"x_train": x[..., ::-1].astype(">f8"), "x_test": x[:3], "y_train": y}
+    turned = read_npz(tmp_path / "x.npz", **turned)
+    assert torch.equal(turned[0], images.flip(3))
     _, _, frames, _ = read_npz(tmp_path / "x.npz")
     assert torch.equal(frames, torch.ones(3, 4, 2, 8, 8, dtype=torch.uint8))
 
