@@ -57,14 +57,14 @@ def check(args, x_train, y_train, x_test, y_test):
                 f"{name} has shape {shape}, not [N, C, H, W] or [N, T, C, H, W] with N >= 2 and H, "
                 f"W >= {SMALLEST_IMAGE}: transpose channels-last arrays, add an axis for C = 1"
             )
-        if y.shape != x.shape[:1]:
-            raise BadInput(f"y_{split} of {args.dataset} has shape {list(y.shape)}, not [N]: give "
-                           f"one label for each of {name}")  # fmt: skip
         if len(shape) == 5 and shape[1] != args.timestep:
             raise BadInput(
                 f"{name} has shape {shape}, and frames are [N, T, C, H, W]: pass --timestep "
                 f"{shape[1]}, or move the axis of time"
             )
+        if y.shape != x.shape[:1]:
+            raise BadInput(f"y_{split} of {args.dataset} has shape {list(y.shape)}, not [N]: give "
+                           f"one label for each of {name}")  # fmt: skip
         if x.is_floating_point() and not x.sum().isfinite():
             raise BadInput(f"{name} has values that are not finite in float32: replace them")
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
