@@ -38,7 +38,7 @@ def check_independence(model, x, y):
     """Raise ValueError if a second call with these samples gives other outputs, or if outputs of
     the first two depend on each other."""
     x = x.clone()
-    first = check_outputs(model(x), x, y)
+    first = check_outputs(model(x), x, y).detach()  # without its graph
     if not alike(first, check_outputs(model(x), x, y), REPEATED):
         raise ValueError(KEEPS)
     pair, labels = at_least_two(x[:2], y[..., :2])
