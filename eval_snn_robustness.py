@@ -26,19 +26,12 @@ import attacks
 import config
 import data
 import user_code
+import utils
 from checks import saved_flags
 from drawing.robustness import accuracy_figure
 from fisher import prefix_outputs
 from train_snn import build_model
-from utils import (
-    ROBUSTNESS_FILE,
-    Run,
-    load_checkpoint,
-    load_weights,
-    pick_device,
-    run_script,
-    seed_all,
-)
+from utils import ROBUSTNESS_FILE, load_checkpoint
 
 Z = 1.96  # standard errors in a 95 % interval
 UNBOUNDED_STEPS = 50
@@ -156,7 +149,7 @@ def load_network(args, path, dataset):
     args = Namespace(**vars(args) | saved)
     model = build_model(args, dataset)
     user_code.check_network(args, model, dataset)
-    load_weights(model, load_checkpoint(path), path, args)
+    utils.load_weights(model, load_checkpoint(path), path, args)
     return model.eval().requires_grad_(False)
 
 
@@ -213,18 +206,18 @@ def evaluate_network(args, run, path, other, dataset):
 
 def main(argv=None):
     args = config.parse("eval_snn_robustness", argv, __doc__)
-    dataset = data.load(args, pick_device(args.device))[1]
+    dataset = data.load(args, utils.pick_device(args.device))[1]
     data.need_pixels("the evaluation", dataset)
-    seed_all(args.seed, "subset")
+    utils.seed_all(args.seed, "subset")
     dataset = dataset.subset(torch.randperm(len(dataset))[: args.robust_samples])
     seeds = {path: load_checkpoint(path).get("args", {}).get("seed") for path in args.checkpoints}
     for path in args.checkpoints:  # one that does not fit leaves no folder
         load_network(args, path, dataset)
-    with Run(args, dataset.device) as run:
+    with utils.Run(args, dataset.device) as run:
         for path in args.checkpoints:
             evaluate_network(args, run, path, another_seed(path, seeds), dataset)
         print(f"run folder {run.folder}\nfigure     {accuracy_figure(run.folder)}")
 
 
 if __name__ == "__main__":
-    run_script(main, "eval_snn_robustness.py")
+    utils.run_script(main, "eval_snn_robustness.py")
