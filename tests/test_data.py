@@ -122,7 +122,9 @@ def test_the_seed_draws_samples_and_random_labels():
     clean, _ = load(*flags, "0")
     train, _ = load(*flags, "0", "--label_corrupt_prob", "0.5")
     other, _ = load(*flags, "1", "--label_corrupt_prob", "0.5")
+    again, _ = load(*flags, "0", "--label_corrupt_prob", "0.5")
     assert torch.equal(train.images, clean.images)
+    assert torch.equal(train.labels, again.labels)
     assert 0.4 < (train.labels != clean.labels).float().mean() < 0.5  # one in ten is right again
     assert not torch.equal(train.images, other.images)
 
