@@ -19,7 +19,8 @@ from utils import BadInput, load_checkpoint, read_record
 START_FLAGS = {"resume", "device", "out_dir", "exp_name", "script"}
 # Flags that a checkpoint has saved: of its input, and of its network.
 INPUT_FLAGS = {
-    "dataset", "data_file", "standardise", "fake_shape", "planted_time", "encode", "timestep"}
+    "dataset", "data_file", "standardise", "fake_shape", "planted_time", "frames", "encode",
+    "timestep"}
 MODEL_FLAGS = INPUT_FLAGS | {
     "datanum", "label_corrupt_prob", "seed", "arch", "width", "layernum", "norm", "tau",
     "threshold", "reset", "surrogate", "surrogate_alpha", "undecayed_input", "undetached_reset"}
@@ -38,17 +39,9 @@ def refuse(condition, message):
 def saved_flags(path):
     """The flags of input and network in a checkpoint. A released checkpoint has none."""
     saved = load_checkpoint(path).get("args", {})
-    check_frames(saved, path)
     arch = saved.get("arch", "resnet19")
     refuse(arch not in ARCHS and not is_code(arch), f"{path} has an unknown --arch {arch}")
     return {name: saved[name] for name in MODEL_FLAGS & saved.keys()}
-
-
-def check_frames(flags, path):
-    """Raise BadInput if the flags are of a round of prune_snn.py that saw only the first frames."""
-    frames, steps = flags.get("frames"), flags.get("timestep")
-    message = f"{path} saw only the first {steps} of {frames} frames: take a final network"
-    refuse(frames not in (None, steps), message)
 
 
 def flags_of_run(path, script):
@@ -111,8 +104,11 @@ def check(args, typed, parser):
     for name in typed:
         need = parser.needs[name]
         refuse(need and not is_given(need, flags), f"--{name} has an effect only with {need}")
-    for name in ("planted_time", "noisetime", "lossskiptime", "prefix_time", "attack_prefix",
-                 "target_ic"):  # fmt: skip
+    frames = args.frames or args.timestep
+    refuse(frames < args.timestep, f"--timestep {args.timestep} is past --frames {frames}")
+    late = max(args.planted_time) > frames
+    refuse(late, f"--planted_time {max(args.planted_time)} is past the {frames} timesteps")
+    for name in ("noisetime", "lossskiptime", "prefix_time", "attack_prefix", "target_ic"):
         times = flags.get(name) or 0
         last = max(times) if isinstance(times, list) else times
         refuse(last > args.timestep, f"--{name} {last} is past --timestep {args.timestep}")

@@ -70,6 +70,8 @@ def shared_flags(parser):
     flag("--data_file", None, "x_train, y_train, x_test, y_test as .npz", needs="--dataset npz")
     flag("--fake_shape", [3, 32, 32], "[T] C H W", nargs="+", type=COUNT, needs="--dataset fake")
     flag("--planted_time", [1], "timesteps that show the class", needs="--dataset planted", **TIMES)
+    flag("--frames", None, "timesteps of the frames in the data set; the network sees the first T; "
+         "without it, T", type=COUNT)
     flag("--datanum", None, "number of training samples; without it, all", type=number(int, 2))
     flag("--label_corrupt_prob", 0.0, "share of random training labels", type=SHARE)
     flag("--encode", "d", "d: the image at every timestep; p: Poisson spikes", choices=["d", "p"])

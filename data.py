@@ -122,6 +122,12 @@ class ImageSet:
         """The set with the samples `index`, in this order."""
         return replace(self, images=self.images[index], labels=self.labels[index])
 
+    def first_steps(self, steps):
+        """The set for a network of that many timesteps."""
+        if self.images.dim() == 5:
+            return replace(self, images=self.images[:, :steps])
+        return replace(self, poisson_steps=min(steps, self.poisson_steps))
+
     def to(self, device):
         """The set on that device. Images stay where they are if they need half of a GPU's free
         memory."""
@@ -187,7 +193,8 @@ def load(args, device):
     train = ImageSet(
         x_train, y_train, classes, largest, mean, std, *AUGMENT.get(args.dataset, (0, False))
     )
-    test = replace(train, images=x_test, labels=y_test)
+    test = replace(train, images=x_test, labels=y_test).first_steps(args.timestep)
+    train = train.first_steps(args.timestep)
     if args.encode == "p":
         if frames:
             raise BadInput("--encode p is for images, and frames are in time already: leave it out")

@@ -19,7 +19,6 @@ goes on after the last finished epoch of a round.
 
 import copy
 import time
-from dataclasses import replace
 
 import torch
 from tqdm import tqdm
@@ -50,13 +49,6 @@ def fewest_by_kl(outputs):
         if divergence[t - 1] < KL_RATIO * divergence[1]:
             return t
     return len(outputs)
-
-
-def first_steps(dataset, steps):
-    """The data set for a network of that many timesteps."""
-    if dataset.images.dim() == 5:
-        return replace(dataset, images=dataset.images[:, :steps])
-    return replace(dataset, poisson_steps=min(steps, dataset.poisson_steps))
 
 
 class Search:
@@ -117,14 +109,14 @@ class Search:
         args.out_dir, args.exp_name, args.resume = str(self.folder), name, True
         args.timestep = steps
         if self.train_set.images.dim() == 5:
-            args.frames = self.args.timestep  # in the data; the network sees the first `steps`
+            args.frames = args.frames or self.args.timestep
         args.save_epochs = [*args.save_epochs, str(KL_EPOCH), str(args.rewind_epoch)]
         model = build_model(args, self.train_set, args.checkpoint_activations)
         if args.compile:
             compile_neurons(model)
         model.load_state_dict(early["state_dict"])
         pruning.apply(model, masks)
-        sets = [first_steps(dataset, steps) for dataset in (self.train_set, self.test_set)]
+        sets = [dataset.first_steps(steps) for dataset in (self.train_set, self.test_set)]
         with Run(args, self.train_set.device) as run:
             fit(args, run, model, *sets, lambda line: None, masks=masks, start=early["epoch"])
             rates = [line["images_per_second"] for line in run.lines(LOG_FILE)[1:]]

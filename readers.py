@@ -57,10 +57,12 @@ def check(args, x_train, y_train, x_test, y_test):
                 f"{name} has shape {shape}, not [N, C, H, W] or [N, T, C, H, W] with N >= 2 and H, "
                 f"W >= {SMALLEST_IMAGE}: transpose channels-last arrays, add an axis for C = 1"
             )
-        if len(shape) == 5 and shape[1] != args.timestep:
+        if len(shape) == 4 and args.frames:
+            raise BadInput(f"{name} has shape {shape} of images: leave out --frames")
+        if len(shape) == 5 and shape[1] != (args.frames or args.timestep):
             raise BadInput(
                 f"{name} has shape {shape}, and frames are [N, T, C, H, W]: pass --timestep "
-                f"{shape[1]}, or move the axis of time"
+                f"{shape[1]}, or --frames {shape[1]} for a smaller T, or move the axis of time"
             )
         if y.shape != x.shape[:1]:
             raise BadInput(f"y_{split} of {args.dataset} has shape {list(y.shape)}, not [N]: give "
@@ -112,7 +114,7 @@ def read_planted(args):
     arrays = []
     for size in (2000, 500):
         labels = np.arange(size) % FAKE_CLASSES
-        pixels = rng.integers(2, size=(size, args.timestep, 1, 8, 8))
+        pixels = rng.integers(2, size=(size, args.frames or args.timestep, 1, 8, 8))
         pixels[:, [t - 1 for t in args.planted_time]] = patterns[labels]
         arrays += [noisy(pixels, rng), labels]
     return arrays

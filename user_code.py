@@ -89,7 +89,8 @@ def call(code, values):
 
 def read_arrays(args):
     """Read x_train, y_train, x_test, y_test of --dataset FILE.py:FUNCTION. Raises BadInput."""
-    arrays = call(args.dataset, {"data_dir": args.data_dir, "timestep": args.timestep})
+    values = {"data_dir": args.data_dir, "timestep": args.frames or args.timestep}
+    arrays = call(args.dataset, values)
     if not isinstance(arrays, tuple | list) or len(arrays) != 4:
         raise BadInput(f"{args.dataset} must return x_train, y_train, x_test, y_test")
     return arrays

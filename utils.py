@@ -286,8 +286,7 @@ def load_run(folder, *, arch=None, dataset=None):
     It also reads the data set of the run. If the network or the data set is user code, `arch` or
     `dataset` must name it again, as FILE.py:FUNCTION. Raises BadInput.
     """
-    import checks  # not above, since these import utils
-    import data
+    import data  # not above, since these import utils
     import train_snn
     import user_code
 
@@ -296,7 +295,6 @@ def load_run(folder, *, arch=None, dataset=None):
     if "args" not in checkpoint:
         raise BadInput(f"{path} has no flags: build its network with archs.build")
     named = {name: value for name, value in (("arch", arch), ("dataset", dataset)) if value}
-    checks.check_frames(checkpoint["args"], path)
     user_code.check_named(checkpoint["args"], named, path)
     args = argparse.Namespace(**checkpoint["args"] | named)
     train_set, _ = data.load(args, torch.device("cpu"))

@@ -26,7 +26,8 @@ EFFECTS = {
     "train_snn": [],  # those of train_snn_fisherinfo, which has more
     "train_snn_fisherinfo": [
         "--dataset digits", "--fake_shape 1 10 10", "--dataset planted --planted_time 2",
-        "--datanum 64", "--label_corrupt_prob 0.5", "--encode p", "--standardise none",
+        "--dataset planted --frames 4", "--datanum 64", "--label_corrupt_prob 0.5", "--encode p",
+        "--standardise none",
         "--batch_size 50", "--seed 1", "--arch vgg5", "--width 0.2", "--layernum 3", "--timestep 3",
         "--layernum 3 --norm folded", "--tau 4", "--threshold 0.5", "--reset soft",
         "--surrogate triangle", "--surrogate_alpha 3", "--undecayed_input", "--undetached_reset",
@@ -154,6 +155,8 @@ def test_a_run_without_a_name_is_resumed_by_the_same_flags(tmp_path):
         ("train_snn --tau inf --undecayed_input", "--tau inf has no decay"),
         ("train_snn --attack_steps 4", "only with --adv_train"),
         ("train_snn --noisetype blur --noisetime 11", "past --timestep 10"),
+        ("train_snn --dataset planted --planted_time 9", "9 is past the 8 timesteps"),
+        ("train_snn --dataset planted --frames 4", "--timestep 8 is past --frames 4"),
         ("train_snn --timestep 2 --lossskiptime 1 2", "skips all of the first 2"),
         ("train_snn --save_epochs 0", "--save_epochs"),
         ("train_snn_fisherinfo --epochs 5 --fisher_epochs 6", "past --epochs 5"),

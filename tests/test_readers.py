@@ -11,12 +11,16 @@ import readers
 from utils import BadInput
 
 
+def flags(frames=None, **others):
+    return SimpleNamespace(frames=frames, **others)
+
+
 def read_npz(path, **changes):
     """The arrays of a file of 4-step frames in three classes, but for the changes."""
     arrays = {"x_train": np.zeros((6, 4, 2, 8, 8), np.uint8), "y_train": np.arange(6) % 3}
     arrays |= {"x_test": np.ones((3, 4, 2, 8, 8), np.uint8), "y_test": np.arange(3)}
     np.savez(path, **arrays | changes)
-    return readers.read(SimpleNamespace(dataset="npz", data_file=str(path), timestep=4))
+    return readers.read(flags(dataset="npz", data_file=str(path), timestep=4))
 
 
 def test_own_images_or_frames_are_read_from_an_npz_file(tmp_path):
@@ -54,13 +58,13 @@ def test_an_array_that_no_network_takes_is_refused_by_name(name, array, message,
 
 def test_tensors_of_a_user_bring_no_graph():
     code = f"{ROOT / 'tests' / 'own.py'}:with_graph"
-    args = SimpleNamespace(dataset=code, data_dir="data", timestep=4)
+    args = flags(dataset=code, data_dir="data", timestep=4)
     assert not readers.read(args)[0].requires_grad
 
 
 def test_a_file_that_is_missing_damaged_or_incomplete_is_refused(tmp_path):
     path = tmp_path / "x.npz"
-    args = SimpleNamespace(dataset="npz", data_file=str(path))
+    args = flags(dataset="npz", data_file=str(path))
     with pytest.raises(BadInput, match="No such file"):
         readers.read(args)
     np.savez(path, x_train=np.zeros(3), y_train=np.zeros(3), y_test=np.zeros(3))
@@ -78,7 +82,7 @@ def put_fashion_mnist(folder, images, labels):
     for split in ("train", "t10k"):
         (raw / f"{split}-images-idx3-ubyte").write_bytes(images)
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(labels)
-    return SimpleNamespace(dataset="fashion_mnist", data_dir=str(folder))
+    return flags(dataset="fashion_mnist", data_dir=str(folder))
 
 
 def test_a_set_of_torchvision_is_read_from_files_that_are_there(tmp_path):
@@ -94,7 +98,7 @@ def test_a_set_of_torchvision_is_read_from_files_that_are_there(tmp_path):
 
 def test_a_set_that_is_damaged_or_missing_names_one_that_needs_no_file(tmp_path):
     damaged = put_fashion_mnist(tmp_path, b"no idx file", b"no idx file")
-    missing = SimpleNamespace(dataset="cifar10", data_dir=__file__)  # no folder: nothing downloads
+    missing = flags(dataset="cifar10", data_dir=__file__)  # no folder: nothing downloads
     for args in (damaged, missing):
         with pytest.raises(BadInput, match=f"{args.dataset} .* use --dataset digits"):
             readers.read(args)
@@ -105,15 +109,20 @@ def test_colour_images_are_put_channels_first(monkeypatch):
     cifar10 = SimpleNamespace(data=x, targets=[0, 1, 2, 3, 4])
     torchvision = SimpleNamespace(CIFAR10=lambda *args, **flags: cifar10)
     monkeypatch.setattr(readers, "import_torchvision", lambda module: torchvision)
-    images, _, _, _ = readers.read(SimpleNamespace(dataset="cifar10", data_dir="."))
+    images, _, _, _ = readers.read(flags(dataset="cifar10", data_dir="."))
     assert torch.equal(images, torch.from_numpy(x).permute(0, 3, 1, 2))
 
 
 def test_the_class_shows_at_the_planted_timesteps_alone():
-    args = SimpleNamespace(dataset="planted", timestep=6, planted_time=[2, 5])
+    args = flags(dataset="planted", timestep=6, planted_time=[2, 5])
     x_train, y_train, x_test, y_test = readers.read(args)
     means = torch.stack([x_train[y_train == label].mean(0) for label in range(10)])
     for t in range(1, 7):
         distance = torch.cdist(x_test[:, t - 1].flatten(1), means[:, t - 1].flatten(1))
         accuracy = (distance.argmin(1) == y_test).float().mean()
         assert accuracy == 1 if t in args.planted_time else accuracy < 0.2
+
+
+def test_images_have_no_frames():
+    with pytest.raises(BadInput, match="of images: leave out --frames"):
+        readers.read(flags(dataset="digits", timestep=8, frames=9))
