@@ -12,7 +12,7 @@ from utils import BadInput
 
 
 def load(*argv):
-    """The training set, the test set and the replaced labels that the flags describe."""
+    """The training set and the test set that the flags describe."""
     return data.load(config.parse("train_snn", list(argv)), torch.device("cpu"))
 
 
