@@ -41,5 +41,5 @@ def hold(optimizer, model, masks):
 
 def sparsity(masks):
     """The share of pruned weights among the prunable ones."""
-    kept = sum(mask.sum().item() for mask in masks.values())
-    return 1 - kept / sum(mask.numel() for mask in masks.values())
+    flat = torch.cat([mask.flatten() for mask in masks.values()])
+    return 1 - flat.sum().item() / flat.numel()

@@ -64,13 +64,13 @@ def write_page(path, claim, record):
         align = ["---", *["---:"] * (len(heads) - 1)]
         lines = [f"| {' | '.join(map(str, row))} |" for row in (heads, align, *cells)]
         text += [f"## {heading}", "\n".join(lines)]
-    text += ["## What was run", what, *how(record, path.stem)]
+    text += ["## What was run", what, *paragraphs_on_runs(record, path.stem)]
     text.append("\n".join(f"    python {command}" for command in record["runs"]))
     write_atomically(path, ("\n\n".join(text) + "\n").encode())
     return page
 
 
-def how(record, name):
+def paragraphs_on_runs(record, name):
     """The paragraphs on the words of the page, and on the command."""
     versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
     return (

@@ -74,9 +74,9 @@ def fitting(call, d, scaled, powers):
     largest = largest_in_rows(call, d)
     ignored = silent(largest)
     for dim in call.dims:
-        times, rest = divmod(call.shape[dim], samples)
+        times, remainder = divmod(call.shape[dim], samples)
         for inner in range(1, times + 1):
-            if rest == 0 and times % inner == 0:
+            if remainder == 0 and times % inner == 0:
                 power = powers.to(d.dtype).repeat_interleave(inner).repeat(times // inner)
                 power = power.view(-1, *(1,) * (d.dim() - dim - 1))  # along `dim`
                 off = largest_in_rows(call, scaled - d * power)

@@ -139,7 +139,7 @@ def test_a_control_has_its_own_curve(made_up):
 
 
 @pytest.fixture
-def found(made_up, tmp_path):
+def conditions_of(made_up, tmp_path):
     """A function: {words: (mean effect, verdict)} of the conditions of a claim."""
 
     def conditions(name):
@@ -149,18 +149,18 @@ def found(made_up, tmp_path):
     return conditions
 
 
-def test_a_concentration_is_from_the_first_epoch_after_training_began_to_the_last(found):
-    falls, early = found("concentration").items()
+def test_a_concentration_is_from_the_first_epoch_after_training_began_to_the_last(conditions_of):
+    falls, early = conditions_of("concentration").items()
     assert falls == ("the network: IC falls by more than 0.167", (pytest.approx(2.9), "confirmed"))
     assert early[0] == "the network: IC ends below flat (1.5) by more than 0.167"
     assert early[1] == (pytest.approx(-0.6), "undecided")  # [-1.87, 0.67]
 
 
-def test_noise_hurts_early_if_the_first_half_costs_more(found):
-    assert list(found("robustness").values()) == [(pytest.approx(0.1), "confirmed")] * 2
+def test_noise_hurts_early_if_the_first_half_costs_more(conditions_of):
+    assert list(conditions_of("robustness").values()) == [(pytest.approx(0.1), "confirmed")] * 2
 
 
-def test_a_search_is_compared_with_the_full_one_seed_by_seed(found):
-    accuracy, *_, speed = found("pruning").values()
+def test_a_search_is_compared_with_the_full_one_seed_by_seed(conditions_of):
+    accuracy, *_, speed = conditions_of("pruning").values()
     assert accuracy == (pytest.approx(-1), "confirmed")
     assert speed == (3, "confirmed")

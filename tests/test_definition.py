@@ -81,8 +81,8 @@ def test_prefixes_residuals_and_centroid_are_as_written():
 def test_the_release_squares_the_gradient_of_a_batch_mean():
     model, x, y = Readout(5, 3), torch.randn(5, 4, 5), torch.randint(3, (5,))
     norms = batch_means(model, x, y, 2)
-    for batch, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
-        loss = F.cross_entropy(model(x[part])[:3].mean(0), y[part])
+    for batch, samples in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
+        loss = F.cross_entropy(model(x[samples])[:3].mean(0), y[samples])
         gradient = torch.autograd.grad(loss, model.weight)[0]
         torch.testing.assert_close(norms["weight"][2, batch], gradient.square().sum())
 
@@ -93,8 +93,8 @@ def test_drawn_labels_follow_the_prediction_and_not_the_chunks():
     share = F.one_hot(labels, 3).double().mean(1)
     torch.testing.assert_close(share, prefix_outputs(outputs)[:, 0].softmax(1), atol=0.02, rtol=0)
     generator = torch.Generator().manual_seed(0)
-    parts = [draw_labels(part, generator) for part in outputs.split(7000, 1)]
-    assert torch.equal(torch.cat(parts, 1), labels)
+    chunks = [draw_labels(chunk, generator) for chunk in outputs.split(7000, 1)]
+    assert torch.equal(torch.cat(chunks, 1), labels)
 
 
 def test_the_bootstrap_interval_covers_the_centroid_as_often_as_it_says():

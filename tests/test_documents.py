@@ -21,8 +21,8 @@ def blocks_with(*words):
 def test_the_network_and_the_data_of_the_page_are_trained(undrawn, tmp_path):
     (tmp_path / "my_net.py").write_text(*blocks_with("def build"))
     (tmp_path / "my_data.py").write_text(*blocks_with("def load"))
-    own = ["--arch", f"{tmp_path}/my_net.py:build", "--dataset", f"{tmp_path}/my_data.py:load"]
-    run(tmp_path, *own, flags=["--timestep", "4", "--epochs", "1"])
+    code = ["--arch", f"{tmp_path}/my_net.py:build", "--dataset", f"{tmp_path}/my_data.py:load"]
+    run(tmp_path, *code, flags=["--timestep", "4", "--epochs", "1"])
 
 
 @pytest.mark.parametrize("block", blocks_with("runs/"))

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 @pytest.mark.filterwarnings("ignore:measured one sample at a time")
 def test_a_network_of_another_library_is_trained_and_measured(library, network, layers, tmp_path):
     pytest.importorskip(library)
-    own = ["--dataset", "digits", "--datanum", "64", "--arch", f"{EXAMPLES}/{network}"]
+    digits = ["--dataset", "digits", "--datanum", "64", "--arch", f"{EXAMPLES}/{network}"]
     fisher = ["--fisher_epochs", "1", "--fisher_samples", "2"]
-    folder = run(tmp_path, *own, *fisher, script="train_snn_fisherinfo", flags=SHORT)
+    folder = run(tmp_path, *digits, *fisher, script="train_snn_fisherinfo", flags=SHORT)
     assert len(lines(folder, "log.jsonl")[-1]["spike_rate"]) == layers
     assert lines(folder, "fisher.jsonl")[0]["fisher"][1] > 0
 
@@ -43,11 +43,11 @@ def test_events_become_frames_once(tmp_path):
         twice = event(5, 7, 1, 10) + event(5, 7, 1, 20)
         for file in files[-4:]:
             file.write_bytes(twice + event(label, 33, 0, 90_000) + event(0, 0, 0, 100_000))
-    own = ["--dataset", f"{EXAMPLES}/nmnist.py:frames", "--data_dir", str(tmp_path)]
-    run(tmp_path / "first", *own, "--arch", "vgg5", flags=SHORT)
+    events = ["--dataset", f"{EXAMPLES}/nmnist.py:frames", "--data_dir", str(tmp_path)]
+    run(tmp_path / "first", *events, "--arch", "vgg5", flags=SHORT)
     for file in files:
         file.write_bytes(b"")  # is not read again
-    run(tmp_path / "second", *own, "--arch", "vgg5", flags=SHORT)
+    run(tmp_path / "second", *events, "--arch", "vgg5", flags=SHORT)
     counts = np.load(tmp_path / "NMNIST" / "Train_T2.npy")  # (N, T, polarity, y, x)
     assert counts.shape == (12, 2, 2, 34, 34)
     assert counts[8, 0, 1, 7, 5] == 2 and counts[8, 1, 0, 33, 2] == 1 and counts[8].sum() == 3

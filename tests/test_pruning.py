@@ -24,10 +24,10 @@ def model():
 
 
 def split(state, masks):
-    """|w| of all kept and of all pruned weights."""
-    kept = [state[name][mask].abs() for name, mask in masks.items()]
+    """|w| of all remaining and of all pruned weights."""
+    remaining = [state[name][mask].abs() for name, mask in masks.items()]
     pruned = [state[name][~mask].abs() for name, mask in masks.items()]
-    return torch.cat(kept), torch.cat(pruned)
+    return torch.cat(remaining), torch.cat(pruned)
 
 
 def test_the_share_is_exact_and_the_smallest_of_the_kept_weights_go(model):
@@ -39,8 +39,8 @@ def test_the_share_is_exact_and_the_smallest_of_the_kept_weights_go(model):
         left -= round(rate * left)
         assert sum(mask.sum().item() for mask in masks.values()) == left
         assert all((masks[name] <= before[name]).all() for name in masks)
-        kept, pruned = split(model.state_dict(), masks)
-        assert kept.min() >= pruned.max()
+        remaining, pruned = split(model.state_dict(), masks)
+        assert remaining.min() >= pruned.max()
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
@@ -60,8 +60,8 @@ def test_pruned_weights_stay_zero_whatever_the_optimizer_does(kind, model):
     pruning.hold(optimizer, model, masks)
     for _ in range(3):
         step()
-        kept, pruned = split(model.state_dict(), masks)
-        assert pruned.max() == 0 < kept.min()
+        remaining, pruned = split(model.state_dict(), masks)
+        assert pruned.max() == 0 < remaining.min()
 
 
 # ---------------------------------------------------------------- prune_snn.py
@@ -99,8 +99,8 @@ def test_a_round_prunes_the_smallest_weights_of_the_round_before(rule, searched)
     names = ["round_00", last] if rule == "one_shot" else ["round_00", "round_01", last]
     for name, following in pairwise(names):
         before, after = latest(searched / rule, name), latest(searched / rule, following)
-        kept, pruned = split(before["state_dict"], after["masks"])
-        assert len(pruned) and kept.min() >= pruned.max()
+        remaining, pruned = split(before["state_dict"], after["masks"])
+        assert len(pruned) and remaining.min() >= pruned.max()
         assert split(after["state_dict"], after["masks"])[1].max() == 0
 
 

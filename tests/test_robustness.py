@@ -84,12 +84,12 @@ def test_a_sample_counts_as_right_if_it_is_right_under_every_attacker(network):
     args, model, other, dataset = network
     attack = attacks.fgsm(0.03)
     worst, line = robustness.under_attack(args, model, other, dataset, attack, unbounded=False)
-    own = robustness.right(model, dataset, args, attack, model)
+    alone = robustness.right(model, dataset, args, attack, model)
     attacker = attacks.with_surrogate(model, "triangle:0.5")
     triangle = robustness.right(model, dataset, args, attack, attacker)
     transferred = robustness.right(model, dataset, args, attack, other)
-    assert torch.equal(worst, own & triangle) and 0 < worst.sum() < own.sum()
-    shares = [correct[1].float().mean().item() for correct in (own, triangle, transferred)]
+    assert torch.equal(worst, alone & triangle) and 0 < worst.sum() < alone.sum()
+    shares = [correct[1].float().mean().item() for correct in (alone, triangle, transferred)]
     assert [*line["surrogates"].values(), line["transfer"]] == shares
 
 

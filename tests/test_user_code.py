@@ -26,23 +26,23 @@ def trained(tmp_path_factory):
 
 
 def test_own_network_and_data_go_through_every_script(tmp_path):
-    own = [*NETWORK, "--dataset", f"{OWN}:frames", "--data_dir", str(tmp_path)]
-    folder = run(tmp_path, *own, script="train_snn_fisherinfo", flags=SHORT + TINY_FISHER)
+    code = [*NETWORK, "--dataset", f"{OWN}:frames", "--data_dir", str(tmp_path)]
+    folder = run(tmp_path, *code, script="train_snn_fisherinfo", flags=SHORT + TINY_FISHER)
     assert len(lines(folder, "fisher.jsonl")) == 2
     assert read_record(folder / "args.json")["args"]["arch"] == NETWORK[1]
 
-    run(tmp_path, *own, "--resume", "--epochs", "3", script="train_snn_fisherinfo", flags=[])
+    run(tmp_path, *code, "--resume", "--epochs", "3", script="train_snn_fisherinfo", flags=[])
     assert load_checkpoint(folder / "checkpoint_latest.pt")["epoch"] == 3
 
     saved = ["--checkpoints", str(folder)]
-    measured = run(tmp_path / "m", *own, *saved, script="train_snn_fisherinfo", flags=[])
+    measured = run(tmp_path / "m", *code, *saved, script="train_snn_fisherinfo", flags=[])
     assert lines(measured, "fisher.jsonl")[0]["timestep"] == 2
-    evaluated = run(tmp_path / "e", *own, *saved, *ATTACK, script="eval_snn_robustness", flags=[])
+    evaluated = run(tmp_path / "e", *code, *saved, *ATTACK, script="eval_snn_robustness", flags=[])
     clean = lines(evaluated, "robustness.jsonl")[0]
     log = lines(folder, "log.jsonl")
     assert clean["accuracy"] == pytest.approx(log[-1]["prefix_accuracy"])
-    pruned = run(tmp_path / "p", *own, "--rounds", "1", "--search_timestep", "1", "--rewind_epoch",
-                 "1", script="prune_snn", flags=SHORT)  # fmt: skip
+    search = [*code, "--rounds", "1", "--search_timestep", "1", "--rewind_epoch", "1"]
+    pruned = run(tmp_path / "p", *search, script="prune_snn", flags=SHORT)
     assert [line["timestep"] for line in lines(pruned, "pruning.jsonl")] == [1, 2]
 
 
@@ -153,9 +153,9 @@ def test_spikes_are_counted_of_neurons_that_are_not_lif(tmp_path, capsys):
 
 
 def test_a_network_may_call_its_neurons_step_by_step_and_name_a_layer_module(tmp_path):
-    own = ["--arch", f"{OWN}:Wrapped"]
-    folder = run(tmp_path, *own, flags=SHORT)
-    run(tmp_path, *own, "--resume", "--epochs", "3", flags=[])
+    code = ["--arch", f"{OWN}:Wrapped"]
+    folder = run(tmp_path, *code, flags=SHORT)
+    run(tmp_path, *code, "--resume", "--epochs", "3", flags=[])
     assert load_checkpoint(folder / "checkpoint_latest.pt")["epoch"] == 3
     assert lines(folder, "log.jsonl")[-1]["spike_rate"] == {}  # nothing calls LIF.forward
 

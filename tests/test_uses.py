@@ -37,17 +37,17 @@ def sorted_by_content(m, x):
 
 
 def recomputed(m, x):
-    def part(v):
+    def block(v):
         return m.c(v.permute(1, 2, 0)).permute(2, 0, 1)
 
-    return checkpoint(part, m.a(x).tanh(), use_reentrant=False)
+    return checkpoint(block, m.a(x).tanh(), use_reentrant=False)
 
 
 def recomputed_numbers(m, x):
-    def part(v):
+    def block(v):
         return torch.lerp(v, v.tanh(), m.g) * m.h
 
-    return checkpoint(part, m.a(x), use_reentrant=False)
+    return checkpoint(block, m.a(x), use_reentrant=False)
 
 
 def hooked_output(m, x):
