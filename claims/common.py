@@ -155,10 +155,10 @@ def shares_of_flat(rows, keys):
     return shares
 
 
-def ends_early(name, row):
-    """The condition that the IC of a row ends below flat, by the margin."""
+def ends_early(name, row, what="IC"):
+    """The condition that the centroid of a row ends below flat, by the margin. `what` names it."""
     flat, bound = row["flat"], margin(row["flat"])
-    words = f"{name}: IC ends below flat ({flat:g}) by more than {bound:.3g}"
+    words = f"{name}: {what} ends below flat ({flat:g}) by more than {bound:.3g}"
     return condition(words, flat, row["ic"], low=bound)
 
 

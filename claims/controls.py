@@ -2,7 +2,8 @@
 
 Is the information still early if other explanations are removed?
 
-With each control, IC must end below flat, the centroid of a flat curve, by more than a ninth of it.
+With each control, the centroid must end below flat, that of a flat curve, by more than a ninth of
+it.
 
 The trained networks are measured in other ways. These are: with all labels, on held-out samples, by
 only the output at t, without the path through the membranes, and by the estimator of the released
@@ -70,7 +71,7 @@ def per(folders, key, labels="data"):
 def page(numbers, path):
     rows = {name: {"ic": common.centroids(curves)} for name, curves in numbers.items()}
     rows = common.with_flat(rows, len(numbers[PAPER][0]))
-    conditions = [common.ends_early(name, row) for name, row in rows.items()]
+    conditions = [common.ends_early(name, row, "the centroid") for name, row in rows.items()]
     columns = {"ic": "centroid", "flat": "flat"}
     number = common.count_confirmed(conditions, rows)
     answer = f"With {number} of these {len(rows)} ways to measure, the centroid ends early."

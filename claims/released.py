@@ -5,8 +5,7 @@ Does the released code measure another centroid than that of I_t?
 IC with means of 16 gradients must be below that of I_t by more than a ninth of flat.
 
 The trained networks are measured by that estimator with batches of several sizes B, and sample by
-sample (B = 1), always on the same samples. Others copied the estimator with other B. The figure
-shows what their curves measure.
+sample (B = 1). A last batch with fewer samples is left out.
 """
 
 import json

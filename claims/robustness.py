@@ -6,7 +6,7 @@ accuracy than in the last half?
 The first half must cost 0.02 of accuracy more than the last half.
 
 The trained networks get noise and blur in the first half of the timesteps, in the last half, and in
-all. In all timesteps they are also attacked.
+all. If T is odd, the middle timestep is in neither half. In all timesteps they are also attacked.
 """
 
 from claims import common, figures, pages
