@@ -127,7 +127,11 @@ def check(args, typed, parser):
     else:
         past = (flags.get("fisher_batch") or 1) > MOST_SAMPLES
         refuse(past, f"--fisher_batch must be at most {MOST_SAMPLES}")
-    if args.script != "eval_snn_robustness":
+    idle = args.frames == args.timestep and "frames" in typed
+    refuse(idle, f"--frames {args.frames} is --timestep: leave it out")
+    if args.script == "eval_snn_robustness":
+        check_robustness(args, typed)
+    else:
         check_training(args, typed)
     if args.script == "prune_snn":
         check_pruning(args, typed)
@@ -147,6 +151,8 @@ def check_training(args, typed):
     refuse(args.noisetime and not corrupted, "--noisetime needs --noisetype or --freqlevel")
     pixels = args.encode == "p" or args.adv_train  # in [0, 1]
     refuse(args.freqlevel and pixels, "--freqlevel does not work with --encode p or --adv_train")
+    for name in sorted(typed.keys() & {"attack_steps", "attack_step_size"}):
+        refuse(args.attack_method == "fgsm", f"--{name} has an effect only with pgd: leave it out")
     if args.loss == "centroid":
         refuse(args.target_ic is None, "--loss centroid needs --target_ic")
         refuse(args.loss_threshold is not None, "--loss centroid takes no --loss_threshold")
@@ -160,8 +166,18 @@ def check_training(args, typed):
     refuse("0" in args.save_epochs, "--save_epochs counts from 1: epoch 0 has no checkpoint")
 
 
+def check_robustness(args, typed):
+    """Raise BadInput for flags of an evaluation that do not fit together."""
+    nothing = args.noisetime and not (args.noise_levels or args.blur_levels)
+    refuse(nothing, "--noisetime needs --noise_levels or --blur_levels")
+    one_step = "attack_step_size" in typed and "pgd" not in args.attack_method
+    refuse(one_step, "--attack_step_size is for --attack_method pgd: leave it out")
+
+
 def check_pruning(args, typed):
     """Raise BadInput for flags of a search that do not fit together."""
+    unused = "information_share" in typed and "fisher" not in args.search_timestep
+    refuse(unused, "--information_share has an effect only with --search_timestep fisher")
     for name in sorted(typed.keys() & {"noisetime", "lossskiptime", "attack_prefix", "init"}):
         raise BadInput(f"a search runs fewer timesteps: leave out --{name}")
     refuse(args.loss in ("prefix", "centroid"), f"--loss {args.loss} needs all timesteps: use ce")

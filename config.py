@@ -210,7 +210,8 @@ def pruning_flags(parser):
     flag("--rounds", 14, "number of pruning rounds", type=COUNT)
     flag("--final_rounds", None, "train with all T after these; default the last one", nargs="+",
          type=COUNT)
-    flag("--prune_rate", 0.25, "share of the kept weights that a round prunes", type=SHARE)
+    flag("--prune_rate", 0.25, "share of the kept weights that a round prunes, below 1",
+         type=number(float, 0, 0.999))
     flag("--rewind_epoch", 10, "kept weights go back to this epoch", type=number(int, 0))
     flag("--information_share", 0.9, "fisher: share of sum_t I_t to reach", type=SHARE)
 # fmt: on

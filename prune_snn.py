@@ -59,11 +59,11 @@ class Search:
         self.train_set, self.test_set = train_set, test_set
         self.batches = batches  # for the Fisher information
 
-    def search(self):
-        """Go through the rounds, and train the networks of --final_rounds with all timesteps."""
+    def search(self, masks):
+        """Go through the rounds, and train the networks of --final_rounds with all timesteps. The
+        `masks` keep all weights."""
         args = self.args
         model = build_model(args, self.train_set)
-        masks = pruning.all_kept(model)
         early = {"state_dict": model.state_dict(), "epoch": 0}
         steps = int(self.rule) if self.rule.isdigit() else args.timestep
         model, seconds = self.train("round_00", steps, masks, early)
@@ -171,12 +171,13 @@ class Search:
 
 def main(argv=None):
     args = config.parse("prune_snn", argv, __doc__)
-    _, train_set, test_set = setup(args)
+    model, train_set, test_set = setup(args)
     batches = fisher_batches(args, train_set)
+    masks = pruning.all_kept(model.eval(), batches[0][0])
     with Run(args, test_set.device) as run:
         print("  search   stage round steps  sparsity  accuracy     IC   seconds  operations")
         for rule in args.search_timestep:
-            Search(args, run, rule, train_set, test_set, batches).search()
+            Search(args, run, rule, train_set, test_set, batches).search(masks)
         print(f"run folder {run.folder}\nfigure     {error_figure(run.folder)}")
 
 

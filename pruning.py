@@ -1,19 +1,36 @@
 """Unstructured pruning: masks {weight name: bool tensor of its shape, True for kept weights}.
 
 Pruning takes weights of convolutions and linear layers, from all layers together. It leaves out
-BatchNorm, biases and the first layer. A pruned weight is exactly 0 after every optimizer step
-(`hold`).
+BatchNorm, biases and the layer that runs first. A pruned weight is exactly 0 after every step of
+the optimizer (`hold`).
 """
 
 import torch
 
+from archs import after_each
 from operations import LAYERS
+from utils import BadInput
 
 
-def all_kept(model):
-    """Masks that keep every weight of the convolutions and linear layers, except the first."""
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
-    return {f"{name}.weight": torch.ones_like(layer.weight).bool() for name, layer in layers[1:]}
+@torch.no_grad()
+def all_kept(model, x):
+    """Masks that keep every weight of the convolutions and linear layers of a model in eval mode,
+    except the layer that runs first for the inputs x. Raises BadInput if a weight is not a
+    parameter, or if there is none."""
+    order = []
+    with after_each(model, LAYERS, lambda name, *_: order.append(name)):
+        model(x)
+    masks = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LAYERS) or name in order[:1]:
+            continue
+        if not isinstance(layer.weight, torch.nn.Parameter):
+            raise BadInput(f"{name}.weight is not a parameter: prune a network without weight_norm")
+        masks[f"{name}.weight"] = torch.ones_like(layer.weight).bool()
+    if not masks:
+        raise BadInput("no weight can be pruned: the network needs a convolution or linear layer "
+                       "after the first one")  # fmt: skip
+    return masks
 
 
 def prune(model, masks, rate):

@@ -25,6 +25,7 @@ ARGS_FILE, LOG_FILE = "args.json", "log.jsonl"
 FISHER_FILE, SAMPLES_FILE = "fisher.jsonl", "fisher_samples.pt"
 ROBUSTNESS_FILE, PRUNING_FILE = "robustness.jsonl", "pruning.jsonl"
 LATEST, BEST = "checkpoint_latest.pt", "checkpoint_best.pt"
+LATER_FLAGS = {"frames": None}  # runs of earlier revisions lack them
 PURPOSES = ("model", "order", "step", "evaluate", "corrupt", "subset")  # of random numbers
 
 
@@ -219,7 +220,7 @@ def read_record(path):
     """The content of an args.json. Raises BadInput if it is damaged."""
     try:
         record = json.loads(Path(path).read_text())
-        args = dict(record["args"])
+        args = LATER_FLAGS | record["args"]
     except (ValueError, TypeError, KeyError) as error:
         raise BadInput(f"{path} is damaged: restore it, or remove the folder") from error
     if args.get("tau") == "inf":
@@ -272,6 +273,8 @@ def load_checkpoint(path):
     named = all(isinstance(name, str) for name in content["state_dict"])
     if not named or not isinstance(content.get("args", {}), dict):
         raise BadInput(f"{path} is damaged: restore it")
+    if "args" in content:
+        content["args"] = LATER_FLAGS | content["args"]
     return content
 
 

@@ -181,7 +181,10 @@ def summarise(norms, loss, residual, right, parameters, about, start):
         layers[layer] = layers.get(layer, 0) + values.mean(1)
         scales[layer] = scales.get(layer, 0) + squared_norm(parameters[name]).item()
     scale_free = {layer: (values * scales[layer]).tolist() for layer, values in layers.items()}
-    gain = quotient(per_sample, residual).mean(1) if about["estimator"] == "exact" else None
+    gain = None
+    if about["estimator"] == "exact":  # the mean over samples whose residual is above 0 in float32
+        sums = quotient(per_sample, residual).sum(1)
+        gain = sums / residual.count_nonzero(1).clamp(min=1)
     return Measurement(
         timestep=len(curve),
         **about,

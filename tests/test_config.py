@@ -58,6 +58,7 @@ ELSEWHERE = {
     "data_dir", "data_file", "checkpoints", "compile", "checkpoint_activations", "resume",
     "device", "out_dir", "exp_name"}
 # fmt: on
+EVALUATE = "eval_snn_robustness --checkpoints CHECKPOINT"
 pytestmark = pytest.mark.usefixtures("undrawn")
 ROWS = [(script, row) for script, rows in EFFECTS.items() for row in rows]
 
@@ -164,6 +165,12 @@ def test_a_run_without_a_name_is_resumed_by_the_same_flags(tmp_path):
         ("train_snn_fisherinfo --fisher_estimator release --fisher_samples 9", "two batches of 16"),
         ("prune_snn --noisetype blur --noisetime 1", "leave out --noisetime"),
         ("prune_snn --rounds 8 --final_rounds 3", "--rounds"),
+        ("prune_snn --search_timestep kl --information_share 0.3", "only with --search_timestep f"),
+        ("prune_snn --prune_rate 1", "must be at most 0.999"),
+        ("train_snn --adv_train --attack_method fgsm --attack_steps 5", "only with pgd"),
+        ("train_snn --dataset planted --frames 8", "--frames 8 is --timestep"),
+        (f"{EVALUATE} --attack_method fgsm --attack_step_size 3", "is for --attack_method pgd"),
+        (f"{EVALUATE} --noise_levels --blur_levels --noisetime 2", "--noisetime needs"),
         ("eval_snn_robustness --attack_surrogate atn:1", "did you mean atan?"),
         ("eval_snn_robustness --attack_surrogate atan:0", "must be above 0"),
         ("eval_snn_robustness --attack_surrogate atan:x", "invalid surrogate value"),

@@ -58,6 +58,14 @@ def test_a_measurement_of_a_linear_read_out_has_its_closed_form(labels, prefix, 
     assert measured.prefix_accuracy == pytest.approx(right.mean(1).tolist())
 
 
+def test_the_gain_is_a_mean_over_the_samples_with_an_error(float64):
+    model, (x, y, _) = Readout(5, 3).eval(), samples()
+    x[0] = 1e6 * x[0, 0]  # predictions of 0 and 1 at each t
+    y[0] = model(x)[0, 0].argmax()
+    others = measure(model, [(x[1:], y[1:])])
+    assert measure(model, [(x, y)]).gain == pytest.approx(others.gain)
+
+
 def test_the_first_samples_of_any_batches_are_measured(float64):
     model, (x, y, batches) = Readout(5, 3).eval(), samples()
     first = measure(model, [(x[:5], y[:5])])

@@ -23,7 +23,7 @@ def test_synaptic_operations_are_the_kept_multiply_accumulates_of_active_inputs(
     x = torch.ones(7, 2, 4, 4)
     first, second = 2 * 9 * 3 * 16, 48 * 5
     assert counted(model, x)[0] == pytest.approx([first, second])
-    pruning.apply(model, pruning.prune(model, pruning.all_kept(model), 0.5))
+    pruning.apply(model, pruning.prune(model, pruning.all_kept(model, x), 0.5))
     x[:, 0] = 0
     assert sum(counted(model, x)[0]) == pytest.approx(first / 2 + second / 2)
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers import TINY, arguments, assert_identical, lines, run
+from torch import nn
 
 import archs
 import config
@@ -13,7 +14,9 @@ import data
 import prune_snn
 import pruning
 import train_snn
-from utils import load_checkpoint, load_run, read_lines
+from utils import BadInput, load_checkpoint, load_run, read_lines
+
+IMAGES = torch.zeros(2, 2, 8, 8)
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def split(state, masks):
 
 
 def test_the_share_is_exact_and_the_smallest_of_the_kept_weights_go(model):
-    masks = pruning.all_kept(model)  # not the first layer, biases or BatchNorm
+    masks = pruning.all_kept(model, IMAGES)  # not the first layer, biases or BatchNorm
     assert list(masks) == ["conv2.weight", "conv3.weight", "fc1.weight", "fc2.weight"]
     left = sum(mask.numel() for mask in masks.values())
     for rate in (0.25, 0.25, 0.5, 0.9):
@@ -41,6 +44,27 @@ def test_the_share_is_exact_and_the_smallest_of_the_kept_weights_go(model):
         assert all((masks[name] <= before[name]).all() for name in masks)
         remaining, pruned = split(model.state_dict(), masks)
         assert remaining.min() >= pruned.max()
+
+
+class ReadoutFirst(nn.Module):
+    """Its layers stand in another order than they run."""
+
+    def __init__(self):
+        super().__init__()
+        self.readout, self.hidden = nn.Linear(6, 3), nn.Linear(5, 6)
+
+    def forward(self, x):
+        return self.readout(self.hidden(x))
+
+
+def test_the_layer_that_is_not_pruned_is_the_one_that_runs_first():
+    model, x = ReadoutFirst(), torch.randn(2, 5)
+    assert list(pruning.all_kept(model, x)) == ["readout.weight"]
+    nn.utils.parametrizations.weight_norm(model.readout)
+    with pytest.raises(BadInput, match=r"readout\.weight is not a parameter"):
+        pruning.all_kept(model, x)
+    with pytest.raises(BadInput, match="no weight can be pruned"):
+        pruning.all_kept(model.hidden, x)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
@@ -55,7 +79,7 @@ def test_pruned_weights_stay_zero_whatever_the_optimizer_does(kind, model):
         optimizer.step()
 
     step()  # momentum that would carry on
-    masks = pruning.prune(model, pruning.all_kept(model), 0.6)
+    masks = pruning.prune(model, pruning.all_kept(model, IMAGES), 0.6)
     pruning.apply(model, masks)
     pruning.hold(optimizer, model, masks)
     for _ in range(3):
