@@ -28,8 +28,7 @@ def all_kept(model, x):
             raise BadInput(f"{name}.weight is not a parameter: prune a network without weight_norm")
         masks[f"{name}.weight"] = torch.ones_like(layer.weight).bool()
     if not masks:
-        raise BadInput("no weight can be pruned: the network needs a convolution or linear layer "
-                       "after the first one")  # fmt: skip
+        raise BadInput("there is nothing to prune after the first convolution or linear layer")
     return masks
 
 

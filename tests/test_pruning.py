@@ -63,7 +63,7 @@ def test_the_layer_that_is_not_pruned_is_the_one_that_runs_first():
     nn.utils.parametrizations.weight_norm(model.readout)
     with pytest.raises(BadInput, match=r"readout\.weight is not a parameter"):
         pruning.all_kept(model, x)
-    with pytest.raises(BadInput, match="no weight can be pruned"):
+    with pytest.raises(BadInput, match="there is nothing to prune"):
         pruning.all_kept(model.hidden, x)
 
 
