@@ -104,10 +104,7 @@ def check(args, typed, parser):
     for name in typed:
         need = parser.needs[name]
         refuse(need and not is_given(need, flags), f"--{name} has an effect only with {need}")
-    frames = args.frames or args.timestep
-    refuse(frames < args.timestep, f"--timestep {args.timestep} is past --frames {frames}")
-    late = max(args.planted_time) > frames
-    refuse(late, f"--planted_time {max(args.planted_time)} is past the {frames} timesteps")
+    check_frames(args, typed)
     for name in ("noisetime", "lossskiptime", "prefix_time", "attack_prefix", "target_ic"):
         times = flags.get(name) or 0
         last = max(times) if isinstance(times, list) else times
@@ -127,8 +124,6 @@ def check(args, typed, parser):
     else:
         past = (flags.get("fisher_batch") or 1) > MOST_SAMPLES
         refuse(past, f"--fisher_batch must be at most {MOST_SAMPLES}")
-    idle = args.frames == args.timestep and "frames" in typed
-    refuse(idle, f"--frames {args.frames} is --timestep: leave it out")
     if args.script == "eval_snn_robustness":
         check_robustness(args, typed)
     else:
@@ -137,6 +132,15 @@ def check(args, typed, parser):
         check_pruning(args, typed)
     if flags.get("checkpoints"):
         check_checkpoints(args, typed, parser.groups)
+
+
+def check_frames(args, typed):
+    """Raise BadInput for timesteps that the data set does not have."""
+    frames = args.frames or args.timestep  # in the data set
+    refuse(typed.get("frames") == args.timestep, f"--frames {frames} is --timestep: leave it out")
+    refuse(frames < args.timestep, f"--timestep {args.timestep} is past --frames {frames}")
+    last = max(args.planted_time)
+    refuse(last > frames, f"--planted_time {last} is past the {frames} timesteps")
 
 
 def is_given(need, flags):

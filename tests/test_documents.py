@@ -14,8 +14,8 @@ COMMANDS = re.findall(
 )
 
 
-def blocks_with(*words):
-    return [block for block in BLOCKS if any(word in block for word in words)]
+def blocks_with(word):
+    return [block for block in BLOCKS if word in block]
 
 
 def test_the_network_and_the_data_of_the_page_are_trained(undrawn, tmp_path):

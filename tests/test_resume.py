@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import TINY, TINY_FISHER, assert_identical, everything, lines, run, start
 
-from utils import BadInput
+from utils import BadInput, load_run
 
 # Convolutions, and a random number for everything that takes one.
 RANDOM = ["--arch", "vgg5", "--width", "0.1", "--threshold", "0.3", "--encode", "p",
@@ -71,6 +71,19 @@ def test_another_start_neither_resumes_a_run_nor_changes_it(
     with pytest.raises(BadInput, match=message):
         run(tmp_path, *argv, script=script, flags=[])
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+def test_a_run_of_an_earlier_revision_has_no_frames(undrawn, tmp_path):
+    folder = run(tmp_path)
+    record = json.loads((folder / "args.json").read_text())
+    checkpoint = torch.load(folder / "checkpoint_latest.pt", weights_only=True)
+    for args in (record["args"], checkpoint["args"]):
+        del args["frames"]
+    (folder / "args.json").write_text(json.dumps(record))
+    torch.save(checkpoint, folder / "checkpoint_latest.pt")
+    assert load_run(folder)[1].frames is None
+    with pytest.raises(BadInput, match="has --frames None, not 3"):
+        run(tmp_path, "--resume", "--frames", "3", flags=[])
 
 
 def test_a_finished_run_is_trained_for_longer(undrawn, tmp_path, capsys):
