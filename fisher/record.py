@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -260,22 +259,24 @@ class Recorder(TorchFunctionMode):
 
     def scalar(self, function, *args, **kwargs):
         """A function of sources of one number: POINTWISE, or an operator of another library."""
+        views = {}  # of the sources, so that gradients by them are only those of this call
+
+        def view(v):
+            if not self.is_source(v):
+                return v
+            return views.setdefault(id(v), v.view_as(v))
+
+        args, kwargs = tree_map(view, (args, kwargs))
         z = function(*args, **kwargs)
-        leaves = tree_leaves((args, kwargs))
-        inputs = {id(v): v for v in leaves if isinstance(v, torch.Tensor)}
-        sources = [v for v in inputs.values() if self.is_source(v)]
-        copies = {key: v.detach().requires_grad_(key in self.sources) for key, v in inputs.items()}
-        args, kwargs = tree_map(lambda v: copies.get(id(v), v), (args, kwargs))
-        with unhooked():
-            twins = tree_leaves(function(*args, **kwargs))
-            pairs = [pair for pair in zip(tree_leaves(z), twins) if differentiable(pair[1])]
-            for (output, twin), source in product(pairs, sources):
-                try:
-                    factor = derivative(twin, copies[id(source)])
-                except RuntimeError:  # torch has no second derivative
-                    self.others |= self.names[id(source)]
-                    continue
-                use = Elementwise(source, (1,) * factor.dim(), factor)
+        outputs = differentiable(z)
+        for key in views if outputs else ():
+            try:
+                factors = derivatives(outputs, views[key])
+            except RuntimeError:  # torch has no second derivative
+                self.others |= self.names[key]
+                continue
+            for output, factor in zip(outputs, factors):
+                use = Elementwise(self.sources[key], (1,) * factor.dim(), factor)
                 self.record(output, range(max(output.dim() - 1, 1)), use)
         return z
 
@@ -303,21 +304,26 @@ def unhooked():
     return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda v: v)
 
 
-def derivative(z, source):
-    """The derivative of z by the one number of a source, in z's shape.
+def derivatives(outputs, source):
+    """The derivatives of the outputs by the one number of a source, each in its output's shape.
 
-    The gradient of (z u).sum() by the source is linear in u, so its gradient by u is the
-    derivative. Raises RuntimeError if torch has no second derivative, or a wrong one.
+    The gradient of sum (z u) over all outputs z is linear in the u, so its gradient by u is the
+    derivative of z. Raises RuntimeError if torch has no second derivative, or a wrong one.
     """
-    u = torch.linspace(0.5, 1.5, z.numel(), dtype=z.dtype, device=z.device)
-    u = u.view(z.shape).requires_grad_()
-    (linear,) = torch.autograd.grad(z, source, u, create_graph=True, materialize_grads=True)
-    (factor,) = torch.autograd.grad(linear, u, materialize_grads=True)
-    products = at_least_single(factor * u.detach())
-    near = 0.1 * precision(z.dtype) * products.abs().sum()
-    if (products.sum() - linear.detach().sum()).abs() > near:
+    us = []
+    for z in outputs:
+        u = torch.linspace(0.5, 1.5, z.numel(), dtype=z.dtype, device=z.device)
+        us.append(u.view(z.shape).requires_grad_())
+    with unhooked():
+        (linear,) = torch.autograd.grad(
+            outputs, source, us, create_graph=True, materialize_grads=True
+        )
+        factors = torch.autograd.grad(linear, us, materialize_grads=True)
+    products = [at_least_single(factor * u.detach()) for factor, u in zip(factors, us)]
+    near = 0.1 * precision(linear.dtype) * sum(values.abs().sum() for values in products)
+    if (sum(values.sum() for values in products) - linear.detach().sum()).abs() > near:
         raise RuntimeError("the backward pass is not linear, or can only in part be differentiated")
-    return factor
+    return factors
 
 
 def changed_by(function, args, z):
