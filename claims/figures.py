@@ -17,7 +17,7 @@ from drawing import (
 
 STYLE = {"font.size": 8, "legend.fontsize": 8, "axes.titlesize": 8, "axes.labelsize": 8}
 WIDTH = 7.2  # inches
-MOST_COLOURS = 5
+MOST_COLOURS = 6
 
 
 @matplotlib.rc_context(STYLE)
