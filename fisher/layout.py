@@ -46,12 +46,13 @@ def read_layouts(calls, signals, losses, prefix):
     if prefix == "instant" or any(silent(values).any() for values in largest):
         weighed = losses.sum(0)
         signals = gradients(weighed.sum(), calls)
+        largest = [largest_in_rows(call, d) for call, d in zip(calls, signals)]
     samples = len(weighed)
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
     powers = torch.exp2((order - samples // 2).to(losses.device, losses.dtype))
     scaled = gradients((weighed * powers).sum(), calls)
-    for call, d, multiple in zip(calls, signals, scaled):
-        call.layout = fitting(call, d, multiple, powers)
+    for call, d, multiple, values in zip(calls, signals, scaled, largest):
+        call.layout = fitting(call, d, multiple, values, powers)
 
 
 def largest_in_rows(call, d):
@@ -66,12 +67,11 @@ def silent(largest):
     return largest <= torch.finfo(largest.dtype).tiny ** 0.5
 
 
-def fitting(call, d, scaled, powers):
-    """The Layout by which `scaled` is d times the power of each row's sample, or None. A silent row
-    fits any."""
+def fitting(call, d, scaled, largest, powers):
+    """The Layout by which `scaled` is d times the power of each row's sample, or None. `largest` has
+    the largest |d| of each row. A silent row fits any."""
     samples, near = len(powers), precision(d.dtype)
     d, scaled = at_least_single(d), at_least_single(scaled)
-    largest = largest_in_rows(call, d)
     ignored = silent(largest)
     for dim in call.dims:
         times, remainder = divmod(call.shape[dim], samples)
