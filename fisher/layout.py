@@ -68,8 +68,8 @@ def silent(largest):
 
 
 def fitting(call, d, scaled, largest, powers):
-    """The Layout by which `scaled` is d times the power of each row's sample, or None. `largest` has
-    the largest |d| of each row. A silent row fits any."""
+    """The Layout by which `scaled` is d times the power of each row's sample, or None. `largest`
+    has the largest |d| of each row. A silent row fits any."""
     samples, near = len(powers), precision(d.dtype)
     d, scaled = at_least_single(d), at_least_single(scaled)
     ignored = silent(largest)
