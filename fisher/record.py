@@ -259,24 +259,22 @@ class Recorder(TorchFunctionMode):
 
     def scalar(self, function, *args, **kwargs):
         """A function of sources of one number: POINTWISE, or an operator of another library."""
-        views = {}  # of the sources, so that gradients by them are only those of this call
-
-        def view(v):
-            if not self.is_source(v):
-                return v
-            return views.setdefault(id(v), v.view_as(v))
-
-        args, kwargs = tree_map(view, (args, kwargs))
+        # Gradients by a view of a source are those of this call alone.
+        leaves = tree_leaves((args, kwargs))
+        views = {id(v): v.view_as(v) for v in leaves if self.is_source(v)}
+        args, kwargs = tree_map(lambda v: views.get(id(v), v), (args, kwargs))
         z = function(*args, **kwargs)
         outputs = differentiable(z)
-        for key in views if outputs else ():
+        if not outputs:
+            return z
+        for key, number in views.items():
             try:
-                factors = derivatives(outputs, views[key])
+                slopes = derivatives(outputs, number)
             except RuntimeError:  # torch has no second derivative
                 self.others |= self.names[key]
                 continue
-            for output, factor in zip(outputs, factors):
-                use = Elementwise(self.sources[key], (1,) * factor.dim(), factor)
+            for output, slope in zip(outputs, slopes):
+                use = Elementwise(self.sources[key], (1,) * slope.dim(), slope)
                 self.record(output, range(max(output.dim() - 1, 1)), use)
         return z
 
@@ -304,26 +302,26 @@ def unhooked():
     return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda v: v)
 
 
-def derivatives(outputs, source):
-    """The derivatives of the outputs by the one number of a source, each in its output's shape.
+def derivatives(outputs, number):
+    """The derivatives of the outputs by a tensor of one number, each in its output's shape.
 
-    The gradient of sum (z u) over all outputs z is linear in the u, so its gradient by u is the
-    derivative of z. Raises RuntimeError if torch has no second derivative, or a wrong one.
+    With a factor u for each output z, the gradient of the sum of all z u is linear in every u. So
+    its gradient by u is the derivative of z. Raises RuntimeError if torch has no second derivative,
+    or a wrong one.
     """
-    us = []
+    factors = []
     for z in outputs:
         u = torch.linspace(0.5, 1.5, z.numel(), dtype=z.dtype, device=z.device)
-        us.append(u.view(z.shape).requires_grad_())
+        factors.append(u.view(z.shape).requires_grad_())
+    options = {"materialize_grads": True}
     with unhooked():
-        (linear,) = torch.autograd.grad(
-            outputs, source, us, create_graph=True, materialize_grads=True
-        )
-        factors = torch.autograd.grad(linear, us, materialize_grads=True)
-    products = [at_least_single(factor * u.detach()) for factor, u in zip(factors, us)]
+        (linear,) = torch.autograd.grad(outputs, number, factors, create_graph=True, **options)
+        slopes = torch.autograd.grad(linear, factors, **options)
+    products = [at_least_single(slope * u.detach()) for slope, u in zip(slopes, factors)]
     near = 0.1 * precision(linear.dtype) * sum(values.abs().sum() for values in products)
     if (sum(values.sum() for values in products) - linear.detach().sum()).abs() > near:
         raise RuntimeError("the backward pass is not linear, or can only in part be differentiated")
-    return factors
+    return slopes
 
 
 def changed_by(function, args, z):
