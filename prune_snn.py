@@ -18,6 +18,7 @@ goes on after the last finished epoch of a round.
 """
 
 import copy
+import statistics
 import time
 
 import torch
@@ -120,8 +121,10 @@ class Search:
         with Run(args, self.train_set.device) as run:
             fit(args, run, model, *sets, lambda line: None, masks=masks, start=early["epoch"])
             rates = [line["images_per_second"] for line in run.lines(LOG_FILE)[1:]]
+        # Each epoch counts as the median one, so that a pause of the machine does not count.
+        seconds = len(rates) * len(self.train_set) / statistics.median(rates)
         # A resumed round with nothing left to train leaves the network in train mode.
-        return model.eval(), sum(len(self.train_set) / rate for rate in rates)
+        return model.eval(), seconds
 
     def early_checkpoint(self, epoch):
         """The checkpoint of the first round after that epoch."""
