@@ -59,7 +59,7 @@ def test_a_claim_runs_from_end_to_end(tmp_path, capsys):
 
 
 def test_a_signal_ends_the_runs_too(tmp_path):
-    command = [sys.executable, ROOT / "reproduce.py", "concentration", "--jobs", "1"]
+    command = [sys.executable, ROOT / "reproduce.py", "concentration", "--jobs", "2"]
     command += ["--out_dir", tmp_path, "--results", tmp_path]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while process.poll() is None and not (tmp_path / "small" / "trained_0" / "log.jsonl").exists():
